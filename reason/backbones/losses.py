@@ -1,0 +1,178 @@
+"""Losses over a large catalogue whose logits are never all alive.
+
+Both functions walk over the rows in chunks that fit the cache. Where gradients are
+wanted they are formed in the same walk, while a chunk's softmax is at hand, so the
+(rows, items) matrix is neither stored nor computed twice.
+
+They know states, an item table and targets: no model, no method.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+IGNORED = -100
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    *,
+    scale: float | Tensor = 1.0,
+    row_weight: Tensor | None = None,
+    chunk: int | None = None,
+) -> Tensor:
+    """Sum over rows of ``row_weight * CE(scale * hidden @ weight.T, target)``, a scalar in float32 or wider.
+
+    hidden: (M, d); weight: (N, d); target: (M,) int64, -100 marks a row without a target.
+    scale: a number or (M,): the inverse temperature of each row. row_weight: (M,), default 1.
+    chunk: rows handled at a time; default: as many as keep a chunk of logits in the cache.
+
+    Gradients reach hidden, weight, scale and row_weight, and are first order only. Products run in the
+    autocast dtype where autocast is on; softmax and sums in float32 at least.
+    """
+    scale = torch.as_tensor(scale, device=hidden.device)
+    if row_weight is None:
+        row_weight = torch.ones((), device=hidden.device)
+    if chunk is None:
+        chunk = _chunk_rows(weight.shape[0], hidden.device)
+    grad = torch.is_grad_enabled() and any(t.requires_grad for t in (hidden, weight, scale, row_weight))
+    return _LinearCrossEntropy.apply(hidden, weight, target, scale, row_weight, chunk, grad, _product_dtype(hidden))
+
+
+def pairwise_kl(
+    states: Tensor, weight: Tensor, *, scale: float, bound: float, chunk: int | None = None
+) -> Tensor:
+    """ERL's diversity, summed over rows: how far the step distributions of one row lie apart.
+
+    states: (M, J, d), the J states of a row; weight: (N, d). With p_j = softmax(scale * states_j @ weight.T),
+
+        sum over rows of the mean over ordered pairs i != j of min(KL(p_j || stopgrad(p_i)), bound)
+
+    in nats. A pair at the bound has no gradient: minus-KL has no floor of its own. J = 1 gives 0.
+    Source: Tang et al., arXiv 2503.22675, section on ERL, in the ordered-pair form of the released code.
+    """
+    if states.shape[1] < 2:
+        return (states.sum() + weight.sum()) * 0.0
+    if chunk is None:
+        chunk = _chunk_rows(weight.shape[0] * states.shape[1], states.device)
+    grad = torch.is_grad_enabled() and (states.requires_grad or weight.requires_grad)
+    return _PairwiseKL.apply(states, weight, scale, bound, chunk, grad, _product_dtype(states))
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, target, scale, row_weight, chunk, grad, dtype):
+        M, N = hidden.shape[0], weight.shape[0]
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        h, w = hidden.to(dtype), weight.to(dtype)
+        s = scale.to(wide).expand(M).unsqueeze(-1)  # (M, 1)
+        kept = target != IGNORED
+        label = torch.where(kept, target, 0).unsqueeze(-1)  # (M, 1)
+        c = (row_weight.to(wide).expand(M) * kept).unsqueeze(-1)  # (M, 1)
+        loss = torch.empty(M, 1, dtype=wide, device=hidden.device)
+        if grad:
+            d_hidden = torch.empty_like(h)
+            d_weight = torch.zeros(N, weight.shape[1], dtype=wide, device=weight.device)
+            d_scale = torch.empty(M, 1, dtype=wide, device=hidden.device)
+        with torch.autocast(hidden.device.type, enabled=False):
+            for a in range(0, M, chunk):
+                rows = slice(a, a + chunk)
+                z = torch.mm(h[rows], w.T).to(wide).mul_(s[rows])  # (C, N)
+                top = z.amax(-1, keepdim=True)
+                at_label = z.gather(-1, label[rows]) - top
+                p = z.sub_(top).exp_()
+                total = p.sum(-1, keepdim=True)
+                loss[rows] = total.log() - at_label
+                if not grad:
+                    continue
+                p.mul_(c[rows] / total)
+                p.scatter_add_(-1, label[rows], -c[rows])  # c * (softmax - onehot)
+                p = p.to(dtype)
+                d = torch.mm(p, w)  # (C, d)
+                d_scale[rows] = (d * h[rows]).sum(-1, keepdim=True, dtype=wide)
+                d_hidden[rows] = d * s[rows]
+                d_weight += torch.mm(p.T, h[rows] * s[rows].to(dtype))
+        loss.masked_fill_(~kept.unsqueeze(-1), 0.0)
+        if grad:
+            ctx.save_for_backward(d_hidden, d_weight, d_scale, loss)
+            ctx.like = (hidden.dtype, weight.dtype, scale, row_weight)
+        return (loss * c).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        d_hidden, d_weight, d_scale, loss = ctx.saved_tensors
+        hidden_dtype, weight_dtype, scale, row_weight = ctx.like
+        return (
+            (d_hidden * g).to(hidden_dtype),
+            (d_weight * g).to(weight_dtype),
+            None,
+            (d_scale.squeeze(-1) * g).sum_to_size(scale.shape).to(scale.dtype),
+            (loss.squeeze(-1) * g).sum_to_size(row_weight.shape).to(row_weight.dtype),
+            None,
+            None,
+            None,
+        )
+
+
+class _PairwiseKL(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, states, weight, scale, bound, chunk, grad, dtype):
+        M, J, width = states.shape
+        N = weight.shape[0]
+        wide = torch.promote_types(states.dtype, torch.float32)
+        x, w = states.to(dtype), weight.to(dtype)
+        total = torch.zeros((), dtype=wide, device=states.device)
+        share = 1.0 / (J * (J - 1))
+        apart = ~torch.eye(J, dtype=torch.bool, device=states.device)
+        if grad:
+            d_states = torch.empty_like(x)
+            d_weight = torch.zeros(N, width, dtype=wide, device=weight.device)
+        with torch.autocast(states.device.type, enabled=False):
+            for a in range(0, M, chunk):
+                rows = slice(a, a + chunk)
+                flat = x[rows].reshape(-1, width)
+                log_p = (torch.mm(flat, w.T).to(wide) * scale).log_softmax(-1).view(-1, J, N)
+                p = log_p.exp()
+                # What all states share cancels in every difference: take it off first, and equal
+                # states give exactly 0 instead of the difference of two large sums.
+                log_p -= log_p.mean(1, keepdim=True)
+                cross = torch.bmm(p, log_p.transpose(1, 2))  # (C, J, J): [j, i] = p_j . log p_i
+                kl = cross.diagonal(dim1=1, dim2=2).unsqueeze(-1) - cross  # KL(p_j || p_i)
+                total += (kl.clamp(0.0, bound) * apart).sum() * share
+                if not grad:
+                    continue
+                live = ((kl < bound) & apart).to(wide) * share  # (C, J, J)
+                count = live.sum(-1, keepdim=True)
+                g = count * log_p - torch.bmm(live, log_p) - (live * kl).sum(-1, keepdim=True)
+                g = (g * p).mul_(scale).to(dtype).view(-1, N)  # gradient at the J logit rows
+                d_states[rows] = torch.mm(g, w).view(-1, J, width)
+                d_weight += torch.mm(g.T, flat)
+        if grad:
+            ctx.save_for_backward(d_states, d_weight)
+            ctx.like = (states.dtype, weight.dtype)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        d_states, d_weight = ctx.saved_tensors
+        states_dtype, weight_dtype = ctx.like
+        return (d_states * g).to(states_dtype), (d_weight * g).to(weight_dtype), None, None, None, None, None
+
+
+def _product_dtype(x: Tensor) -> torch.dtype:
+    """The dtype that matrix products run in: autocast's where it is on."""
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
+
+
+def _chunk_rows(columns: int, device: torch.device) -> int:
+    """Rows whose logits make about 2 MiB (CPU) or 256 MiB (elsewhere) in float32."""
+    size = 2**19 if device.type == "cpu" else 2**26
+    return max(size // max(columns, 1), 16)

@@ -1,0 +1,78 @@
+"""Arguments that several verbs share, and the completion of names in the shell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def _runnable(incomplete: str) -> list[str]:
+    from reason import registry
+    from reason.engine.layers import experiments
+
+    return [n for n in [*registry.names("methods"), *experiments()] if n.startswith(incomplete)]
+
+
+def _sweepable(incomplete: str) -> list[str]:
+    from reason.engine.layers import sweeps
+
+    return [n for n in sweeps() if n.startswith(incomplete)] + _runnable(incomplete)
+
+
+def _runs(incomplete: str) -> list[str]:
+    from reason.tracking.folder import RunFolder
+
+    return [r.name for r in RunFolder.all("runs") if r.name.startswith(incomplete)]
+
+
+def _anything(incomplete: str) -> list[str]:
+    return _sweepable(incomplete) + _runs(incomplete)
+
+
+Name = Annotated[str, typer.Argument(help="A method or a named experiment.", autocompletion=_runnable)]
+SweepName = Annotated[
+    str, typer.Argument(help="A named sweep, an experiment or a method.", autocompletion=_sweepable)
+]
+RunName = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN",
+        help="A run: its folder, its name, the beginning of it, or 'last'.",
+        autocompletion=_runs,
+    ),
+]
+AnyName = Annotated[
+    str,
+    typer.Argument(metavar="NAME|RUN", help="A method, experiment, sweep or run.", autocompletion=_anything),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE ...]", help="Any key of `reason show NAME`.", show_default=False),
+]
+Files = Annotated[
+    list[Path] | None,
+    typer.Option("-c", metavar="FILE", help="A YAML file of keys; later files win.", show_default=False),
+]
+Gpus = Annotated[
+    int | None,
+    typer.Option("--gpus", min=1, help="Devices to use; with --device cpu, processes.", show_default=False),
+]
+Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or mps.", show_default=False)]
+Seed = Annotated[int | None, typer.Option("--seed", help="Short for seed=N.", show_default=False)]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved plan and stop.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Fetch nothing.")]
+RUNS = Path("runs")
+Runs = Annotated[Path, typer.Option("--runs", help="The folder that holds the runs.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+
+
+def flags(gpus: int | None, device: str | None, seed: int | None, offline: bool) -> dict[str, object]:
+    """The flags as dotted keys; None where unset."""
+    return {
+        "hardware.gpus": gpus,
+        "hardware.device": device,
+        "seed": seed,
+        "offline": True if offline else None,
+    }

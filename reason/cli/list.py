@@ -1,0 +1,106 @@
+"""`reason list`: what can be run, and what has been."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from reason.cli.arguments import RUNS, Json, Runs
+
+KINDS = ("methods", "experiments", "sweeps", "datasets", "backbones", "runs")
+
+
+def list_(
+    kind: Annotated[
+        str, typer.Argument(help=f"One of {', '.join(KINDS)}; left out, all that can be run.")
+    ] = "",
+    json: Json = False,
+    runs: Runs = RUNS,
+) -> None:
+    """List methods, experiments, sweeps, datasets, backbones or runs."""
+    from reason.cli.output import emit_json, stderr, stdout
+    from reason.errors import unknown
+
+    if kind and kind not in KINDS:
+        raise unknown("kind", kind, KINDS)
+    shown = {k: _rows(k, runs) for k in ([kind] if kind else [k for k in KINDS if k != "runs"])}
+    warnings = [w for _, _, warned in shown.values() for w in warned]
+    if json:
+        emit_json(
+            {
+                k: [dict(zip(columns, row, strict=True)) for row in rows]
+                for k, (columns, rows, _) in shown.items()
+            }
+        )
+    else:
+        for k, (columns, rows, _) in shown.items():
+            stdout().print(_table(k, columns, rows))
+        if not kind:
+            stdout().print(
+                "Start with `reason run latent`. `reason show NAME` explains one, `reason list runs` shows what was run.",
+                highlight=False,
+            )
+    for warning in warnings:
+        stderr().print(f"warning: {warning}", highlight=False, markup=False)
+
+
+def _table(kind: str, columns: list[str], rows: list[list[str]]):
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=kind, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, column in enumerate(columns):
+        table.add_column(column, no_wrap=i == 0, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    if not rows:
+        table.add_row("(none)", *[""] * (len(columns) - 1))
+    return table
+
+
+def _rows(kind: str, runs) -> tuple[list[str], list[list[str]], list[str]]:
+    from reason import registry
+    from reason.engine import layers
+
+    if kind == "runs":
+        return (["run", "status", "depth", "accuracy", "created"], _runs(runs), [])
+    if kind == "experiments":
+        found = layers.experiments()
+        return (
+            ["name", "method", "summary"],
+            [[n, str(b.get("method", n)), str(b.get("summary", ""))] for n, b in found.items()],
+            [],
+        )
+    if kind == "sweeps":
+        found = layers.sweeps()
+        return (
+            ["name", "run", "summary"],
+            [[n, str(b.get("run", n)), str(b.get("summary", ""))] for n, b in found.items()],
+            [],
+        )
+    cards, warnings = registry.cards(kind)
+    if kind == "methods":
+        return (["name", "depth", "summary"], [[c.name, c.depth.unit, c.summary] for c in cards], warnings)
+    if kind == "datasets":
+        return (
+            ["name", "views", "summary"],
+            [[c.name, ", ".join(c.views), c.summary] for c in cards],
+            warnings,
+        )
+    return (["name", "kind", "summary"], [[c.name, c.kind, c.summary] for c in cards], warnings)
+
+
+def _runs(root) -> list[list[str]]:
+    import time
+
+    from reason.tracking.folder import RunFolder
+
+    rows = []
+    for folder in sorted(RunFolder.all(root), key=lambda r: r.identity.get("created", 0)):
+        result = folder.result or {}
+        accuracy = result.get("accuracy")
+        shown = f"{accuracy['name']} {accuracy['value']:.4f}" if accuracy else ""
+        created = time.strftime("%Y-%m-%d %H:%M", time.localtime(folder.identity.get("created", 0)))
+        rows.append([folder.name, folder.status, str(result.get("depth", "")), shown, created])
+    return rows

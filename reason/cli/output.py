@@ -1,0 +1,64 @@
+"""Where words go: answers to stdout, talk to stderr; and the two forms that programs read.
+
+Consoles are made when they are first used, so that importing this costs nothing. Colour follows
+the terminal, NO_COLOR and FORCE_COLOR; into a pipe or a file the text is plain and lines are at
+most COLUMNS (else 100) wide.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PIPE_WIDTH = 100
+
+
+@functools.cache
+def _console(stderr: bool) -> Console:
+    from rich.console import Console
+
+    piped = not (sys.stderr if stderr else sys.stdout).isatty()
+    width = PIPE_WIDTH if piped and not os.environ.get("COLUMNS", "").isdecimal() else None
+    return Console(stderr=stderr, width=width, highlight=False, soft_wrap=False)
+
+
+def stdout() -> Console:
+    """For answers: what the user asked for and may pipe on."""
+    return _console(False)
+
+
+def stderr() -> Console:
+    """For talk: progress, notes, hints, errors."""
+    return _console(True)
+
+
+def show(renderable: Any) -> None:
+    """Print an answer."""
+    stdout().print(renderable)
+
+
+def say(text: str) -> None:
+    """Print a remark, as it is (square brackets are not markup), folded at the window's edge."""
+    stderr().print(text, markup=False)
+
+
+def emit_json(value: Any) -> None:
+    """One JSON object on stdout, without colour. NaN is refused: honest or absent."""
+    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def emit_csv(rows: Sequence[dict[str, Any]]) -> None:
+    """Rows as CSV on stdout; the columns are the keys of the first row, absent values are empty."""
+    if not rows:
+        return
+    writer = csv.DictWriter(sys.stdout, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)

@@ -1,0 +1,49 @@
+"""`reason predict`: answer requests, one JSON object a line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from reason.cli.arguments import RUNS, RunName, Runs
+
+
+def predict(
+    run: RunName,
+    depth: Annotated[
+        int | None, typer.Option("--depth", help="Depth to answer at.", show_default="the run's")
+    ] = None,
+    runs: Runs = RUNS,
+) -> None:
+    """Read requests from stdin and write answers to stdout, in order, one JSON object a line.
+
+    Example: echo '{"user": "196"}' | reason predict last
+    """
+    from reason.engine.session import open_run
+    from reason.errors import ConfigError
+    from reason.tracking.folder import RunFolder
+
+    if sys.stdin.isatty():
+        raise ConfigError(
+            "predict reads requests from stdin, and nothing is piped into it.",
+            'For example: echo \'{"user": "196"}\' | reason predict last',
+        )
+    loaded = open_run(RunFolder.find(run, runs))
+    requests, places, answers = [], [], {}
+    for number, line in enumerate(sys.stdin, 1):
+        if not line.strip():
+            continue
+        try:
+            request = json.loads(line)
+            if not isinstance(request, dict):
+                raise ValueError("not a JSON object")
+            requests.append(request)
+            places.append(number)
+        except ValueError as error:
+            answers[number] = {"error": f"line {number} is not a request: {error}"}
+    answers |= dict(zip(places, loaded.predict(requests, depth), strict=True))
+    for number in sorted(answers):
+        print(json.dumps(answers[number], ensure_ascii=False))

@@ -1,0 +1,135 @@
+"""`reason show`: explain a method, an experiment, a sweep or a run, key by key."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from reason.cli.arguments import RUNS, AnyName, Files, Json, Overrides, Runs
+
+
+def show(
+    name: AnyName,
+    overrides: Overrides = None,
+    c: Files = None,
+    origin: Annotated[bool, typer.Option("--origin", help="Name the layer that set each key.")] = False,
+    json: Json = False,
+    runs: Runs = RUNS,
+) -> None:
+    """Show every key with its value and meaning; for a run, also how it went."""
+    from reason import registry
+    from reason.cli.output import emit_json, stdout
+    from reason.engine import config, layers
+    from reason.tracking.folder import RunFolder
+
+    if name in layers.sweeps():
+        from reason.cli.sweep import draw_plan as draw_sweep_plan
+        from reason.engine.sweep import plan_sweep
+
+        draw_sweep_plan(plan_sweep(name, overrides or []))
+        return
+    if name in registry.names("methods") or name in layers.experiments() or not _is_run(name, runs):
+        plan = config.resolve(name, overrides or [], files=c or [])
+        if json:
+            emit_json(
+                {"experiment": plan.experiment, "config": layers.nested(plan.flat), "origin": plan.origin}
+            )
+        else:
+            _draw_card(plan)
+            draw_plan(plan, origin)
+        return
+    folder = RunFolder.find(name, runs)
+    if json:
+        emit_json({"run": folder.name, "status": folder.status, **folder.identity, "result": folder.result})
+        return
+    if folder.identity.get("kind") == "sweep":
+        from reason.cli.sweep import draw_sweep
+
+        if folder.result:
+            draw_sweep(folder)
+        else:
+            stdout().print(
+                f"{folder.name} is {folder.status}. `reason resume {folder.name}` finishes it.",
+                highlight=False,
+            )
+        return
+    from reason.engine.session import recorded_plan
+
+    plan = recorded_plan(folder)
+    from reason.files import read_json
+
+    plan.origin = read_json(folder / "origin.json")
+    draw_plan(plan, origin)
+    if folder.result:
+        from reason.cli.run import draw_result
+
+        draw_result(folder)
+    else:
+        stdout().print(
+            f"{folder.name} is {folder.status}. `reason resume {folder.name}` goes on with it.",
+            highlight=False,
+        )
+
+
+def _is_run(name: str, runs) -> bool:
+    from pathlib import Path
+
+    from reason.tracking.folder import RunFolder
+
+    return (
+        name == "last"
+        or (Path(name) / "run.json").exists()
+        or any(r.name.startswith(name) for r in RunFolder.all(runs))
+    )
+
+
+def _draw_card(plan) -> None:
+    from reason.cli.output import stdout
+
+    card = plan.card
+    lines = [
+        f"[bold]{card.name}[/bold]  {card.summary}",
+        f"paper: {card.paper}",
+        f"depth: {card.depth.unit}, {card.depth.least} or more (least: {card.depth.zero})",
+        f"accuracy: {card.units.accuracy} per {card.units.example}; latency of {card.units.latency}; throughput in {card.units.throughput}",
+    ]
+    stdout().print("\n".join(lines), highlight=False, soft_wrap=True)
+
+
+def draw_plan(plan, origin: bool = False) -> None:
+    """Every key of a resolved plan: value, layer that set it, meaning."""
+    from rich import box
+    from rich.table import Table
+
+    from reason.cli.output import stdout
+    from reason.engine.describe import meanings
+
+    said = meanings(plan)
+    table = Table(
+        title=f"{plan.experiment}: resolved keys",
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    table.add_column("key", no_wrap=True)
+    table.add_column("value", overflow="fold", max_width=28)
+    if origin:
+        table.add_column("set by", overflow="fold", max_width=24)
+    table.add_column("meaning", overflow="fold")
+    for key, value in plan.flat.items():
+        shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+        layer = plan.origin.get(key, "default")
+        style = "" if layer == "default" else "bold"
+        table.add_row(
+            key,
+            f"[{style}]{shown}[/{style}]" if style else shown,
+            *([layer] if origin else []),
+            said.get(key, ""),
+        )
+    stdout().print(table)
+    stdout().print(
+        f"evaluates depth {', '.join(map(str, plan.depths))} of a model trained for {plan.config.train_depth}",
+        highlight=False,
+    )

@@ -1,0 +1,74 @@
+"""`reason sweep`: a resumable grid of runs that trains each model once."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from reason.cli.arguments import Device, DryRun, Files, Gpus, Offline, Overrides, Seed, SweepName, flags
+
+
+def sweep(
+    name: SweepName, overrides: Overrides = None, c: Files = None, gpus: Gpus = None, device: Device = None,
+    seed: Seed = None, dry_run: DryRun = False, offline: Offline = False,
+    on_error: Annotated[str, typer.Option("--on-error", help="continue or stop when a trial fails.")] = "continue",
+) -> None:  # fmt: skip
+    """Run a grid; issued again after an interruption, it finishes what is missing.
+
+    Values with commas vary, a..b is a range.
+
+    Example: reason sweep latent depth=0,1,2,3 seed=0..2
+    """
+    from reason.engine import sweep as engine
+    from reason.errors import ConfigError, unknown
+
+    if on_error not in ("continue", "stop"):
+        raise unknown("choice for --on-error", on_error, ("continue", "stop"))
+    said = {"files": c or [], "flags": flags(gpus, device, seed, offline)}
+    if dry_run:
+        draw_plan(engine.plan_sweep(name, overrides or [], **said))
+        return
+    if seed is not None and any(w.startswith("seed=") for w in overrides or []):
+        raise ConfigError("--seed and seed=... were both given.", "Use one of them.")
+    folder = engine.sweep(name, overrides or [], **said, stop_on_error=on_error == "stop")
+    draw_sweep(folder)
+
+
+def draw_sweep(folder) -> None:
+    """The trials of a finished sweep, compared."""
+    from pathlib import Path
+
+    from reason.cli.compare import compare
+    from reason.cli.output import stdout
+
+    compare([folder.name], runs=Path(folder.path.parent))
+    metrics = (folder.result or {}).get("metrics", {})
+    stdout().print(
+        f"{metrics.get('trials', 0)} trials, {metrics.get('trainings', 0)} trained, "
+        f"{metrics.get('device_hours', 0):.4f} device-hours. Folder: {folder.path}",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+
+
+def draw_plan(plan) -> None:
+    """What a sweep would do: its trials in the order of execution."""
+    from rich.table import Table
+
+    from reason.cli.output import stdout
+
+    table = Table(
+        title=f"sweep {plan.name}: {len(plan.trials)} trials, {plan.trainings} trainings",
+        title_justify="left",
+    )
+    keys = list(plan.trials[0].varied)
+    for key in [*keys, "train_depth", "trains"]:
+        table.add_column(key)
+    seen: set[str] = set()
+    for trial in plan.trials:
+        trains = trial.train_hash not in seen
+        seen.add(trial.train_hash)
+        table.add_row(
+            *(trial.varied[k] for k in keys), str(trial.plan.config.train_depth), "yes" if trains else ""
+        )
+    stdout().print(table)

@@ -1,0 +1,53 @@
+"""`reason sync`: bring MLflow up to date with the run folders."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from reason.cli.arguments import Runs
+from reason.cli.output import emit_json, say, show
+
+
+def sync(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[RUN ...]", help="Runs or sweeps; all if none is named.", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    runs: Runs = "runs",  # pyright: ignore[reportArgumentType]
+) -> None:
+    """Mirror run folders into MLflow: what is missing there is added, interrupted runs are closed.
+
+    The folders are the truth, so this can be repeated at will.
+    """
+    from reason.tracking.mirror import sync as bring
+    from reason.tracking.store import shown, tracking_uri
+
+    uri = tracking_uri()
+    report = bring(runs, uri, names or None)
+    failed = [s for s in report if s.error]
+    if as_json:
+        rows = [
+            {"run": s.name, "status": s.status, "created": s.change.created, "points": s.change.points,
+             "files": s.change.files, "changed": s.change.details, "error": s.error or None}
+            for s in report
+        ]  # fmt: skip
+        emit_json({"store": shown(uri), "runs": rows})
+    elif report:
+        show(_table(report))
+    if not as_json:
+        same = sum(not s.change and not s.error for s in report)
+        say(f"{len(report)} runs in {shown(uri)}: {len(report) - same - len(failed)} brought up to date, {same} already were.")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _table(report: list):
+    from rich.table import Table
+
+    table = Table("run", "status", "in MLflow", box=None)
+    for s in report:
+        parts = ["new"] if s.change.created else []
+        parts += [f"{n} {word}" for n, word in ((s.change.points, "points"), (s.change.files, "files")) if n]
+        parts += s.change.details
+        table.add_row(s.name, s.status, f"failed: {s.error}" if s.error else ", ".join(parts) or "up to date")
+    return table

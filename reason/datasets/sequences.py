@@ -1,0 +1,232 @@
+"""The view of sequential recommendation: windows to train on, cases to be judged on, as tensors.
+
+Items are 0..N-1 and PAD = N. Sequences are padded on the RIGHT: position equals index, and under
+causal attention pads come after every real item, so their content can never reach a real state.
+A batch is as wide as its longest sequence, not as ``length``, so short histories cost little.
+
+Training windows are runs of up to ``length + 1`` rows of a user's training part, cut from its end
+backwards so that the latest rows stand in a full window. With the default stride, neighbours share
+one row and each transition of the training part is a target exactly once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reason.datasets.histories import Interactions
+from reason.errors import ConfigError, DataError, nearest
+
+IGNORE = -100  # target where there is none; torch's cross_entropy skips it
+POOL = 64  # batches that are sorted by length together in ``order``
+
+
+class _Runs:
+    """Examples that are runs of consecutive rows: ``start`` (n,) and ``length`` (n,) of the inputs."""
+
+    def __init__(self, data: Interactions, start: np.ndarray, length: np.ndarray, user: np.ndarray):
+        self.num_items = len(data.item_ids)
+        self.start = start  # (n,) int64
+        self.length = length  # (n,) int64
+        self.user = user  # (n,) int64 user codes
+        self._rows = np.append(data.items, self.num_items).astype(np.int64)  # (M + 1,), ends with PAD
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def order(self, rng: np.random.Generator, batch_size: int) -> np.ndarray:
+        """(n,) int64: a permutation whose consecutive runs of ``batch_size`` are of similar length.
+
+        Shuffled, sorted by length inside pools of 64 batches, then batches shuffled. What does not
+        fill a batch is drawn first, so that it is as random as the rest, and comes last.
+        """
+        shuffled = rng.permutation(len(self))
+        full = len(self) // batch_size * batch_size
+        rest, body = shuffled[full:], shuffled[:full]
+        pool = np.arange(full) // (batch_size * POOL)
+        body = body[np.lexsort((self.length[body], pool))].reshape(-1, batch_size)
+        return np.concatenate([body[rng.permutation(len(body))].ravel(), rest])
+
+    def _gather(self, index: np.ndarray, shift: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Items (n, T) ``shift`` rows on from the inputs, and where they are real."""
+        length = self.length[index]
+        column = np.arange(length.max(initial=0))
+        real = column < length[:, None]  # (n, T)
+        row = np.where(real, self.start[index][:, None] + column + shift, len(self._rows) - 1)
+        return self._rows[row], real
+
+
+class Windows(_Runs):
+    """Training examples."""
+
+    def batch(self, index: np.ndarray) -> dict[str, Tensor]:
+        """Collate the windows at ``index`` (n,).
+
+        Returns items (n, T) int64 padded with N; targets (n, T) int64, the next item at each
+        position, -100 on pads; length (n,) int64; user (n,) int64 codes.
+        """
+        index = np.asarray(index)
+        items, real = self._gather(index)
+        targets, _ = self._gather(index, shift=1)
+        targets[~real] = IGNORE
+        return {
+            "items": torch.from_numpy(items),
+            "targets": torch.from_numpy(targets),
+            "length": torch.from_numpy(self.length[index]),
+            "user": torch.from_numpy(self.user[index]),
+        }
+
+
+class Cases(_Runs):
+    """Validation or test examples: a history and the one item that came next.
+
+    id: (n,) str, the user's id where each user has one case, else "user@history".
+    history: (n,) int64, true length of the history before it is cut to the window.
+    target: (n,) int64 item codes.
+    """
+
+    def __init__(self, data: Interactions, rows: np.ndarray, length: int):
+        user = np.searchsorted(data.offsets, rows, side="right") - 1
+        first = data.offsets[user]
+        start = np.maximum(first, rows - length)
+        super().__init__(data, start, rows - start, user)
+        self.history = rows - first
+        self.target = self._rows[rows]
+        self._first = first
+        self._user_ids = data.user_ids
+
+    @cached_property
+    def id(self) -> np.ndarray:
+        single = len(np.unique(self.user)) == len(self)
+        names = np.array(self._user_ids, dtype=object)[self.user]
+        return (
+            names
+            if single
+            else np.array([f"{u}@{h}" for u, h in zip(names, self.history, strict=True)], object)
+        )
+
+    def batch(self, index: np.ndarray) -> dict[str, Tensor]:
+        """Collate the cases at ``index`` (n,).
+
+        Returns items (n, T) int64, the last ``length`` items before the target, padded with N;
+        length (n,); target (n,); user (n,) int64 codes.
+        """
+        index = np.asarray(index)
+        items, _ = self._gather(index)
+        return {
+            "items": torch.from_numpy(items),
+            "length": torch.from_numpy(self.length[index]),
+            "target": torch.from_numpy(self.target[index]),
+            "user": torch.from_numpy(self.user[index]),
+        }
+
+    def seen(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(rows, items), both (k,) int64: every item in the whole history of each case.
+
+        ``scores[rows, items] = -inf`` masks them. Items repeat where the history repeats them.
+        """
+        index = np.asarray(index)
+        count = self.history[index]
+        rows = np.repeat(np.arange(len(index)), count)
+        inside = np.arange(len(rows)) - np.repeat(np.cumsum(count) - count, count)
+        return rows, self._rows[np.repeat(self._first[index], count) + inside]
+
+    def find(self, name: str) -> int:
+        """Index of the case called ``name``, or of the last case of the user called ``name``.
+
+        Raises:
+            DataError: there is none (the nearest is given).
+        """
+        found = np.flatnonzero(self.id == name)
+        if not len(found) and name in self._user_ids:
+            found = np.flatnonzero(self.user == self._user_ids.index(name))
+        if len(found):
+            return int(found[-1])
+        close = nearest(name, self.id.tolist())
+        raise DataError(
+            f"There is no case of user {name!r} in this split.",
+            f"Did you mean {close!r}?" if close else f"Cases are named such as {self.id[0]!r}.",
+        )
+
+
+@dataclass
+class SequenceSplits:
+    """What a sequential recommender trains on and is judged by. PAD is ``num_items``."""
+
+    train: Windows
+    valid: Cases
+    test: Cases
+    num_items: int
+    length: int  # most items of an input
+    item_ids: list[str]
+    item_text: list[str]
+    item_fields: dict[str, list[str]]
+    train_counts: np.ndarray  # (N,) int64, occurrences in training
+    info: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def pad(self) -> int:
+        return self.num_items
+
+    def find(self, user_id: str) -> int:
+        """Index into ``test`` of the (last) case of a user. Raises DataError, with the nearest id."""
+        return self.test.find(user_id)
+
+
+def view(data: Interactions, length: int) -> SequenceSplits:
+    """Cut ``data`` into windows and cases of at most ``length`` inputs.
+
+    Raises:
+        ConfigError: a length below 1, or a stride that would skip transitions.
+        DataError: no user has two training interactions.
+    """
+    if length < 1:
+        raise ConfigError(f"A sequence length of {length} is too small.", "Set it to 1 or more, such as 50.")
+    stride = data.stride or length
+    if stride > length:
+        raise ConfigError(
+            f"dataset.stride={stride} is larger than the length {length}, so transitions would be skipped.",
+            f"Set it to 0 (= {length}, each transition once) or to 1..{length}.",
+        )
+    train = Windows(data, *windows(data.offsets[:-1], data.train_end, length, stride))
+    if not len(train):
+        raise DataError(
+            "No user has two training interactions, so there is no transition to learn.",
+            "Use dataset.split=leave_one_out, or move the borders of the time split.",
+        )
+    valid, test = Cases(data, data.valid_rows, length), Cases(data, data.test_rows, length)
+    info = {**data.info, "length": length, "windows": len(train), "transitions": int(train.length.sum())}
+    return SequenceSplits(
+        train=train,
+        valid=valid,
+        test=test,
+        num_items=len(data.item_ids),
+        length=length,
+        item_ids=data.item_ids,
+        item_text=data.item_text,
+        item_fields=data.item_fields,
+        train_counts=data.train_counts,
+        info=info,
+    )
+
+
+def windows(
+    start: np.ndarray, end: np.ndarray, length: int, stride: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Start row, input length and user of each window over rows ``start[u] : end[u]``.
+
+    Window k of a user spans the rows up to ``end - k * stride``, ``length + 1`` of them at most;
+    the last one of a user is the first that reaches its start.
+    """
+    rows = end - start
+    count = np.where(rows < 2, 0, 1 + -(-np.maximum(rows - length - 1, 0) // stride))  # (U,)
+    user = np.repeat(np.arange(len(rows)), count)
+    k = np.arange(len(user)) - np.repeat(np.cumsum(count) - count, count)
+    stop = end[user] - k * stride  # (n,) one past the last row
+    first = np.maximum(start[user], stop - length - 1)
+    return first, stop - first - 1, user

@@ -1,0 +1,474 @@
+"""Read tables of interactions and of items from CSV, TSV, RecBole, JSONL and Parquet files.
+
+Finds the file, its columns and its numbers, and says in which line it trips. What the rows mean,
+and what is done with them, is the business of ``histories``.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import csv as pacsv
+from pyarrow import json as pajson
+from pyarrow import parquet
+
+from reason.datasets.config import InteractionsConfig
+from reason.errors import DataError, nearest
+
+COMPRESSED = (".gz", ".zst", ".bz2", ".lz4")
+TEXT = {".csv": "", ".tsv": "\t", ".txt": "", ".inter": "\t", ".item": "\t"}  # "" = read off the header
+JSON = (".jsonl", ".ndjson")
+PARQUET = (".parquet", ".pq")
+FORMATS = (*TEXT, *JSON, *PARQUET)
+BLOCK = 1 << 24  # bytes that pyarrow parses at a time
+
+# The usual names, in the order tried, without case and punctuation.
+USUAL = {
+    "user": ("userid", "user", "uid", "reviewerid", "customerid", "sessionid"),
+    "item": ("itemid", "item", "iid", "movieid", "productid", "parentasin", "asin", "articleid"),
+    "time": ("timestamp", "time", "unixreviewtime", "unixtime", "datetime", "date", "ts"),
+    "position": ("position", "pos", "order", "rank", "index"),
+    "rating": ("rating", "stars", "score", "overall"),
+    "title": ("title", "movietitle", "name", "itemname", "productname"),
+}
+NONE = "-"  # the value of a column key that says there is no such column
+
+
+@dataclass
+class Rows:
+    """Interactions as read, one entry each; nothing is cleaned yet.
+
+    Codes count from 0 in the order of the ids (short before long, then by alphabet, which puts
+    whole numbers in their natural order), so they depend on the content alone.
+    """
+
+    user: np.ndarray  # (M,) int64 codes
+    item: np.ndarray  # (M,) int64 codes
+    user_ids: list[str]
+    item_ids: list[str]
+    when: np.ndarray  # (M,) int64 or float64; what orders a user's rows
+    clock: str  # what `when` is: "time", "position" (inside the user) or "file" (line order)
+    rating: np.ndarray | None  # (M,) float32
+    source: str  # for messages
+
+
+@dataclass
+class ItemTable:
+    """Columns of text by name, and the item that each row describes."""
+
+    ids: list[str]
+    columns: dict[str, list[str]]
+    headline: str  # the column that names the item, "" if there is none
+
+
+# --- finding files ------------------------------------------------------------------------------------
+
+
+def suffix(path: Path) -> str:
+    """The suffix that tells the format: ".csv" of ``x.csv.gz``."""
+    parts = [s.lower() for s in path.suffixes]
+    if parts and parts[-1] in COMPRESSED:
+        parts.pop()
+    return parts[-1] if parts else ""
+
+
+def find_table(path: str | Path, stems: tuple[str, ...], what: str) -> Path:
+    """The file at ``path``, or in the folder ``path`` the one named after one of ``stems``.
+
+    Raises:
+        DataError: nothing there (the nearest name is given), several candidates, or an unknown format.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        found = tables_in(path, stems)
+        if not found:
+            raise DataError(
+                f"The folder {path} holds no {what}.",
+                f"Expected one of {', '.join(stem + '.csv' for stem in stems)} (or .tsv, .jsonl, .parquet, "
+                "also .gz); or name the file itself.",
+            )
+        return found[0]
+    if not path.exists():
+        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        close = nearest(path.name, beside)
+        raise DataError(
+            f"There is no file {path}.",
+            f"Did you mean {str(path.parent / close)!r}?" if close else f"Check the path of the {what}.",
+        )
+    if suffix(path) not in FORMATS:
+        raise DataError(
+            f"{path.name}: the format {suffix(path) or 'without suffix'} is unknown.",
+            f"Known: {', '.join(FORMATS)}, each also with {', '.join(COMPRESSED)}.",
+        )
+    return path
+
+
+def tables_in(folder: Path, stems: tuple[str, ...]) -> list[Path]:
+    """Readable files of ``folder`` whose name without suffixes is one of ``stems``, best first.
+
+    A stem that begins with a dot names a suffix instead: ".inter".
+    """
+    files = sorted(p for p in folder.iterdir() if p.is_file() and suffix(p) in FORMATS)
+    match = [
+        (stems.index(key), p)
+        for p in files
+        for key in (p.name.split(".")[0].lower(), suffix(p))
+        if key in stems
+    ]
+    return [p for _, p in sorted(match)]
+
+
+# --- reading ------------------------------------------------------------------------------------------
+
+
+class Table:
+    """One file, opened: its column names are known, its columns are read on demand.
+
+    Raises:
+        DataError: empty, not UTF-8, or not of the format that its name says.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.format = suffix(path)
+        if path.stat().st_size == 0:
+            raise DataError(f"{path} is empty.", "It should hold one interaction a line under a header.")
+        self.first: dict[str, object] = {}
+        try:
+            self.names = self._names()
+        except (OSError, UnicodeDecodeError, pa.ArrowInvalid) as error:
+            raise DataError(
+                f"{path} cannot be read: {error}", "Is it whole, and UTF-8 text if it is text?"
+            ) from error
+        twice = {n for n in self.names if self.names.count(n) > 1}
+        if twice:
+            raise DataError(f"{path} has several columns named {', '.join(sorted(twice))}.", "Rename one.")
+
+    def _names(self) -> list[str]:
+        if self.format in PARQUET:
+            return list(parquet.read_schema(self.path).names)
+        head = next(self._lines(), "")
+        if not head:
+            raise DataError(f"{self.path} is empty.", "It should hold one interaction a line under a header.")
+        if self.format in JSON:
+            self.first = self._object(1, head)
+            return list(self.first)
+        self.delimiter = TEXT[self.format] or max(",\t;|", key=head.count)
+        self.quote = '"' if self.format not in (".inter", ".item") else False
+        raw = next(csv.reader([head], delimiter=self.delimiter, quoting=0 if self.quote else csv.QUOTE_NONE))
+        kinds = (":token", ":float", ":token_seq", ":float_seq")  # RecBole types its header
+        return [name.rpartition(":")[0] if name.endswith(kinds) else name.strip() for name in raw]
+
+    def read(self, columns: list[str], as_text: list[str]) -> pa.Table:
+        """The named columns; those in ``as_text`` are not guessed to be numbers or dates.
+
+        Raises:
+            DataError: a line that does not fit, with its number.
+        """
+        try:
+            if self.format in PARQUET:
+                table = parquet.read_table(self.path, columns=columns)
+            elif self.format in JSON:
+                table = self._read_json(columns, as_text)
+            else:
+                table = self._read_text(columns, as_text)
+        except (pa.ArrowInvalid, pa.ArrowKeyError, OSError) as error:
+            self._explain()
+            raise DataError(f"{self.path} cannot be read: {error}", "Is it whole?") from error
+        if table.num_rows == 0:
+            raise DataError(
+                f"{self.path} has a header but no rows.", "It should hold one interaction a line."
+            )
+        return table
+
+    def _read_text(self, columns: list[str], as_text: list[str]) -> pa.Table:
+        convert = pacsv.ConvertOptions(
+            include_columns=columns,
+            column_types={name: pa.dictionary(pa.int32(), pa.string()) for name in as_text},
+        )
+        parse = pacsv.ParseOptions(delimiter=self.delimiter, quote_char=self.quote)
+        read = pacsv.ReadOptions(column_names=self.names, skip_rows=1, block_size=BLOCK)
+        with pa.input_stream(str(self.path)) as stream:
+            try:
+                return pacsv.read_csv(stream, read, parse, convert)
+            except pa.ArrowInvalid:
+                if len(as_text) == len(columns):
+                    raise
+        # A type was guessed from the first block and did not hold: take text, `numbers` sorts it out.
+        return self._read_text(columns, columns)
+
+    def _read_json(self, columns: list[str], as_text: list[str]) -> pa.Table:
+        # Only what is text in the first line is declared text: an id may also be a number throughout.
+        text = [(c, pa.string()) for c in as_text if isinstance(self.first.get(c), str)]
+        options = pajson.ParseOptions(explicit_schema=pa.schema(text))
+        with pa.input_stream(str(self.path)) as stream:
+            table = pajson.read_json(stream, pajson.ReadOptions(block_size=BLOCK), options)
+        return table.select(columns)
+
+    # --- where it trips: slow walks over the file, only once something is wrong ---
+
+    def _lines(self) -> Iterator[str]:
+        with (
+            pa.input_stream(str(self.path)) as stream,
+            io.TextIOWrapper(stream, encoding="utf-8-sig") as text,
+        ):
+            yield from text
+
+    def _object(self, number: int, line: str) -> dict[str, object]:
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"{self.path}, line {number} is not JSON: {error}", "One object a line."
+            ) from error
+        if not isinstance(value, dict):
+            raise DataError(f"{self.path}, line {number} is not a JSON object.", "One object a line.")
+        return value
+
+    def _records(self) -> Iterator[tuple[int, list[str]]]:
+        """Line number and fields of each record after the header."""
+        quoting = csv.QUOTE_MINIMAL if self.quote else csv.QUOTE_NONE
+        reader = csv.reader(self._lines(), delimiter=self.delimiter, quoting=quoting)
+        next(reader)
+        start = reader.line_num + 1
+        for record in reader:
+            if record:
+                yield start, record
+            start = reader.line_num + 1
+
+    def _explain(self) -> None:
+        """Raise a DataError that names the line, if the fault can be found."""
+        try:
+            if self.format in JSON:
+                for number, line in enumerate(self._lines(), 1):
+                    if line.strip():
+                        self._same_types(number, self._object(number, line))
+            elif self.format in TEXT:
+                for number, record in self._records():
+                    if len(record) != len(self.names):
+                        raise DataError(
+                            f"{self.path}, line {number}: {len(record)} fields for {len(self.names)} columns.",
+                            "Mend or drop the line; quote fields that contain the delimiter.",
+                        )
+        except UnicodeDecodeError as error:
+            raise DataError(f"{self.path} is not UTF-8 text: {error}", "Convert it to UTF-8.") from error
+
+    def _same_types(self, number: int, value: dict[str, object]) -> None:
+        for name, first in self.first.items():
+            other = value.get(name)
+            if other is not None and isinstance(other, str) != isinstance(first, str):
+                raise DataError(
+                    f"{self.path}, line {number}: {name} is {other!r}, but {first!r} in line 1.",
+                    "Write all of them as text or all as numbers.",
+                )
+
+    def place(self, row: int) -> str:
+        """Where row ``row`` (from 0) stands in the file, for messages."""
+        if self.format in PARQUET:
+            return f"{self.path}, row {row + 1}"
+        if self.format in JSON:
+            numbers = (n for n, line in enumerate(self._lines(), 1) if line.strip())
+        else:
+            numbers = (n for n, _ in self._records())
+        return f"{self.path}, line {next(itertools.islice(numbers, row, None))}"
+
+
+# --- interactions -------------------------------------------------------------------------------------
+
+
+def read_interactions(path: Path, keys: InteractionsConfig) -> Rows:
+    """The interactions in the file ``path``, its columns named by ``keys`` or found.
+
+    Raises:
+        DataError: a column is missing, or a value is absent or not what it should be (with its line).
+    """
+    table = Table(path)
+    user = column(table, "user", keys.user)
+    item = column(table, "item", keys.item)
+    time = column(table, "time", keys.time, required=False)
+    position = "" if time else column(table, "position", keys.position, required=False)
+    rating = column(table, "rating", keys.rating, required=False)
+    wanted = [name for name in (user, item, time or position, rating) if name]
+    if len(set(wanted)) < len(wanted):
+        raise DataError(
+            f"{path}: one column cannot serve twice ({', '.join(wanted)}).", "Name different columns."
+        )
+    data = table.read(wanted, as_text=[user, item])
+    users, user_ids = encode(table, user, data[user])
+    items, item_ids = encode(table, item, data[item])
+    if time or position:
+        when, clock = numbers(table, time or position, data[time or position]), "time" if time else "position"
+    else:
+        when, clock = np.arange(len(users)), "file"
+    ratings = numbers(table, rating, data[rating]).astype(np.float32) if rating else None
+    if clock == "position":
+        refuse_double_positions(table, users, when)
+    return Rows(users, items, user_ids, item_ids, when, clock, ratings, str(path))
+
+
+def column(table: Table, role: str, wanted: str, required: bool = True) -> str:
+    """The name of the column that plays ``role``: as wanted, else by its usual names, else ''."""
+    there = ", ".join(table.names)
+    if wanted == NONE and not required:
+        return ""
+    if wanted:
+        if wanted in table.names:
+            return wanted
+        close = nearest(wanted, table.names)
+        hint = f"Did you mean dataset.{role}={close}? " if close else ""
+        raise DataError(f"{table.path} has no column {wanted!r}.", f"{hint}Its columns: {there}.")
+    plain = {"".join(c for c in name.lower() if c.isalnum()): name for name in reversed(table.names)}
+    for usual in USUAL[role]:
+        if usual in plain:
+            return plain[usual]
+    if not required:
+        return ""
+    close = nearest(USUAL[role][0], plain)
+    hint = f"Is it {plain[close]!r}? " if close else ""
+    raise DataError(
+        f"{table.path} has no column that looks like the {role} (such as {role}_id).",
+        f"{hint}Say which: dataset.{role}=COLUMN. Its columns: {there}.",
+    )
+
+
+def encode(table: Table, name: str, values: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
+    """Codes (M,) int64 and the ids they stand for, in the order described at ``Rows``."""
+    if pa.types.is_dictionary(values.type) and not pa.types.is_string(values.type.value_type):
+        values = values.cast(values.type.value_type)
+    if pa.types.is_floating(values.type):
+        try:
+            values = values.cast(pa.int64())  # whole numbers that a missing value once turned to floats
+        except pa.ArrowInvalid as error:
+            raise DataError(
+                f"{table.path}: the ids in {name!r} are fractions.", "Use text or integers."
+            ) from error
+    if pa.types.is_integer(values.type):
+        values = values.cast(pa.string())
+    if not pa.types.is_dictionary(values.type):
+        if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+            raise DataError(f"{table.path}: the ids in {name!r} are {values.type}.", "Use text or integers.")
+        values = values.dictionary_encode()
+    whole = values.unify_dictionaries().combine_chunks()
+    whole = whole.chunk(0) if isinstance(whole, pa.ChunkedArray) else whole
+    ids = whole.dictionary.cast(pa.string()).to_pylist()
+    if whole.null_count or "" in ids:
+        codes = whole.indices.fill_null(-1).to_numpy()
+        empty = [-1, *(code for code, value in enumerate(ids) if value == "")]
+        row = int(np.flatnonzero(np.isin(codes, empty))[0])
+        raise DataError(f"{table.place(row)}: {name} is empty.", "Fill it in or drop the line.")
+    return canonical(whole.indices.to_numpy(), ids)
+
+
+def canonical(codes: np.ndarray, ids: list[str]) -> tuple[np.ndarray, list[str]]:
+    """Renumber ``codes`` so that ids run short before long, then by alphabet."""
+    order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), ids[i]))
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    return rank[codes], [ids[i] for i in order]
+
+
+def numbers(table: Table, name: str, values: pa.ChunkedArray) -> np.ndarray:
+    """(M,) int64 where all are whole, else float64. Dates become seconds since 1970.
+
+    Raises:
+        DataError: a value is missing or is neither a number nor a date (with its line).
+    """
+    if pa.types.is_dictionary(values.type):
+        values = values.cast(values.type.value_type)
+    kind = values.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        values = _parse(table, name, values)
+        kind = values.type
+    if values.null_count:
+        row = int(np.flatnonzero(values.is_null().to_numpy())[0])
+        raise DataError(f"{table.place(row)}: {name} is empty.", _mend(name))
+    if pa.types.is_temporal(kind) and not pa.types.is_time(kind):
+        micro = (
+            values.cast(pa.timestamp("us", getattr(kind, "tz", None)), safe=False).cast(pa.int64()).to_numpy()
+        )
+        return _whole(micro / 1e6)
+    if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
+        return values.cast(pa.int64()).to_numpy()
+    if not pa.types.is_floating(kind):
+        raise DataError(f"{table.path}: {name} is {kind}, not a number or a date.", _mend(name))
+    found = values.cast(pa.float64()).to_numpy()
+    if not np.isfinite(found).all():
+        row = int(np.flatnonzero(~np.isfinite(found))[0])
+        raise DataError(f"{table.place(row)}: {name} is {found[row]}.", _mend(name))
+    return _whole(found)
+
+
+def _parse(table: Table, name: str, values: pa.ChunkedArray) -> pa.ChunkedArray:
+    for kind in (pa.int64(), pa.float64(), pa.timestamp("us")):
+        try:
+            return values.cast(kind)
+        except pa.ArrowInvalid:
+            continue
+    for row, value in enumerate(values.to_pylist()):
+        try:
+            float(value)
+        except (TypeError, ValueError):
+            shown = f"{value!r}, not a number" if value else "empty"
+            raise DataError(f"{table.place(row)}: {name} is {shown}.", _mend(name)) from None
+    raise AssertionError("pyarrow refuses numbers that Python reads")
+
+
+def _mend(name: str) -> str:
+    return (
+        f"Mend or drop the line, or name another column (dataset.KEY=COLUMN; {NONE!r} = do not use {name})."
+    )
+
+
+def _whole(values: np.ndarray) -> np.ndarray:
+    whole = values.astype(np.int64)
+    return whole if (whole == values).all() else values
+
+
+def refuse_double_positions(table: Table, user: np.ndarray, when: np.ndarray) -> None:
+    order = np.lexsort((when, user))
+    same = (np.diff(user[order]) == 0) & (np.diff(when[order]) == 0)
+    if same.any():
+        row = int(order[np.flatnonzero(same)[0] + 1])
+        raise DataError(
+            f"{table.place(row)}: a user has two interactions at position {when[row]}.",
+            "Positions must differ inside a user; or name a column of times: dataset.time=COLUMN.",
+        )
+
+
+# --- items --------------------------------------------------------------------------------------------
+
+
+def read_items(path: Path, wanted: str = "") -> ItemTable:
+    """The table that describes items: all its columns as text, lists joined by ``|``.
+
+    Raises:
+        DataError: no column of ids, or two rows for one item.
+    """
+    table = Table(path)
+    key = column(table, "item", wanted if wanted in table.names else "")
+    data = table.read(table.names, as_text=table.names)
+    columns = {name: [_text(v) for v in data[name].to_pylist()] for name in table.names}
+    ids = columns.pop(key)
+    if len(set(ids)) < len(ids):
+        seen: set[str] = set()
+        row = next(i for i, value in enumerate(ids) if value in seen or seen.add(value))
+        raise DataError(
+            f"{table.place(row)}: the item {ids[row]!r} is described twice.", "Keep one of the rows."
+        )
+    return ItemTable(ids, columns, column(table, "title", "", required=False))
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        return "|".join(map(str, value))
+    return str(value).strip()

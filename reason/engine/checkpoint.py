@@ -1,0 +1,214 @@
+"""States of training on disk: safetensors for tensors, JSON for the rest, whole or absent.
+
+A checkpoint is a folder ``step-<n>`` written aside and renamed, so a kill or a full disk leaves
+the one before. The last two are kept. Randomness needs no saving: every random number of a step
+is drawn from generators seeded by (seed, step, rank, micro-batch).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from reason.engine.parallel import World
+from reason.errors import RunError
+
+FORMAT = 1
+KEEP = 2
+_FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Any], meta: dict[str, Any]) -> None:
+    """One safetensors file with its meaning in the header; shared storage is written once per name."""
+    flat = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    save_file(flat, path, metadata={"reason": json.dumps({"format": FORMAT, **meta})})
+
+
+def load_tensors(path: Path, **expected: Any) -> dict[str, Any]:
+    """Read what ``save_tensors`` wrote and check that it is what we think it is.
+
+    Raises:
+        RunError: absent, corrupt, not ours, or made by another run's configuration.
+    """
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="pt") as f:
+            header = (f.metadata() or {}).get("reason")
+        tensors = load_file(path)
+    except FileNotFoundError as error:
+        raise RunError(f"There is no checkpoint at {path}.", "Train first, or check the path.") from error
+    except (SafetensorError, OSError, ValueError) as error:
+        raise RunError(
+            f"The checkpoint {path} is corrupt: {error}.",
+            "Delete it; `reason resume` goes on from the one before.",
+        ) from error
+    if header is None:
+        raise RunError(f"{path} was not written by reason.", "Point to a run made by `reason run`.")
+    meta = json.loads(header)
+    for key, value in {"format": FORMAT, **expected}.items():
+        if meta.get(key) != value:
+            raise RunError(
+                f"{path} belongs to another configuration: its {key} is {str(meta.get(key))[:12]}, expected {str(value)[:12]}.",
+                "Use the checkpoint with the run that wrote it.",
+            )
+    return tensors
+
+
+def load_network(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Put saved weights into a network; names and shapes must agree exactly."""
+    own = network.state_dict()
+    wrong = sorted(own.keys() ^ tensors.keys()) or [k for k in own if own[k].shape != tensors[k].shape]
+    if wrong:
+        raise RunError(
+            f"{path} does not fit this network: {', '.join(wrong[:4])} differ.",
+            "The code or the backbone has changed since it was trained; train again.",
+        )
+    network.load_state_dict(dict(tensors))
+
+
+class Checkpoints:
+    """The checkpoints of one run, in its folder. Every rank calls; rank 0 writes."""
+
+    def __init__(self, folder: Path, world: World, train_hash: str):
+        self.folder = folder
+        self.world = world
+        self.train_hash = train_hash
+
+    def save(
+        self, step: int, wrapped: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+    ) -> str:
+        """Write ``step-<step>``. Returns '' or why it could not be written (the one before stands)."""
+        model = get_model_state_dict(wrapped, options=_FULL)
+        optim = get_optimizer_state_dict(wrapped, optimizer, options=_FULL)
+        problem = ""
+        if self.world.is_main:
+            aside = self.folder / f".step-{step}.tmp"
+            try:
+                shutil.rmtree(aside, ignore_errors=True)
+                aside.mkdir(parents=True)
+                tensors, scalars = _flatten_optimizer(optim)
+                meta = {"train_hash": self.train_hash, "step": step}
+                save_tensors(aside / "model.safetensors", model, meta)
+                save_tensors(aside / "optimizer.safetensors", tensors, meta)
+                text = json.dumps({"format": FORMAT, **meta, "optimizer": scalars, **state}, indent=1)
+                (aside / "state.json").write_text(text, encoding="utf-8")
+                for file in aside.iterdir():
+                    with open(file, "rb") as f:
+                        os.fsync(f.fileno())
+                final = self.folder / f"step-{step}"
+                shutil.rmtree(final, ignore_errors=True)
+                aside.rename(final)
+                self._prune(state)
+            except OSError as error:
+                shutil.rmtree(aside, ignore_errors=True)
+                problem = f"{error.strerror or error}"
+        return self.world.same(problem)
+
+    def load(self, wrapped: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+        """Restore the newest checkpoint that is whole; its state, or None where there is none."""
+        chosen = self.world.same(self._newest() if self.world.is_main else None)
+        if chosen is None:
+            return None
+        path = self.folder / chosen
+        model = load_tensors(path / "model.safetensors", train_hash=self.train_hash)
+        tensors = load_tensors(path / "optimizer.safetensors", train_hash=self.train_hash)
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        set_model_state_dict(wrapped, model, options=_FULL)
+        set_optimizer_state_dict(
+            wrapped, optimizer, _unflatten_optimizer(tensors, state.pop("optimizer")), options=_FULL
+        )
+        return state
+
+    def save_best(self, step: int, wrapped: nn.Module) -> str:
+        """Keep these weights as the best so far, under a name that the next checkpoint refers to."""
+        model = get_model_state_dict(wrapped, options=_FULL)
+        problem = ""
+        if self.world.is_main:
+            final = self.folder / f"best-{step}.safetensors"
+            aside = final.with_name(f".{final.name}.tmp")
+            try:
+                save_tensors(aside, model, {"train_hash": self.train_hash, "step": step})
+                aside.rename(final)
+            except (OSError, SafetensorError) as error:
+                aside.unlink(missing_ok=True)
+                problem = str(error)
+        return self.world.same(problem)
+
+    def load_best(self, step: int, wrapped: nn.Module) -> None:
+        model = load_tensors(self.folder / f"best-{step}.safetensors", train_hash=self.train_hash)
+        set_model_state_dict(wrapped, model, options=_FULL)
+
+    def _newest(self) -> str | None:
+        """The newest checkpoint that reads; a corrupt one is passed over for the one before."""
+        steps = sorted(
+            (int(p.name.split("-")[1]) for p in self.folder.glob("step-*") if p.is_dir()), reverse=True
+        )
+        problems = []
+        for step in steps:
+            path = self.folder / f"step-{step}"
+            try:
+                state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+                for file in ("model.safetensors", "optimizer.safetensors"):
+                    load_tensors(path / file, train_hash=self.train_hash)
+                if state["best_step"] is not None:
+                    load_tensors(
+                        self.folder / f"best-{state['best_step']}.safetensors", train_hash=self.train_hash
+                    )
+                return path.name
+            except (RunError, OSError, ValueError, KeyError) as error:
+                problems.append(str(error).splitlines()[0])
+        if problems:
+            raise RunError(
+                "No checkpoint of this run can be used: " + " ".join(problems),
+                f"Delete {self.folder} to train from the start.",
+            )
+        return None
+
+    def _prune(self, state: dict[str, Any]) -> None:
+        steps = sorted(int(p.name.split("-")[1]) for p in self.folder.glob("step-*"))
+        kept = steps[-KEEP:]
+        for step in steps[:-KEEP]:
+            shutil.rmtree(self.folder / f"step-{step}", ignore_errors=True)
+        needed = {state.get("best_step")}
+        for step in kept:
+            needed.add(json.loads((self.folder / f"step-{step}" / "state.json").read_text())["best_step"])
+        for path in self.folder.glob("best-*.safetensors"):
+            if int(path.stem.split("-")[1]) not in needed:
+                path.unlink(missing_ok=True)
+
+
+def _flatten_optimizer(optim: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimiser state dict as tensors by name, and the plain rest."""
+    tensors, rest = {}, {}
+    for parameter, values in optim["state"].items():
+        for key, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"{parameter}|{key}"] = value
+            else:
+                rest[f"{parameter}|{key}"] = value
+    return tensors, {"param_groups": optim["param_groups"], "rest": rest}
+
+
+def _unflatten_optimizer(tensors: dict[str, Tensor], scalars: dict[str, Any]) -> dict[str, Any]:
+    state: dict[str, dict[str, Any]] = {}
+    for name, value in [*tensors.items(), *scalars["rest"].items()]:
+        parameter, _, key = name.rpartition("|")
+        state.setdefault(parameter, {})[key] = value
+    return {"state": state, "param_groups": scalars["param_groups"]}

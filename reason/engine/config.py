@@ -1,0 +1,321 @@
+"""Configuration: from a name and some ``key=value`` words to one resolved, validated plan.
+
+Every layer (preset, experiments file, ``-c`` file, environment, command line) is flattened to
+dotted keys and *text*; the text takes the type its field declares, so a value means the same
+wherever it is written and a string such as ``00123`` stays what it is. Typed checking and
+``${...}`` interpolation are OmegaConf's. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from reason import registry
+from reason.engine.layers import (
+    Layer,
+    environment_layers,
+    experiment_layers,
+    flatten,
+    nested,
+    read_yaml,
+    split,
+)
+from reason.engine.typed import leaves, typed, unknown_key, values_of
+from reason.errors import ConfigError
+from reason.methods.base import MethodCard
+
+# --- the sections every run has ---------------------------------------------------------------------
+
+
+@dataclass
+class TrainConfig:
+    """How a model is trained. Counts are global: they do not change with the number of ranks."""
+
+    epochs: int = 30  # passes over the training examples
+    steps: int = 0  # optimiser steps; when above 0 it replaces epochs
+    batch_size: int = 64  # examples per optimiser step, over all ranks and micro-batches
+    accumulate: int = 1  # micro-batches per optimiser step and rank
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"  # adamw decouples weight decay
+    lr: float = 1e-3  # peak learning rate
+    weight_decay: float = 0.0  # decoupled for adamw
+    beta1: float = 0.9  # first-moment decay of adam(w); momentum of sgd
+    beta2: float = 0.999  # second-moment decay of adam(w); unused by sgd
+    schedule: Literal["constant", "linear", "cosine", "trapezoid"] = "constant"  # of the rate after warmup
+    warmup: float = 0.0  # share of the planned steps over which the rate rises from 0
+    cooldown: float = 0.2  # trapezoid: share of the planned steps over which it falls to 0
+    clip: float = 1.0  # largest norm of the gradient; 0 = no clipping
+    precision: Literal["fp32", "bf16"] = "fp32"  # bf16 = autocast, weights stay fp32
+    every: int = 0  # steps between validations, each followed by a checkpoint; 0 = an epoch
+    patience: int = 5  # validations without a gain before training stops; 0 = never stops early
+
+    def __post_init__(self):
+        _at_least(self, "train", epochs=1, steps=0, batch_size=1, accumulate=1, every=0, patience=0, clip=0)
+        _within(self, "train", warmup=(0, 1), cooldown=(0, 1), beta1=(0, 1), beta2=(0, 1))
+        if self.lr <= 0:
+            raise ValueError(f"train.lr is {self.lr}; it must be above 0.")
+        if self.warmup + (self.cooldown if self.schedule == "trapezoid" else 0) > 1:
+            raise ValueError("train.warmup and train.cooldown together exceed the whole training.")
+        if self.batch_size < self.accumulate:
+            raise ValueError(
+                f"train.batch_size={self.batch_size} cannot be cut into {self.accumulate} micro-batches."
+            )
+
+
+@dataclass
+class EvalConfig:
+    """How a model is judged."""
+
+    batch_size: int = 256  # examples per batched call; throughput is stated at this size
+    limit: int = 0  # judge at most this many examples, spread over the split; 0 = all
+    curve: bool = True  # also judge every depth below `depth`, so that a run shows its own curve
+    latency_samples: int = 100  # requests timed one by one; below 20 no p95 is given
+    resamples: int = 2000  # bootstrap resamples behind an interval
+
+    def __post_init__(self):
+        _at_least(self, "eval", batch_size=1, limit=0, latency_samples=0, resamples=100)
+
+
+@dataclass
+class HardwareConfig:
+    """Where a run executes. Never part of a hash: the numbers must not depend on it."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto = cuda where there is one, else cpu
+    gpus: int = 0  # devices (on cpu: processes) to use; 0 = one, without insisting on a GPU
+    parallel: Literal["ddp", "fsdp2"] = "ddp"  # how several devices share the training
+    threads: int = 0  # CPU threads of each process; 0 = the cores shared evenly
+
+    def __post_init__(self):
+        _at_least(self, "hardware", gpus=0, threads=0)
+
+
+def _at_least(section: Any, name: str, **least: float) -> None:
+    for key, low in least.items():
+        if getattr(section, key) < low:
+            raise ValueError(f"{name}.{key} is {getattr(section, key)}; it must be at least {low}.")
+
+
+def _within(section: Any, name: str, **bounds: tuple[float, float]) -> None:
+    for key, (low, high) in bounds.items():
+        if not low <= getattr(section, key) <= high:
+            raise ValueError(f"{name}.{key} is {getattr(section, key)}; it must lie in [{low}, {high}].")
+
+
+# --- a resolved plan --------------------------------------------------------------------------------
+
+
+@dataclass
+class Plan:
+    """One run, resolved: what `--dry-run` prints and what the runner executes.
+
+    ``config`` is an object with one attribute per section (``config.train.lr``), ``flat`` the same
+    values under dotted keys, ``origin`` the layer that set each key.
+    """
+
+    experiment: str
+    card: MethodCard
+    config: Any
+    flat: dict[str, Any]
+    origin: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def depths(self) -> list[int]:
+        """The depths that the run evaluates, ascending."""
+        low = self.card.depth.least if self.config.eval.curve else self.config.depth
+        return list(range(low, self.config.depth + 1))
+
+    def hashes(self, data_digest: str) -> tuple[str, str]:
+        """(train_hash, config_hash): which model this is, and which result. 64 hex digits each.
+
+        Devices and paths are left out of both; depth and evaluation keys of the first.
+        """
+        whole = {
+            k: v for k, v in self.flat.items() if not k.startswith("hardware.") and k not in self._paths()
+        }
+        whole["data_digest"] = data_digest
+        train = {k: v for k, v in whole.items() if k != "depth" and not k.startswith("eval.")}
+        return _digest(train), _digest(whole)
+
+    def _paths(self) -> set[str]:
+        """Keys that say where something lies: the data digest speaks for them."""
+        paths = {"runs", "offline"}
+        for section in ("dataset", "backbone"):
+            paths |= {
+                f"{section}.{f.name}"
+                for f in dataclasses.fields(getattr(self.config, section))
+                if f.metadata.get("path")
+            }
+        return paths
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(nested(self.flat), sort_keys=False, allow_unicode=True)
+
+
+def _digest(value: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+# --- resolving --------------------------------------------------------------------------------------
+
+
+def resolve(
+    name: str,
+    overrides: Sequence[str] = (),
+    *,
+    files: Iterable[Path] = (),
+    flags: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+) -> Plan:
+    """Resolve a method or experiment name and its overrides into a plan.
+
+    Args:
+        name: a registered method, or an experiment of an experiments file.
+        overrides: words ``key=value`` from the command line.
+        files: ``-c`` files, later ones win.
+        flags: dotted keys set by command-line flags (``{"hardware.gpus": 4}``); None values are unset.
+    Raises:
+        ConfigError: an unknown name, key, choice or a value of the wrong type.
+    """
+    environ = os.environ if environ is None else environ
+    cwd = Path.cwd() if cwd is None else cwd
+    layers = [*experiment_layers(name, cwd)]
+    layers += [(str(path), flatten(read_yaml(path))) for path in map(Path, files)]
+    layers += environment_layers(environ)
+    spoken = [split(word) for word in overrides]
+    layers.append(("command line", dict(spoken)))
+    layers.append(("command line", {k: v for k, v in (flags or {}).items() if v is not None}))
+    return _assemble(name, layers)
+
+
+def restore(
+    experiment: str, flat_or_nested: Mapping[str, Any], overrides: Mapping[str, Any] | None = None
+) -> Plan:
+    """The plan of a run that was recorded earlier, with ``overrides`` (dotted keys) on top."""
+    layers = [("recorded run", flatten(flat_or_nested)), ("command line", dict(overrides or {}))]
+    return _assemble(experiment, layers)
+
+
+def _assemble(name: str, layers: list[Layer]) -> Plan:
+    method = _last(layers, "method") or name
+    card: MethodCard = registry.card("methods", method)
+    layers = [(f"preset of {method}", dict(card.preset)), *layers]
+    layers = [(where, {_shorthand(k): v for k, v in values.items()}) for where, values in layers]
+    backbone = registry.card("backbones", str(_last(layers, "backbone.name") or card.backbone))
+    layers, dataset = _choose_dataset(layers, card.dataset)
+    if card.view not in dataset.views:
+        raise ConfigError(
+            f"The method {method!r} reads {card.view!r}; the dataset {dataset.name!r} offers {', '.join(dataset.views)}.",
+            "Choose one that fits: "
+            + ", ".join(c.name for c in registry.cards("datasets")[0] if card.view in c.views)
+            + ".",
+        )
+    schema = _schema(card, backbone.Config, dataset.Config)
+    fields = dict(leaves(schema))
+    values: dict[str, Any] = {"method": method, "backbone.name": backbone.name, "dataset.name": dataset.name}
+    origin = dict.fromkeys(fields, "default")
+    for where, layer in layers:
+        for key, text in layer.items():
+            if key not in fields:
+                raise unknown_key(key, where, fields, method)
+            values[key], origin[key] = text, where
+    config = typed(schema, fields, values, origin)
+    _settle_depth(config, card, origin)
+    return Plan(name, card, config, dict(values_of(config)), origin)
+
+
+def _schema(card: MethodCard, backbone: type, dataset: type) -> type:
+    """The dataclass of a whole run of this method on this backbone and dataset."""
+    section = dataclasses.field
+    return dataclasses.make_dataclass(
+        "RunConfig",
+        [
+            ("method", str, section(default=card.name)),
+            ("depth", int | None, section(default=None)),
+            ("train_depth", int | None, section(default=None)),
+            ("seed", int, section(default=0)),
+            ("backbone", backbone, section(default_factory=backbone)),
+            ("dataset", dataset, section(default_factory=dataset)),
+            (card.name, card.Config, section(default_factory=card.Config)),
+            ("train", TrainConfig, section(default_factory=TrainConfig)),
+            ("eval", EvalConfig, section(default_factory=EvalConfig)),
+            ("hardware", HardwareConfig, section(default_factory=HardwareConfig)),
+            ("runs", str, section(default="runs")),
+            ("offline", bool, section(default=False)),
+        ],
+    )
+
+
+def _settle_depth(config: Any, card: MethodCard, origin: dict[str, str]) -> None:
+    """Fill depth and train_depth from each other and refuse what cannot be."""
+    axis = card.depth
+    for key in ("depth", "train_depth"):
+        value = getattr(config, key)
+        if value is not None and value < (0 if key == "train_depth" else axis.least):
+            raise ConfigError(
+                f"{key}={value} is below the least: {card.name} starts at {axis.least} {axis.unit} ({axis.zero}).",
+                f"Use {key}={axis.least} or more.",
+            )
+    if config.depth is None:
+        config.depth = axis.default if config.train_depth is None else config.train_depth
+        config.depth = max(config.depth, axis.least)
+    if config.train_depth is None:
+        config.train_depth = config.depth
+    if axis.bound and config.depth > max(config.train_depth, axis.least):
+        raise ConfigError(
+            f"depth={config.depth} is beyond train_depth={config.train_depth}: "
+            f"this model is not trained for so many {axis.unit}.",
+            f"Use depth={config.train_depth} or less, or train with train_depth={config.depth}.",
+        )
+
+
+def _last(layers: list[Layer], key: str) -> Any:
+    found = [values[key] for _, values in layers if key in values]
+    return found[-1] if found else None
+
+
+def _shorthand(key: str) -> str:
+    """`dataset=movielens-100k` means `dataset.name=movielens-100k`."""
+    return f"{key}.name" if key in ("dataset", "backbone") else key
+
+
+def _choose_dataset(layers: list[Layer], default: str) -> tuple[list[Layer], Any]:
+    """The dataset's card; a path given as its name means one's own interactions at that path."""
+    name = str(_last(layers, "dataset.name") or default)
+    known = registry.names("datasets")
+    if name not in known and _looks_like_path(name):
+        layers = [
+            (
+                where,
+                {("dataset.path" if k == "dataset.name" and v == name else k): v for k, v in values.items()},
+            )
+            for where, values in layers
+        ]
+        name = "interactions"
+    # Keys of a dataset that a later layer replaced mean nothing to the new one.
+    setter = max(
+        (i for i, (_, v) in enumerate(layers) if {"dataset.name", "dataset.path"} & v.keys()), default=-1
+    )
+    card = registry.card("datasets", name)
+    allowed = {f"dataset.{f.name}" for f in dataclasses.fields(card.Config)}
+    layers = [
+        (
+            where,
+            {k: v for k, v in values.items() if i >= setter or not k.startswith("dataset.") or k in allowed},
+        )
+        for i, (where, values) in enumerate(layers)
+    ]
+    layers = [(where, {k: v for k, v in values.items() if k != "dataset.name"}) for where, values in layers]
+    return layers, card
+
+
+def _looks_like_path(name: str) -> bool:
+    return any(mark in name for mark in ("/", "\\", "~")) or Path(name).suffix != "" or Path(name).exists()

@@ -1,0 +1,104 @@
+"""The clock. Synchronises, warms up, and says nothing where it has too little to say it from.
+
+Latency: single requests at batch 1, one by one, the device synchronised before and after.
+Throughput: batched calls at a stated size. The two are never mixed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+WARM_UP = 3  # calls that are made and not counted
+LEAST_FOR_P95 = 20
+
+
+class Stopwatch:
+    """A ``Meter`` for one evaluation on one rank. Only rank 0 times requests: one device, no neighbours' noise."""
+
+    def __init__(self, device: torch.device, samples: int, seed: int = 0, times_requests: bool = True):
+        self.device = device
+        self.samples = samples if times_requests else 0
+        self.seed = seed
+        self.latencies_ms: list[float] = []
+        self._warm = WARM_UP
+        self._batches: list[tuple[float, int]] = []  # (seconds, units)
+
+    def requests(self, examples: int) -> Iterator[int]:
+        if not self.samples or not examples:
+            return
+        rng = np.random.default_rng(self.seed)
+        chosen = rng.permutation(examples)[: self.samples].tolist()
+        yield from (chosen * WARM_UP)[:WARM_UP]
+        yield from chosen
+
+    @contextmanager
+    def request(self) -> Iterator[None]:
+        start = self._now()
+        yield
+        elapsed = self._now() - start
+        if self._warm:
+            self._warm -= 1
+        else:
+            self.latencies_ms.append(1e3 * elapsed)
+
+    @contextmanager
+    def batch(self, units: int) -> Iterator[None]:
+        start = self._now()
+        yield
+        self._batches.append((self._now() - start, units))
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
+        return time.perf_counter()
+
+    def latency(self) -> dict[str, float | int | None]:
+        """p50, p95 (None below 20 samples) and n, in ms."""
+        n = len(self.latencies_ms)
+        return {
+            "latency_p50_ms": float(np.percentile(self.latencies_ms, 50)) if n else None,
+            "latency_p95_ms": float(np.percentile(self.latencies_ms, 95)) if n >= LEAST_FOR_P95 else None,
+            "latency_n": n,
+        }
+
+    def rate(self) -> tuple[float, float]:
+        """(units, seconds) of the batched calls, the first one left out where there are several."""
+        counted = self._batches[1:] or self._batches
+        return float(sum(u for _, u in counted)), float(sum(s for s, _ in counted))
+
+
+def silent(device: torch.device) -> Stopwatch:
+    """A meter that times nothing: for validation in the middle of training."""
+    return Stopwatch(device, samples=0)
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Most memory held so far: by torch on a GPU, by the process (resident set) otherwise."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "mps":
+        return "Apple GPU"
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as f:
+            return next(line.split(":", 1)[1].strip() for line in f if line.startswith("model name"))
+    except (OSError, StopIteration):
+        import platform
+
+        return platform.processor() or platform.machine()

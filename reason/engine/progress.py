@@ -1,0 +1,89 @@
+"""What a run says while it works: log files for every rank, stderr for whoever watches rank 0."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+LINE_EVERY_S = 10.0  # without a terminal, at most one progress line per this many seconds
+
+
+class Voice:
+    """The log of one rank; rank 0 also speaks on stderr, with a bar and the time left on a terminal."""
+
+    def __init__(self, folder: Path, rank: int, quiet: bool = False):
+        self.path = folder / (f"log-rank{rank}.txt" if rank else "log.txt")
+        self.aloud = rank == 0 and not quiet
+        self._bar: Any = None
+        self._task: Any = None
+        self._phase = ""
+        self._last_line = 0.0
+        self._started = 0.0
+
+    def say(self, text: str) -> None:
+        """One line to the log, and to stderr on rank 0."""
+        self.note(text)
+        if self.aloud:
+            if self._bar is not None:
+                self._bar.console.print(text, highlight=False, markup=False)
+            else:
+                print(text, file=sys.stderr, flush=True)
+
+    def note(self, text: str) -> None:
+        """To the log alone."""
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S")
+        try:
+            with open(self.path, "a", encoding="utf-8") as f:
+                f.write("".join(f"{stamp} {line}\n" for line in text.splitlines()))
+        except OSError:  # a full disk must not end a run for want of a log line
+            pass
+
+    def progress(self, phase: str, done: float, total: float, text: str = "") -> None:
+        """``done`` of ``total`` of a phase. Cheap enough to call at every step."""
+        if not self.aloud:
+            return
+        if sys.stderr.isatty():
+            self._draw(phase, done, total, text)
+            return
+        now = time.monotonic()
+        if phase != self._phase:
+            self._phase, self._started, self._last_line = phase, now, now
+        elif now - self._last_line >= LINE_EVERY_S and done:
+            self._last_line = now
+            left = (now - self._started) * (total - done) / done
+            print(
+                f"  {phase} {done:.0f}/{total:.0f}  {text}  {_duration(left)} left",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def _draw(self, phase: str, done: float, total: float, text: str) -> None:
+        if self._bar is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._bar = Progress(
+                TextColumn("{task.description}"), BarColumn(bar_width=30),
+                TextColumn("{task.completed:.0f}/{task.total:.0f}"), TimeRemainingColumn(),
+                TextColumn("{task.fields[text]}"), console=Console(stderr=True), transient=True,
+                refresh_per_second=4,
+            )  # fmt: skip
+            self._bar.start()
+        if phase != self._phase:
+            if self._task is not None:
+                self._bar.remove_task(self._task)
+            self._task, self._phase = self._bar.add_task(phase, total=total, text=text), phase
+        self._bar.update(self._task, completed=done, total=total, text=text)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = self._task = None
+            self._phase = ""
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"

@@ -1,0 +1,161 @@
+"""A method brought to life: data loaded, network built, ready to train, judge or answer.
+
+The runner uses it inside a run; ``open_run`` uses it on a finished one, for `predict`, `inspect`
+and ``reason.load``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from reason import registry
+from reason.engine.checkpoint import load_network, load_tensors, save_tensors
+from reason.engine.config import Plan, restore
+from reason.engine.meter import silent
+from reason.engine.parallel import World, choose_device, threads_of
+from reason.errors import RunError
+from reason.methods.base import Context, Method
+from reason.methods.figures import Figure
+from reason.tracking.folder import FINISHED, RunFolder
+
+MODEL = "model/model.safetensors"
+
+
+@dataclass
+class Session:
+    """One method on one dataset in one world."""
+
+    plan: Plan
+    world: World
+    dataset: Any
+    method: Method
+    ctx: Context
+    network: nn.Module
+
+    @classmethod
+    def begin(
+        cls, plan: Plan, world: World, workdir: Path, log: Callable[[str, float, int], None] = lambda *_: None
+    ) -> Session:  # fmt: skip
+        """Load the data and build the network, its initial weights a function of the seed alone."""
+        config = plan.config
+        dataset = load_dataset(plan)
+        method: Method = registry.resolve(plan.card.target)(config)
+        backbone = registry.card("backbones", config.backbone.name)
+        ctx = Context(
+            config=config,
+            backbone=lambda **sizes: registry.resolve(backbone.target)(config.backbone, **sizes),
+            dataset=dataset,
+            data=None,
+            device=world.device,
+            rank=world.rank,
+            world_size=world.size,
+            log=log,
+            workdir=workdir,
+            meter=silent(world.device),
+        )
+        ctx.data = method.data(ctx)
+        torch.manual_seed(config.seed)
+        network = method.build(ctx)
+        return cls(plan, world, dataset, method, ctx, network.to(world.device))
+
+    def save_model(self, folder: RunFolder, train_hash: str) -> None:
+        """The trained network, as safetensors, under the run's ``model/``."""
+        path = folder / MODEL
+        path.parent.mkdir(exist_ok=True)
+        aside = path.with_name(".model.tmp")
+        save_tensors(
+            aside, self.network.state_dict(), {"train_hash": train_hash, "method": self.plan.card.name}
+        )
+        aside.rename(path)
+
+    def load_model(self, folder: RunFolder, train_hash: str) -> None:
+        """Weights that another run trained.
+
+        Raises:
+            RunError: absent, corrupt, or of another configuration.
+        """
+        path = folder / MODEL
+        load_network(self.network, load_tensors(path, train_hash=train_hash), path)
+
+
+_datasets: dict[str, Any] = {}  # the last two, by their configuration
+
+
+def load_dataset(plan: Plan) -> Any:
+    """The plan's dataset. Loaded once per process and configuration: a dataset never changes."""
+    config = plan.config
+    key = json.dumps({k: v for k, v in plan.flat.items() if k.startswith("dataset.")}, sort_keys=True)
+    if key not in _datasets:
+        card = registry.card("datasets", config.dataset.name)
+        loaded = registry.resolve(card.target)(config.dataset, offline=config.offline)
+        while len(_datasets) > 1:
+            _datasets.pop(next(iter(_datasets)))
+        _datasets[key] = loaded
+    return _datasets[key]
+
+
+class LoadedRun:
+    """A finished run, its model in memory: what ``reason.load`` returns."""
+
+    def __init__(self, folder: RunFolder, session: Session):
+        self.folder = folder
+        self.session = session
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The run's result.json."""
+        return self.folder.result or {}
+
+    def predict(self, requests: Sequence[dict[str, Any]], depth: int | None = None) -> list[dict[str, Any]]:
+        """Answer requests at ``depth`` (default: the run's). One answer per request, in order."""
+        s = self.session
+        with torch.inference_mode():
+            return s.method.predict(s.ctx, s.network.eval(), requests, self._depth(depth))
+
+    def inspect(self, example: str = "") -> list[Figure]:
+        """Figures of what happened on one example."""
+        s = self.session
+        with torch.no_grad():
+            return s.method.inspect(s.ctx, s.network.eval(), example)
+
+    def _depth(self, depth: int | None) -> int:
+        if depth is None:
+            return self.session.plan.config.depth
+        return restore(self.session.plan.experiment, self.session.plan.flat, {"depth": depth}).config.depth
+
+
+def recorded_plan(folder: RunFolder, overrides: dict[str, Any] | None = None) -> Plan:
+    """The plan that a run was made by, with ``overrides`` on top."""
+    return restore(folder.identity["experiment"], folder.config, overrides)
+
+
+def open_run(folder: RunFolder, overrides: dict[str, Any] | None = None) -> LoadedRun:
+    """Load a finished run's model onto this machine's device.
+
+    Raises:
+        RunError: the run is not finished, or its model is gone or does not fit.
+    """
+    if folder.status != FINISHED:
+        raise RunError(
+            f"{folder.name} is {folder.status}: it has no model yet.",
+            f"Finish it with `reason resume {folder.name}`.",
+        )
+    plan = recorded_plan(folder, overrides)
+    kind, _ = choose_device(plan.config.hardware)
+    torch.set_num_threads(threads_of(plan.config.hardware, 1))
+    session = Session.begin(plan, World(0, 1, torch.device(kind)), folder.path)
+    session.load_model(model_owner(folder), folder.identity["train_hash"])
+    return LoadedRun(folder, session)
+
+
+def model_owner(folder: RunFolder) -> RunFolder:
+    """The run folder that holds the model this run used: its own or the one it was trained by."""
+    owner = folder.identity.get("trained_by")
+    return RunFolder(folder.path.parent / owner) if owner else folder

@@ -1,0 +1,302 @@
+"""A sweep: a resumable plan of runs, kept as a folder and shown in MLflow as a parent of its trials.
+
+Trials that differ only in depth or evaluation keys share one trained model: the deepest of them
+trains, the others carry ``trained_by``. The plan is a function of the command, so issuing the
+command again finds the same sweep and finishes what is missing.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import itertools
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from reason.engine.config import Plan, resolve
+from reason.engine.launcher import Terminated
+from reason.engine.layers import sweeps
+from reason.engine.runner import hours, resume, run
+from reason.errors import ConfigError, ReasonError, SweepError
+from reason.files import atomic, read_json, write_json
+from reason.tracking import provenance
+from reason.tracking.folder import FAILED, FINISHED, INTERRUPTED, KILLED, RunFolder
+from reason.tracking.mirror import Mirror
+
+
+@dataclass
+class Trial:
+    """One run of a sweep: what varies, its plan, its hashes, and the run folder once it has one."""
+
+    varied: dict[str, str]
+    plan: Plan
+    train_hash: str
+    config_hash: str
+    run: str | None = None
+    problem: str = ""
+
+
+@dataclass
+class SweepPlan:
+    """A whole sweep before anything is executed. ``trials`` stand in the order of execution."""
+
+    name: str
+    trials: list[Trial]
+
+    @property
+    def trainings(self) -> int:
+        return len({t.train_hash for t in self.trials})
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(json.dumps([t.config_hash for t in self.trials]).encode()).hexdigest()
+
+
+def axes(overrides: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """Cut words into what varies (``depth=0,1,2``, ``seed=0..2``) and what is fixed (the rest).
+
+    A value with a comma varies; ``a..b`` is every whole number from a to b. Brackets keep a comma
+    from varying (``key=[1,2]`` is one list).
+    """
+    vary: dict[str, list[str]] = {}
+    fixed = []
+    for word in overrides:
+        key, equals, value = word.partition("=")
+        values = expand(value) if equals else []
+        if len(values) > 1:
+            vary[key.strip()] = values
+        else:
+            fixed.append(f"{key}={values[0]}" if values else word)
+    return vary, fixed
+
+
+def expand(value: str) -> list[str]:
+    """``0,1,2`` -> three values; ``0..2`` -> the same; anything else -> itself."""
+    if value.startswith("["):
+        return [value]
+    found: list[str] = []
+    for part in value.split(","):
+        low, dots, high = part.partition("..")
+        if dots and low.strip().lstrip("-").isdigit() and high.strip().lstrip("-").isdigit():
+            if int(high) < int(low):
+                raise ConfigError(f"The range {part!r} runs backwards.", f"Write {high}..{low}.")
+            found += [str(i) for i in range(int(low), int(high) + 1)]
+        else:
+            found.append(part.strip())
+    if any(not v for v in found) and len(found) > 1:
+        raise ConfigError(f"{value!r} has an empty value in it.", "Remove the stray comma.")
+    duplicates = {v for v in found if found.count(v) > 1}
+    if duplicates:
+        raise ConfigError(f"{value!r} names {', '.join(sorted(duplicates))} twice.", "Name each value once.")
+    return found
+
+
+def plan_sweep(
+    name: str, overrides: Sequence[str] = (), *, files: Sequence[Path] = (), flags: Mapping[str, Any] | None = None,
+    digest_of: Callable[[Plan], str] = lambda plan: "",
+) -> SweepPlan:  # fmt: skip
+    """Resolve every trial of a grid. ``name`` is a sweep of an experiments file, an experiment or a method.
+
+    train_depth defaults to the largest depth of the sweep, so that one model serves them all.
+    """
+    named = sweeps().get(name)
+    vary: dict[str, list[str]] = {}
+    base, fixed = name, []
+    if named is not None:
+        base = str(named.get("run") or name)
+        for key, values in (named.get("vary") or {}).items():
+            vary[key] = [str(v) for v in values] if isinstance(values, list) else expand(str(values))
+        fixed = [f"{k}={v}" for k, v in (named.get("set") or {}).items()]
+    spoken, also_fixed = axes(overrides)
+    for word in also_fixed:  # a fixed value on the command line replaces a varied one of the file
+        vary.pop(word.partition("=")[0].strip(), None)
+    vary |= spoken
+    fixed += also_fixed
+    if not vary:
+        raise ConfigError(
+            "Nothing varies in this sweep.", f"Name some values: reason sweep {name} depth=0,1,2 seed=0..2"
+        )
+    said_train_depth = "train_depth" in vary or any(w.startswith("train_depth=") for w in fixed)
+    shared = []
+    if "depth" in vary and not said_train_depth:
+        shared = [f"train_depth={max(_whole(v, 'depth') for v in vary['depth'])}"]
+    if not any(w.startswith("eval.curve=") for w in fixed) and "eval.curve" not in vary:
+        shared.append("eval.curve=false")
+    trials = []
+    for values in itertools.product(*vary.values()):
+        varied = dict(zip(vary, values, strict=True))
+        words = [*shared, *fixed, *(f"{k}={v}" for k, v in varied.items())]
+        plan = replace(resolve(base, words, files=files, flags=flags), experiment=base)
+        trials.append(Trial(varied, plan, *plan.hashes(digest_of(plan))))
+    # The deepest trial of each model comes first: it trains. Python's sort keeps the rest in order.
+    first = {t.train_hash: i for i, t in reversed(list(enumerate(trials)))}
+    trials.sort(key=lambda t: (first[t.train_hash], -t.plan.config.depth))
+    return SweepPlan(name, trials)
+
+
+def _whole(value: str, key: str) -> int:
+    try:
+        return int(value)
+    except ValueError as error:
+        raise ConfigError(f"{key}={value} is not a whole number.", f"For example: {key}=0,1,2") from error
+
+
+def sweep(
+    name: str, overrides: Sequence[str] = (), *, files: Sequence[Path] = (), flags: Mapping[str, Any] | None = None,
+    stop_on_error: bool = False, quiet: bool = False,
+) -> RunFolder:  # fmt: skip
+    """Execute a sweep, or finish the one that this same command started earlier.
+
+    Raises:
+        SweepError: some trials failed (the others are done).
+    """
+    from reason.engine.session import load_dataset
+
+    plan = plan_sweep(name, overrides, files=files, flags=flags, digest_of=lambda p: load_dataset(p).digest)
+    root = Path(plan.trials[0].plan.config.runs)
+    stem = f"{name}-sweep-{plan.digest[:8]}"
+    folder = RunFolder(root / f"{stem}-1")
+    if not (folder / "run.json").exists():
+        folder = RunFolder.create(root, f"{name}-sweep", plan.digest)
+        write_json(folder / "env.json", provenance.capture(Path.cwd()))
+        with atomic(folder / "plan.json") as f:
+            json.dump({"name": name, "trials": [_recorded(t) for t in plan.trials]}, f, indent=1)
+        write_json(
+            folder / "run.json",
+            {
+                "kind": "sweep", "experiment": name, "method": plan.trials[0].plan.card.name,
+                "config_hash": plan.digest, "train_hash": "", "parent": None, "trained_by": None,
+                "data_digest": load_dataset(plan.trials[0].plan).digest,
+                "created": time.time(), "argv": ["reason", *sys.argv[1:]],
+            },
+        )  # fmt: skip
+    return _execute(folder, plan, stop_on_error, quiet)
+
+
+def resume_sweep(folder: RunFolder, *, stop_on_error: bool = False, quiet: bool = False) -> RunFolder:
+    """Finish a sweep from its recorded plan."""
+    from reason.engine.config import restore
+
+    recorded = read_json(folder / "plan.json")
+    trials = [
+        Trial(t["varied"], restore(t["experiment"], t["flat"]), t["train_hash"], t["config_hash"])
+        for t in recorded["trials"]
+    ]
+    return _execute(folder, SweepPlan(recorded["name"], trials), stop_on_error, quiet)
+
+
+def _recorded(trial: Trial) -> dict[str, Any]:
+    return {
+        "varied": trial.varied, "experiment": trial.plan.experiment, "flat": trial.plan.flat,
+        "train_hash": trial.train_hash, "config_hash": trial.config_hash,
+    }  # fmt: skip
+
+
+def _execute(folder: RunFolder, plan: SweepPlan, stop_on_error: bool, quiet: bool) -> RunFolder:
+    if folder.status == FINISHED:
+        _say(f"{folder.name}: all {len(plan.trials)} trials are finished already", quiet)
+        return folder
+    failures: list[Trial] = []
+    with folder.lock(), Mirror(folder) as mirror:
+        folder.event("attempt", device="", devices=0)
+        mirror.start()
+        status = KILLED
+        try:
+            for number, trial in enumerate(plan.trials, 1):
+                label = " ".join(f"{k}={v}" for k, v in trial.varied.items())
+                _say(f"[{number}/{len(plan.trials)}] {label}", quiet)
+                try:
+                    trial.run = _one(folder, trial, quiet).name
+                except ReasonError as error:
+                    trial.problem = str(error)
+                    failures.append(trial)
+                    _say(f"  failed: {error}", quiet)
+                    if stop_on_error:
+                        break
+            status = FAILED if failures else FINISHED
+            result = _summary(folder, plan)
+            _write_table(folder, plan)
+            if not failures:
+                folder.write_result(result)
+        except (KeyboardInterrupt, Terminated):
+            status = KILLED
+            raise
+        finally:
+            folder.event("closed", status=status)
+            mirror.close(status)
+    if failures:
+        raise SweepError(
+            f"{len(failures)} of {len(plan.trials)} trials failed; the first: {failures[0].problem.splitlines()[0]}",
+            f"Mend the cause, then `reason resume {folder.name}` runs what is missing.",
+        )
+    return folder
+
+
+def _one(folder: RunFolder, trial: Trial, quiet: bool) -> RunFolder:
+    """A trial's finished run: found, resumed or executed now."""
+    children = [r for r in RunFolder.all(folder.path.parent) if r.identity.get("kind") == "run"]
+    same = [r for r in children if r.identity["config_hash"] == trial.config_hash]
+    done = [r for r in same if r.status == FINISHED]
+    own = [r for r in done if r.identity["parent"] == folder.name]
+    if done:
+        found = (own or done)[-1]
+        _say(f"  finished already: {found.name}", quiet)
+        return found
+    for child in same:
+        if child.identity["parent"] == folder.name and child.status in (INTERRUPTED, KILLED, FAILED):
+            return resume(child, quiet=quiet)
+    trained = [
+        r for r in children
+        if r.identity["train_hash"] == trial.train_hash and r.status == FINISHED and not r.identity["trained_by"]
+    ]  # fmt: skip
+    return run(trial.plan, model=trained[-1] if trained else None, sweep=folder, quiet=quiet)
+
+
+def _summary(folder: RunFolder, plan: SweepPlan) -> dict[str, Any]:
+    """result.json of a sweep: its trials and the sums over them."""
+    runs = {t.run: RunFolder(folder.path.parent / t.run) for t in plan.trials if t.run}
+    results = {name: r.result or {} for name, r in runs.items()}
+    spent = {name: hours(r, results[name].get("world_size", 1))["total"] for name, r in runs.items()}
+    metrics = {
+        "device_hours": sum(spent.values()),
+        "gpu_hours": sum(h for name, h in spent.items() if results[name].get("gpus")),
+        "trials": len(plan.trials),
+        "trainings": sum(1 for r in runs.values() if not r.identity["trained_by"]),
+    }
+    valid = [r["valid_accuracy"]["value"] for r in results.values() if r.get("valid_accuracy")]
+    if valid:
+        larger = next(iter(results.values()))["valid_accuracy"].get("larger_is_better", True)
+        metrics["valid_accuracy"] = max(valid) if larger else min(valid)
+    return {
+        "schema": 1, "kind": "sweep", "run": folder.name, "experiment": plan.name,
+        "trials": [{"varied": t.varied, "run": t.run, "problem": t.problem} for t in plan.trials],
+        "metrics": metrics,
+    }  # fmt: skip
+
+
+def _write_table(folder: RunFolder, plan: SweepPlan) -> None:
+    """trials.csv: what varied and what came out."""
+    varied = sorted({k for t in plan.trials for k in t.varied})
+    with atomic(folder / "trials.csv") as f:
+        table = csv.writer(f)
+        table.writerow(
+            [*varied, "run", "accuracy", "low", "high", "valid_accuracy", "device_hours", "latency_p50_ms"]
+        )
+        for t in plan.trials:
+            result = (RunFolder(folder.path.parent / t.run).result or {}) if t.run else {}
+            accuracy, metrics = result.get("accuracy", {}), result.get("metrics", {})
+            table.writerow(
+                [*(t.varied.get(k, "") for k in varied), t.run or "", accuracy.get("value", ""), accuracy.get("low", ""),
+                 accuracy.get("high", ""), metrics.get("valid_accuracy", ""), metrics.get("device_hours", ""),
+                 metrics.get("latency_p50_ms", "")]
+            )  # fmt: skip
+
+
+def _say(text: str, quiet: bool) -> None:
+    if not quiet:
+        print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,76 @@
+"""Everything that can go wrong for a user, as one small tree.
+
+A ``ReasonError`` reaches the terminal as two sentences (what happened, how to
+mend it) and an exit code; a traceback is kept for our own mistakes.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ReasonError(Exception):
+    """Base of all errors meant for people. ``hint`` says what to do about it."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = ""):
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n{self.hint}" if self.hint else self.message
+
+    def __reduce__(self):  # survives the trip from a worker process
+        return (type(self), (self.message, self.hint))
+
+
+class ConfigError(ReasonError, ValueError):
+    """Usage or configuration: refused before anything is loaded (exit 2)."""
+
+    exit_code = 2
+
+
+class DataError(ConfigError):
+    """A dataset that cannot be had or cannot be read (exit 2)."""
+
+
+class RunError(ReasonError):
+    """The run itself failed (exit 1)."""
+
+
+class SweepError(ReasonError):
+    """Some trials of a sweep failed (exit 3)."""
+
+    exit_code = 3
+
+
+class MissingExtra(ReasonError):
+    """An optional dependency is absent (exit 4)."""
+
+    exit_code = 4
+
+    def __init__(self, message: str, extra: str = ""):
+        hint = f"Install it with: python -m pip install 'reason-lab[{extra}]'" if extra else ""
+        super().__init__(message, hint)
+        self.extra = extra
+
+    def __reduce__(self):
+        return (type(self), (self.message, self.extra))
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """The choice closest to ``name``, or ''."""
+    found = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
+    return found[0] if found else ""
+
+
+def unknown(kind: str, name: str, choices: Iterable[str]) -> ConfigError:
+    """The error for a name that is not among ``choices``, with the nearest one."""
+    choices = sorted(choices)
+    close = nearest(name, choices)
+    hint = f"Did you mean {close!r}?" if close else ""
+    listed = ", ".join(choices[:20]) + (" ..." if len(choices) > 20 else "")
+    return ConfigError(f"Unknown {kind} {name!r}.", f"{hint} Known: {listed}.".strip())

@@ -1,0 +1,249 @@
+"""The contract between a reasoning method and everything else.
+
+The engine, the sweeps and the reports know only what stands here: a card that
+describes the method without importing torch, and a ``Method`` whose
+``evaluate(..., depth)`` is the same call for all of them. A method reads its
+surroundings through ``Context`` alone: never the environment, never a clock.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from reason.methods.figures import Figure
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    import torch
+    from torch import Tensor, nn
+
+
+# --- the card: torch-free, what `list`, `show` and `--dry-run` read ---------------------------------
+
+
+@dataclass(frozen=True)
+class DepthAxis:
+    """The integer that says how much reasoning is spent."""
+
+    unit: str  # "latent steps", "recursions", "particles"
+    least: int  # smallest depth that can be evaluated
+    default: int  # depth (and train_depth) when nothing is said
+    zero: str  # what the least depth means, for people
+    bound: bool = True  # depth beyond train_depth is refused
+
+
+@dataclass(frozen=True)
+class Units:
+    """What the numbers of a method count."""
+
+    example: str  # what one row of an evaluation is: "user", "document"
+    accuracy: str  # name of the accuracy on default data: "NDCG@10"
+    latency: str  # what one latency sample spans: "one ranked request"
+    throughput: str  # "users/s", "tokens/s"
+
+
+@dataclass(frozen=True)
+class MethodCard:
+    """A method as the command line sees it. The entry point in group ``reason.methods`` names one."""
+
+    name: str
+    summary: str
+    paper: str  # authors, title, arXiv id
+    Config: type  # dataclass of the method's own keys; a comment with unit and source on every field
+    depth: DepthAxis
+    view: str  # what it reads of a dataset: "sequences", "chats", "problems", "text"
+    units: Units
+    target: str  # "module:Class" of the Method, imported when used
+    backbone: str  # default backbone
+    dataset: str  # default dataset
+    preset: Mapping[str, Any] = field(default_factory=dict)  # dotted keys over the dataclass defaults
+    trains: bool = True
+
+
+# --- what flows through it --------------------------------------------------------------------------
+
+Losses = dict[str, tuple["Tensor", "Tensor | float"]]
+"""``{name: (sum, count)}``. The trainer minimises the total of sum / count, each count summed over
+ranks and accumulated micro-batches, so that a batch cut in any way gives the same gradient."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where training stands when ``loss`` is called."""
+
+    epoch: int  # passes over the training examples that are complete, from 0
+    step: int  # optimiser steps that are complete, from 0
+    progress: float  # share of the planned training that is complete, in [0, 1]
+    generator: torch.Generator  # on the device; a function of seed, step, rank and micro-batch alone
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How a metric is read from the rows of an evaluation.
+
+    The mean of column ``numerator``, or sum(numerator) / sum(denominator) where a
+    denominator is named (bits per byte, loss per token).
+    """
+
+    numerator: str
+    denominator: str = ""
+    larger_is_better: bool = True
+
+
+@dataclass
+class Evaluation:
+    """One row per example and how to read numbers from the rows.
+
+    Because every metric is a ratio of columns, rows of several ranks can be joined, intervals
+    bootstrapped and cohorts cut afterwards, by code that knows nothing of the method.
+
+    rows: columns ``id`` (string; equal across runs on the same split), ``depth_used`` (float),
+        and the columns that ``metrics`` name; further columns (rank, cohort keys) are welcome.
+    accuracy: the key of ``metrics`` that is *the* accuracy.
+    cost: counters summed over examples: "steps", "tokens", "flops" (multiply-adds x 2). Never times.
+    """
+
+    rows: pa.Table
+    accuracy: str
+    metrics: dict[str, Ratio]
+    cost: dict[str, float] = field(default_factory=dict)
+
+
+class Examples(Protocol):
+    """A split as the trainer and the methods read it: sized, ordered by seed, batched by index."""
+
+    def __len__(self) -> int: ...
+
+    def order(self, rng: np.random.Generator, batch_size: int) -> np.ndarray:
+        """A permutation of range(len) for one epoch; consecutive runs of batch_size form batches."""
+        ...
+
+    def batch(self, index: np.ndarray) -> dict[str, Tensor]:
+        """Collate the examples at ``index`` (n,) into CPU tensors whose first axis is n."""
+        ...
+
+
+@dataclass
+class Splits:
+    """What ``Method.data`` returns. ``info`` is printed and logged (users, items, windows, tokens)."""
+
+    train: Examples
+    valid: Examples
+    test: Examples
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+class Meter(Protocol):
+    """The only clock that a method sees."""
+
+    def request(self) -> AbstractContextManager[None]:
+        """Time one request at batch 1 (device synchronised on both sides). Warm-up calls are dropped."""
+        ...
+
+    def requests(self, examples: int) -> Iterator[int]:
+        """Indices of the examples to time, warm-up first: a seeded, spread-out sample."""
+        ...
+
+    def batch(self, units: int) -> AbstractContextManager[None]:
+        """Time one batched call that serves ``units`` of the throughput unit."""
+        ...
+
+
+@dataclass
+class Context:
+    """All that a method may know of the run it is part of."""
+
+    config: Any  # the resolved RunConfig: config.depth, config.train_depth, config.latent.loss ...
+    backbone: Callable[..., Any]  # factory of the chosen backbone: backbone(**sizes) -> nn.Module
+    dataset: Any  # the loaded dataset (see reason.datasets.base)
+    data: Any  # what Method.data made of it (Splits); None while it is being made
+    device: torch.device
+    rank: int
+    world_size: int
+    log: Callable[[str, float, int], None]  # log(name, value, step)
+    workdir: Path  # a folder of the run, for files the method wants to keep
+    meter: Meter
+    limit: int = 0  # judge at most this many examples of a split; 0 = all
+
+    def shard(self, examples: int) -> np.ndarray:
+        """The indices of 0..examples-1 that this rank judges; over ranks each appears once.
+
+        A limit takes examples spread evenly over the split.
+        """
+        import numpy as np
+
+        chosen = np.arange(examples)
+        if 0 < self.limit < examples:
+            chosen = np.unique(np.linspace(0, examples - 1, self.limit).round().astype(np.int64))
+        return chosen[self.rank :: self.world_size]
+
+
+class Method(ABC):
+    """One way of giving a model more reasoning. Stateless between calls except through the model."""
+
+    def __init__(self, config: Any):
+        self.config = config  # the resolved RunConfig
+
+    @abstractmethod
+    def data(self, ctx: Context) -> Splits:
+        """Turn ``ctx.dataset`` into the splits that this method trains and is judged on."""
+
+    @abstractmethod
+    def build(self, ctx: Context) -> nn.Module:
+        """The network, on CPU, initialised from torch's global random state (already seeded)."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: dict[str, Tensor], step: Step) -> Losses:
+        """The training objective of one micro-batch. Every parameter takes part in every step."""
+
+    def counts(self, model: nn.Module, batch: dict[str, Tensor], step: Step) -> dict[str, float]:
+        """The counts that ``loss`` would return for this batch, without its cost.
+
+        Needed only when micro-batches are accumulated, where the denominators must be known
+        before the first backward pass. The default runs ``loss`` without gradients; override it
+        where the counts can be read off the batch.
+        """
+        import torch
+
+        devices = [step.generator.device] if step.generator.device.type == "cuda" else []
+        state = step.generator.get_state()
+        with torch.random.fork_rng(devices), torch.no_grad():
+            counts = {name: float(count) for name, (_, count) in self.loss(model, batch, step).items()}
+        step.generator.set_state(state)
+        return counts
+
+    def param_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """Optimiser groups; ``lr_scale`` and ``weight_decay`` are read. Default: one group."""
+        return [{"params": [p for p in model.parameters() if p.requires_grad]}]
+
+    def after_step(self, model: nn.Module, step: Step) -> None:
+        """Called after each optimiser step, e.g. for a router's balance bias."""
+        return None
+
+    def calibrate(self, ctx: Context, model: nn.Module, valid: Examples) -> None:
+        """Fit thresholds and temperatures on validation data only. Keep them in buffers of the model."""
+        return None
+
+    @abstractmethod
+    def evaluate(self, ctx: Context, model: nn.Module, split: Examples, depth: int) -> Evaluation:
+        """Judge this rank's share (``ctx.shard``) of ``split`` at ``depth``; the engine joins the ranks."""
+
+    def baselines(self, ctx: Context, split: Examples) -> dict[str, Evaluation]:
+        """Trivial rivals (popularity, majority, greedy) on the same rows; whole split, rank 0."""
+        return {}
+
+    def predict(
+        self, ctx: Context, model: nn.Module, requests: Sequence[dict[str, Any]], depth: int
+    ) -> list[dict[str, Any]]:
+        """Answer requests, one JSON object each, in order. A bad request gets {"error": ...}."""
+        raise ValueError(f"{type(self).__name__} does not answer requests")
+
+    def inspect(self, ctx: Context, model: nn.Module, example: str) -> list[Figure]:
+        """Show what happened on one example ('' = the method's choice), as figures."""
+        raise ValueError(f"{type(self).__name__} has nothing to inspect")

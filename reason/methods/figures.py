@@ -1,0 +1,61 @@
+"""What a method may show: four kinds of figure, plain data, no torch.
+
+A method returns these from ``inspect``; ``reason.reports`` draws them in the
+terminal and as pictures, so no method knows how anything is drawn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under column names; ``note`` is a sentence below."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[Any]]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Lines:
+    """One curve per name in ``series``, all over the same ``x``; None marks a gap."""
+
+    title: str
+    x: list[float]
+    series: dict[str, list[float | None]]
+    x_label: str = ""
+    y_label: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """``values[row][column]``, with a label for each row and column."""
+
+    title: str
+    values: list[list[float]]
+    rows: list[str]
+    columns: list[str]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Text pieces, each coloured by a number (a depth, a weight) in [low, high]."""
+
+    title: str
+    tokens: list[str]
+    values: list[float]
+    low: float = 0.0
+    high: float = 1.0
+    legend: str = ""
+    note: str = ""
+
+
+Figure = Table | Lines | HeatMap | Tokens
+
+__all__ = ["Figure", "HeatMap", "Lines", "Table", "Tokens"]

@@ -1,0 +1,20 @@
+"""Latent reasoning for sequential recommendation (ReaRec): the card. Importing this is cheap."""
+
+from reason.methods.base import DepthAxis, MethodCard, Units
+from reason.methods.latent.config import LatentConfig
+
+card = MethodCard(
+    name="latent",
+    summary="Recommends the next item after feeding its own state back for a number of latent steps (ReaRec).",
+    paper="Tang et al., Think Before Recommend: Unleashing the Latent Reasoning Power for Sequential "
+    "Recommendation, arXiv 2503.22675",
+    Config=LatentConfig,
+    depth=DepthAxis(
+        unit="latent steps", least=0, default=2, zero="no step taken: the state of the encoder answers"
+    ),
+    view="sequences",
+    units=Units(example="user", accuracy="NDCG@10", latency="one ranked request", throughput="users/s"),
+    target="reason.methods.latent.method:Latent",
+    backbone="sasrec",
+    dataset="movielens-100k",
+)

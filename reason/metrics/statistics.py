@@ -1,0 +1,307 @@
+"""Intervals and fair comparison, from one row per example. numpy only; knows no run and no method.
+
+Every metric here is a ratio of sums over examples, sum(numerator) / sum(denominator), the plain
+mean being the case where every denominator is 1. Two sources of chance are kept apart:
+
+*Examples* are resampled (Efron's bootstrap): had other users come, what would the number be?
+*Seeds* are few, often three, and three values cannot be resampled honestly: there are ten distinct
+resamples, their spread is a third too small, and none reaches beyond the seeds at hand. So the
+values are first averaged over seeds for each example, examples are resampled, and the variance
+*between* seeds (less the part that the finite number of examples explains) is added to every
+resample as a Student-t draw with seeds - 1 degrees of freedom. Where seeds differ only by the noise
+of their examples, nothing is added; where they truly differ, the interval is as wide as so few
+seeds deserve. With one seed the interval speaks of examples alone, and ``seeds`` says so.
+
+Comparisons are paired: the same examples, the same seeds, resampled together, which removes all that
+two runs have in common.
+
+Sources: Efron, "Better bootstrap confidence intervals", JASA 1987 (BCa); Wilson, JASA 1927; Owen,
+"The pigeonhole bootstrap", AOAS 2007 (two crossed sources of chance); Holm, Scand. J. Statist. 1979.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+
+_CELLS = 2_000_000  # resampled values held at once
+_NORMAL = NormalDist()
+
+
+class Interval(NamedTuple):
+    """A number, the bounds of its interval, and how many examples (and seeds) stand behind it."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    seeds: int = 1
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The outcome of one run on one split: an id and a value for each example."""
+
+    id: np.ndarray  # (n,) of str, each once
+    numerator: np.ndarray  # (n,)
+    denominator: np.ndarray | None = None  # (n,); None = all ones, the metric is a mean
+
+
+@dataclass(frozen=True)
+class Difference:
+    """``a - b`` over the same examples and seeds."""
+
+    value: float
+    low: float
+    high: float
+    p: float  # two-sided, for "there is no difference"
+    n: int  # examples
+    seeds: int
+
+    @property
+    def distinguishable(self) -> bool:
+        """Whether the interval leaves 0 out."""
+        return self.low > 0 or self.high < 0
+
+
+# --- one run ----------------------------------------------------------------------------------------
+
+
+def bootstrap_interval(
+    numerator: np.ndarray,
+    denominator: np.ndarray | None = None,
+    *,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """(low, high): the interval of a metric over one run's examples.
+
+    BCa bootstrap over examples. Where every outcome is 0 or 1 Wilson's score interval is given in
+    its place, for a bootstrap of twenty right answers out of twenty claims [1, 1]. An interval from
+    a single example has no width and says nothing.
+
+    Args:
+        numerator, denominator: (n,) columns of an evaluation; no denominator means the mean.
+        level: share of the time that the interval should hold the truth.
+    Raises:
+        ValueError: no examples, values that are not finite, or a denominator that sums to 0.
+    """
+    table = _table([(numerator, denominator)])[:, 0]  # (n, 2)
+    n = len(table)
+    value = float(_ratio(table.sum(0)))
+    if denominator is None and np.isin(table[:, 0], (0.0, 1.0)).all():
+        return _wilson(value, n, level)
+    if n == 1 or np.all(table == table[0]):
+        return value, value
+    draws = _ratio(_resampled(table, resamples, np.random.default_rng(seed)))  # (resamples,)
+    without = _ratio(table.sum(0) - table)  # (n,) the metric without each example
+    low, high = np.nanquantile(draws, _bca_levels(value, draws, without, level))
+    return float(low), float(high)
+
+
+def _wilson(share: float, n: int, level: float) -> tuple[float, float]:
+    z2 = _NORMAL.inv_cdf((1 + level) / 2) ** 2
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = np.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n))) / (1 + z2 / n)
+    return min(share, max(0.0, float(centre - half))), max(share, min(1.0, float(centre + half)))
+
+
+def _bca_levels(value: float, draws: np.ndarray, without: np.ndarray, level: float) -> list[float]:
+    """The quantiles of ``draws`` that bound the interval: corrected for bias and skewness."""
+    below = (np.sum(draws < value) + np.sum(draws == value) / 2) / len(draws)
+    edge = 1 / (len(draws) + 1)
+    bias = _NORMAL.inv_cdf(float(np.clip(below, edge, 1 - edge)))
+    spread = without[np.isfinite(without)].mean() - without[np.isfinite(without)]
+    square = np.sum(spread**2)
+    skew = float(np.sum(spread**3) / (6 * square**1.5)) if square > 0 else 0.0
+    levels = []
+    for tail in ((1 - level) / 2, (1 + level) / 2):
+        z = bias + _NORMAL.inv_cdf(tail)
+        levels.append(_NORMAL.cdf(bias + z / (1 - skew * z)))
+    return levels
+
+
+# --- several seeds, and two sides -------------------------------------------------------------------
+
+
+def seeded_interval(
+    rows: Mapping[int, Rows], *, level: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> Interval:
+    """The mean over seeds of one configuration's metric, with an interval over examples and seeds.
+
+    Args:
+        rows: seed -> outcome; every seed on the same examples.
+    Raises:
+        ValueError: no seeds, or the examples differ.
+    """
+    if not rows:
+        raise ValueError("There is no seed to judge.")
+    (table,) = _aligned([list(rows.values())])
+    if len(rows) == 1:
+        (only,) = rows.values()
+        value = float(_ratio(table.sum((0, 1))))
+        bounds = bootstrap_interval(
+            only.numerator, only.denominator, level=level, resamples=resamples, seed=seed
+        )
+        return Interval(value, *bounds, len(table))
+    value, draws = _two_level([table], resamples, np.random.default_rng(seed))
+    low, high = np.nanquantile(draws, ((1 - level) / 2, (1 + level) / 2))
+    return Interval(value, float(low), float(high), table.shape[0], table.shape[1])
+
+
+def paired_difference(
+    a: Mapping[int, Rows],
+    b: Mapping[int, Rows],
+    *,
+    level: float = 0.95,
+    resamples: int = 5000,
+    seed: int = 0,
+) -> Difference:
+    """``metric(a) - metric(b)``, paired over examples (by id) and over the seeds both sides have.
+
+    Args:
+        a, b: seed -> outcome. Seeds that only one side has are left out.
+    Returns:
+        The difference of the means over seeds, its percentile interval, and p, twice the smaller
+        share of resamples beyond 0 (no smaller than 2 / (resamples + 1)). Identical sides give
+        0, [0, 0] and p = 1.
+    Raises:
+        ValueError: no seed in common, or the examples differ.
+    """
+    shared = sorted(a.keys() & b.keys())
+    if not shared:
+        raise ValueError(
+            f"No seed in common: one side has {sorted(a)}, the other {sorted(b)}. "
+            "Run both with the same seeds."
+        )
+    tables = _aligned([[a[s] for s in shared], [b[s] for s in shared]])
+    value, draws = _two_level(tables, resamples, np.random.default_rng(seed))
+    low, high = np.nanquantile(draws, ((1 - level) / 2, (1 + level) / 2))
+    tail = min(np.sum(draws <= 0), np.sum(draws >= 0))
+    p = min(1.0, 2 * (1 + float(tail)) / (resamples + 1))
+    return Difference(value, float(low), float(high), p, tables[0].shape[0], len(shared))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's step-down correction: p values as they stand when all of them are looked at together."""
+    order = sorted(range(len(p)), key=lambda i: p[i])
+    adjusted, worst = [0.0] * len(p), 0.0
+    for place, i in enumerate(order):
+        worst = max(worst, min(1.0, (len(p) - place) * p[i]))
+        adjusted[i] = worst
+    return adjusted
+
+
+# --- the machinery ----------------------------------------------------------------------------------
+
+
+def _two_level(
+    tables: list[np.ndarray], resamples: int, rng: np.random.Generator
+) -> tuple[float, np.ndarray]:
+    """A metric (one table) or the difference of two, and draws of it over examples and seeds.
+
+    tables: one or two of (n, S, 2), the last axis numerator and denominator.
+    """
+    n, seeds, _ = tables[0].shape
+    pooled = [table.sum(1) for table in tables]  # (n, 2): sums over seeds, example by example
+    value = float(_signed([_ratio(table.sum(0)) for table in pooled]))
+    sums = _resampled(np.concatenate(pooled, axis=1), resamples, rng)  # (resamples, 2 or 4)
+    draws = _signed([_ratio(sums[:, 2 * i : 2 * i + 2]) for i in range(len(tables))])
+    if seeds > 1:
+        per_seed = _signed([_ratio(table.sum(0)) for table in tables])  # (S,)
+        # What each example adds to a seed's number, to first order, and what of it is the example's
+        # alone, whatever the seed. The rest is noise that makes seeds look different.
+        influence = _signed([_influence(table) for table in tables])  # (n, S)
+        rest = influence - influence.mean(1, keepdims=True)
+        noise = float(np.sum(rest**2)) / ((n - 1) * (seeds - 1)) / n if n > 1 else 0.0
+        between = max(0.0, float(per_seed.var(ddof=1)) - noise)
+        draws = draws + np.sqrt(between / seeds) * rng.standard_t(seeds - 1, size=resamples)
+    return value, draws
+
+
+def _signed(sides: list[np.ndarray]) -> np.ndarray:
+    """a, or a - b."""
+    return sides[0] if len(sides) == 1 else sides[0] - sides[1]
+
+
+def _influence(table: np.ndarray) -> np.ndarray:
+    """(n, S, 2) -> (n, S): derivative of each seed's ratio in the weight of each example, times n."""
+    total = table.sum(0)  # (S, 2)
+    return (table[..., 0] - _ratio(total) * table[..., 1]) / (total[:, 1] / len(table))
+
+
+def _ratio(sums: np.ndarray) -> np.ndarray:
+    """(..., 2) -> (...). A resample whose denominators sum to 0 gives no number (NaN)."""
+    down = sums[..., 1]
+    return np.divide(sums[..., 0], down, out=np.full(np.shape(down), np.nan), where=down != 0)
+
+
+def _resampled(table: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """Column sums of ``resamples`` samples with replacement of the rows of ``table``.
+
+    (n, c) -> (resamples, c). Rows that are equal are drawn together, as one multinomial count: a
+    ranking metric has a dozen distinct values however many users there are.
+    """
+    n = len(table)
+    distinct, counts = np.unique(table, axis=0, return_counts=True)
+    if len(distinct) * 20 < n:
+        return rng.multinomial(n, counts / n, size=resamples) @ distinct
+    sums = np.empty((resamples, table.shape[1]))
+    at_once = max(1, _CELLS // n)
+    columns = [np.ascontiguousarray(column) for column in table.T]
+    constant = [bool(np.all(column == column[0])) for column in columns]
+    for start in range(0, resamples, at_once):
+        stop = min(resamples, start + at_once)
+        index = rng.integers(0, n, size=(stop - start, n), dtype=np.int32)
+        for c, column in enumerate(columns):
+            sums[start:stop, c] = column[0] * n if constant[c] else column[index].sum(1)
+    return sums
+
+
+def _aligned(sides: list[list[Rows]]) -> list[np.ndarray]:
+    """Each side's outcomes as (n, S, 2), all in the order of the first one's ids."""
+    first = np.asarray(sides[0][0].id).astype(str)
+    wanted = np.argsort(first)
+    if len(np.unique(first)) != len(first):
+        raise ValueError("An example id occurs more than once in the rows of a run.")
+    tables = []
+    for side in sides:
+        pairs = []
+        for rows in side:
+            ids = np.asarray(rows.id).astype(str)
+            order = slice(None)
+            if not np.array_equal(ids, first):
+                mine = np.argsort(ids)
+                if not np.array_equal(ids[mine], first[wanted]):
+                    raise ValueError(
+                        f"The runs were judged on different examples ({len(first)} and {len(ids)} rows, "
+                        "ids not the same), so they cannot be paired."
+                    )
+                order = np.empty_like(mine)
+                order[wanted] = mine
+            down = None if rows.denominator is None else np.asarray(rows.denominator)[order]
+            pairs.append((np.asarray(rows.numerator)[order], down))
+        tables.append(_table(pairs))
+    return tables
+
+
+def _table(pairs: list[tuple[np.ndarray, np.ndarray | None]]) -> np.ndarray:
+    """S pairs of columns (n,) -> (n, S, 2), checked."""
+    columns = []
+    for numerator, denominator in pairs:
+        up = np.asarray(numerator, dtype=np.float64)
+        down = np.ones_like(up) if denominator is None else np.asarray(denominator, dtype=np.float64)
+        columns.append(np.stack([up, down], axis=-1))
+    table = np.stack(columns, axis=1)
+    if not len(table):
+        raise ValueError("There is no example to judge.")
+    if not np.isfinite(table).all():
+        raise ValueError("The rows hold values that are not finite; an accuracy of them would mean nothing.")
+    if np.any(table[..., 1].sum(0) == 0):
+        raise ValueError("The denominator is 0 over all examples.")
+    return table

@@ -1,0 +1,446 @@
+"""From a frame to a comparison: intervals over seeds, paired differences, choices, fronts.
+
+Two rules hold throughout. Whatever is *chosen* (a depth, ``--best``) is chosen by validation
+accuracy; whatever is *reported* is test accuracy. And every difference is paired: same examples,
+same seeds, against the base (the same backbone trained without the method) where there is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reason.errors import ReasonError
+from reason.metrics.statistics import Difference, Interval, Rows, holm, paired_difference, seeded_interval
+from reason.reports.frame import Frame, Key, Point, frames, overrides, read_rows
+from reason.reports.pareto import pareto_front
+
+METHOD, BASE, BASELINE = "method", "base", "baseline"
+ALPHA = 0.05
+
+
+@dataclass
+class Entry:
+    """One line of a comparison: a configuration at a depth, over its seeds; or a trivial baseline."""
+
+    label: str
+    kind: str  # METHOD, BASE or BASELINE
+    key: Key | None  # None for a trivial baseline
+    points: list[Point]  # one per seed; empty for a trivial baseline
+    rows: dict[int, Rows]  # seed -> test outcome
+    accuracy: Interval
+    valid: Interval | None = None
+    metrics: dict[str, float] = field(default_factory=dict)  # means over seeds
+    costs: dict[str, float] = field(default_factory=dict)  # means over seeds; absent where not measured
+    reference: str = ""  # label and depth of what it is compared with
+    difference: Difference | None = None
+    p: float | None = None  # of the difference, after Holm's correction over the table
+    chosen: bool = False  # the depth that validation chooses in its family
+    fronts: list[str] = field(default_factory=list)  # costs on whose Pareto front it lies
+
+    @property
+    def depth(self) -> int | None:
+        return self.key.depth if self.key else None
+
+    @property
+    def name(self) -> str:
+        """Label and depth, as other lines refer to it."""
+        return self.label if self.kind != METHOD else f"{self.label} at depth {self.depth}"
+
+    @property
+    def distinguishable(self) -> bool | None:
+        """Whether chance can be ruled out as the source of the difference; None without one."""
+        if self.difference is None or self.p is None:
+            return None
+        return self.difference.distinguishable and self.p < ALPHA
+
+
+@dataclass
+class Comparison:
+    """One table: entries that may be ranked, and what a reader has to know about them."""
+
+    accuracy: str
+    larger_is_better: bool
+    dataset: str
+    data_digest: str
+    split: str
+    n: int
+    units: dict[str, str]
+    entries: list[Entry]
+    notes: list[str] = field(default_factory=list)
+    hints: list[str] = field(default_factory=list)  # commands that would make it fuller
+    one_device: bool = True  # whether all times come from one kind of device
+
+    @property
+    def depth_units(self) -> list[str]:
+        """The units of depth in it; several where methods are compared."""
+        return list(dict.fromkeys(e.points[0].result["units"]["depth"] for e in self.entries if e.points))
+
+
+COSTS = ("device_hours", "latency_p50_ms")  # the costs that have a Pareto front
+
+
+def compare(root: Path | str, names: Sequence[str] = (), *, best: bool = False) -> list[Comparison]:
+    """Compare the finished runs under ``root``.
+
+    Args:
+        names: as for ``frames``. best: keep one line for each experiment, method and backbone, the
+            one with the best *validation* accuracy, and order the lines by test accuracy.
+    Raises:
+        ConfigError: see ``frames``. RunError: rows that cannot be read.
+    """
+    return [compare_frame(frame, best=best) for frame in frames(root, names)]
+
+
+def compare_frame(frame: Frame, *, best: bool = False) -> Comparison:
+    first = frame.points[0].result
+    table = Comparison(
+        accuracy=frame.what["accuracy"],
+        larger_is_better=frame.larger_is_better,
+        dataset=frame.datasets,
+        data_digest=frame.what["data digest"],
+        split=frame.what["split"],
+        n=frame.what["number of examples"],
+        units=first["units"],
+        entries=[_entry(key, points) for key, points in frame.groups.items()],
+        notes=list(frame.notes),
+    )
+    sign = 1 if table.larger_is_better else -1
+    _choose(table.entries, sign)
+    references = {id(e): _reference(e, table.entries) for e in table.entries}
+    if best:
+        kept = _best(table.entries, sign)
+        needed = {id(references[id(e)]) for e in kept}
+        table.entries = [e for e in table.entries if e in kept or id(e) in needed]
+    table.entries += _baselines(frame)
+    _compare_all(table, references)
+    _fronts(table, sign)
+    table.entries.sort(key=lambda e: _place(e, best, sign))
+    table.hints += _hints(table)
+    return table
+
+
+def _place(entry: Entry, best: bool, sign: int) -> tuple:
+    """Base first, then the methods by family and depth (for --best by accuracy), then baselines."""
+    kind = (BASE, METHOD, BASELINE).index(entry.kind)
+    if best or entry.key is None:
+        return (kind, -sign * entry.accuracy.value, entry.name)
+    return (kind, str(entry.key.family), entry.key.depth)
+
+
+# --- one line -----------------------------------------------------------------------------------
+
+
+def _entry(key: Key, points: list[Point]) -> Entry:
+    rows = {p.seed: p.rows(p.entry["accuracy"], p.entry["rows"]) for p in points}
+    return Entry(
+        label=_label(key),
+        kind=BASE if points[0].is_base else METHOD,
+        key=key,
+        points=points,
+        rows=rows,
+        accuracy=_over_seeds([p.entry["accuracy"] for p in points], lambda: rows),
+        valid=_validation(points),
+        metrics={
+            name: float(np.mean([p.entry["metrics"][name]["value"] for p in points]))
+            for name in points[0].entry.get("metrics", {})
+            if all(name in p.entry.get("metrics", {}) for p in points)
+        },
+        costs=_costs(points),
+    )
+
+
+def _label(key: Key) -> str:
+    what = key.experiment if key.train_depth else f"{key.experiment} base"
+    prefix = f"{key.method}."
+    return " ".join([what, *(f"{k.removeprefix(prefix)}={v}" for k, v in key.settings)])
+
+
+def _over_seeds(records: list[dict[str, Any]], rows: Callable[[], dict[int, Rows]]) -> Interval:
+    """The mean over seeds with its interval; one seed's own record stands as it is."""
+    if len(records) == 1:
+        (r,) = records
+        return Interval(r["value"], r["low"], r["high"], r["n"])
+    return seeded_interval(rows())
+
+
+def _validation(points: list[Point]) -> Interval | None:
+    """Validation accuracy over seeds, where every run has it."""
+    if not all(p.entry.get("valid_accuracy") and p.entry.get("valid_rows") for p in points):
+        return None
+    records = [p.entry["valid_accuracy"] for p in points]
+    return _over_seeds(
+        records,
+        lambda: {p.seed: p.rows(r, p.entry["valid_rows"]) for p, r in zip(points, records, strict=True)},
+    )
+
+
+def _costs(points: list[Point]) -> dict[str, float]:
+    """Means over seeds of what was measured for all of them."""
+    read: dict[str, Callable[[Point], float | None]] = {
+        "device_hours": lambda p: p.device_hours,
+        "gpu_hours": lambda p: p.result["metrics"].get("gpu_hours"),
+        "latency_p50_ms": lambda p: p.entry.get("latency_p50_ms"),
+        "latency_p95_ms": lambda p: p.entry.get("latency_p95_ms"),
+        "throughput_per_s": lambda p: p.entry.get("throughput_per_s"),
+        "effective_depth": lambda p: p.entry.get("effective_depth"),
+        "flops_per_example": lambda p: _per_example(p, "flops"),
+        "tokens_per_example": lambda p: _per_example(p, "tokens"),
+    }
+    values = {name: [of(p) for p in points] for name, of in read.items()}
+    return {
+        name: float(np.mean([v for v in seen if v is not None]))
+        for name, seen in values.items()
+        if all(v is not None for v in seen)
+    }
+
+
+def _per_example(point: Point, counter: str) -> float | None:
+    count = (point.entry.get("cost") or {}).get(counter)
+    return None if count is None else count / point.entry["accuracy"]["n"]
+
+
+def _baselines(frame: Frame) -> list[Entry]:
+    """The trivial rivals, read from the newest run that has each. They know neither seed nor depth."""
+    newest = sorted(frame.points, key=lambda p: p.result.get("created", 0.0))
+    found: dict[str, tuple[Point, dict[str, Any]]] = {}
+    for point in newest:
+        for name, record in (point.result.get("baselines") or {}).items():
+            if (point.folder / record["rows"]).is_file():
+                found[name] = (point, record)
+    entries = []
+    for name, (point, record) in sorted(found.items()):
+        a = record["accuracy"]
+        rows = read_rows(point.folder / record["rows"], {"column": point.result["accuracy"]["column"], **a})
+        metrics = {k: m["value"] for k, m in record.get("metrics", {}).items()}
+        interval = Interval(a["value"], a["low"], a["high"], a["n"])
+        entries.append(Entry(name, BASELINE, None, [], {0: rows}, interval, metrics=metrics))
+    return entries
+
+
+# --- choices: validation only -------------------------------------------------------------------
+
+
+def _choose(entries: list[Entry], sign: int) -> None:
+    """Mark in each family the depth that validation chooses; a tie goes to the shallowest."""
+    families: dict[tuple, list[Entry]] = {}
+    for entry in entries:
+        if entry.kind == METHOD and entry.key and entry.valid is not None:
+            families.setdefault(entry.key.family, []).append(entry)
+    for members in families.values():
+        if len(members) > 1:
+            _by_validation(members, sign).chosen = True
+
+
+def _best(entries: list[Entry], sign: int) -> list[Entry]:
+    """One entry for each experiment, method and backbone; bases stay."""
+    sides: dict[tuple, list[Entry]] = {}
+    for entry in entries:
+        if entry.kind == METHOD and entry.key and entry.valid is not None:
+            sides.setdefault((entry.key.experiment, entry.key.method, entry.key.backbone), []).append(entry)
+    return [_by_validation(members, sign) for members in sides.values()] + [
+        e for e in entries if e.kind == BASE
+    ]
+
+
+def _by_validation(entries: list[Entry], sign: int) -> Entry:
+    return max(entries, key=lambda e: (sign * e.valid.value if e.valid else float("-inf"), -(e.depth or 0)))
+
+
+# --- differences --------------------------------------------------------------------------------
+
+
+def _reference(entry: Entry, entries: list[Entry]) -> Entry | None:
+    """What an entry is measured against: its base, else the least depth of its family.
+
+    A base is of the same method and backbone and shares a seed; of several the one nearest in
+    experiment and settings is taken.
+    """
+    if entry.kind != METHOD or entry.key is None:
+        return None
+    key = entry.key
+    bases = [
+        e for e in entries
+        if e.kind == BASE and e.key and (e.key.method, e.key.backbone) == (key.method, key.backbone)
+        and e.rows.keys() & entry.rows.keys()
+    ]  # fmt: skip
+    if bases:
+        return min(bases, key=lambda e: _distance(e, entry))
+    family = [
+        e for e in entries if e.key and e.key.family == key.family and e.rows.keys() & entry.rows.keys()
+    ]
+    least = min(family, key=lambda e: e.depth or 0)
+    return None if least is entry else least
+
+
+def _distance(base: Entry, entry: Entry) -> tuple:
+    assert base.key and entry.key
+    apart = sum(a != b for a, b in zip(base.key.settings, entry.key.settings, strict=True))
+    return (apart, base.key.experiment != entry.key.experiment, -len(base.rows.keys() & entry.rows.keys()))
+
+
+def _compare_all(table: Comparison, references: dict[int, Entry | None]) -> None:
+    """Fill in every paired difference, and correct all p values together."""
+    runs = [e for e in table.entries if e.points]
+    common = next((e for e in runs if e.kind == BASE), None) or next((e for e in runs), None)
+    for entry in table.entries:
+        reference = references.get(id(entry)) if entry.points else common
+        if reference is None:
+            continue
+        mine = entry.rows
+        if entry.kind == BASELINE:  # the same whatever the seed
+            mine = dict.fromkeys(reference.rows, next(iter(entry.rows.values())))
+        entry.reference = reference.name
+        try:
+            entry.difference = paired_difference(mine, reference.rows)
+        except ValueError as error:
+            table.notes.append(f"{entry.name} is not compared with {reference.name}: {error}")
+            continue
+        unshared = entry.rows.keys() ^ reference.rows.keys()
+        if entry.points and unshared:
+            seeds = ", ".join(map(str, sorted(entry.rows.keys() & reference.rows.keys())))
+            table.notes.append(
+                f"{entry.name} and {reference.name} are compared on the seeds they share: {seeds}."
+            )
+    compared = [e for e in table.entries if e.difference is not None]
+    corrected = holm([e.difference.p for e in compared if e.difference])
+    for entry, p in zip(compared, corrected, strict=True):
+        entry.p = p
+
+
+# --- fronts, hints ------------------------------------------------------------------------------
+
+
+def _fronts(table: Comparison, sign: int) -> None:
+    """Mark the Pareto fronts; times of different devices are not ranked."""
+    devices = sorted({p.device for e in table.entries for p in e.points})
+    table.one_device = len(devices) <= 1
+    if not table.one_device:
+        table.notes.append(
+            "Hours and latencies were taken on different devices and are not ranked: "
+            + "; ".join(devices)
+            + "."
+        )
+        return
+    values = [sign * e.accuracy.value for e in table.entries]
+    for cost in COSTS:
+        front = pareto_front(values, [e.costs.get(cost) for e in table.entries])
+        for entry, on in zip(table.entries, front, strict=True):
+            if on:
+                entry.fronts.append(cost)
+
+
+def _hints(table: Comparison) -> list[str]:
+    """The commands that train a missing base, one for each experiment."""
+    hints = []
+    based = {(e.key.method, e.key.backbone) for e in table.entries if e.kind == BASE and e.key}
+    lacking: dict[tuple, list[Point]] = {}
+    for entry in table.entries:
+        if entry.kind == METHOD and entry.key and (entry.key.method, entry.key.backbone) not in based:
+            who = (entry.key.experiment, entry.key.method, entry.key.backbone, entry.key.settings)
+            lacking.setdefault(who, []).extend(entry.points)
+    for points in lacking.values():
+        if not _has_base(points[0].result["method"]):
+            continue
+        seeds = sorted({p.seed for p in points})
+        verb = "run" if len(seeds) == 1 else "sweep"
+        words = [points[0].result["experiment"], *overrides(points[0]), "train_depth=0"]
+        words += ["depth=0"] * (verb == "sweep") + [f"seed={','.join(map(str, seeds))}"]
+        hints.append(
+            f"{points[0].result['experiment']} has no base run on this data, so differences are against its "
+            f"least depth. Train the base: reason {verb} {' '.join(words)}"
+        )
+    return list(dict.fromkeys(hints))
+
+
+def _has_base(method: str) -> bool:
+    """Whether the method can be left out of training: its least depth is 0."""
+    from reason import registry
+
+    try:
+        return registry.card("methods", method).depth.least == 0
+    except ReasonError:  # its package is no longer installed
+        return False
+
+
+# --- as plain data ------------------------------------------------------------------------------
+
+
+def as_dict(table: Comparison) -> dict[str, Any]:
+    """The comparison as JSON data; keys are stable, what was not measured is null."""
+    shared = _shared(table)
+    return {**shared, "units": table.units, "notes": table.notes, "hints": table.hints,
+            "rows": [_line(e) | {"metrics": e.metrics} for e in table.entries]}  # fmt: skip
+
+
+def as_lines(table: Comparison) -> list[dict[str, Any]]:
+    """One flat dict per entry, every one with the same keys: lines of a CSV."""
+    flat = []
+    for entry in table.entries:
+        line = _shared(table) | _line(entry)
+        line["settings"] = " ".join(f"{k}={v}" for k, v in line["settings"].items())
+        for name in ("seeds", "runs", "pareto"):
+            line[name] = " ".join(map(str, line[name]))
+        flat.append(line)
+    return flat
+
+
+def _shared(table: Comparison) -> dict[str, Any]:
+    return {
+        "accuracy_metric": table.accuracy,
+        "dataset": table.dataset,
+        "data_digest": table.data_digest,
+        "split": table.split,
+        "n": table.n,
+    }
+
+
+def _line(e: Entry) -> dict[str, Any]:
+    d, key = e.difference, e.key
+    return {
+        "label": e.label,
+        "kind": e.kind,
+        "experiment": key.experiment if key else None,
+        "method": key.method if key else None,
+        "backbone": key.backbone if key else None,
+        "train_depth": key.train_depth if key else None,
+        "depth": e.depth,
+        "depth_unit": e.points[0].result["units"]["depth"] if e.points else None,
+        "settings": dict(key.settings) if key else {},
+        "seeds": [p.seed for p in e.points],
+        "runs": [p.run for p in e.points],
+        "accuracy": e.accuracy.value,
+        "accuracy_low": e.accuracy.low,
+        "accuracy_high": e.accuracy.high,
+        "valid_accuracy": e.valid.value if e.valid else None,
+        "valid_accuracy_low": e.valid.low if e.valid else None,
+        "valid_accuracy_high": e.valid.high if e.valid else None,
+        "chosen_on_validation": e.chosen,
+        "reference": e.reference or None,
+        "difference": d.value if d else None,
+        "difference_low": d.low if d else None,
+        "difference_high": d.high if d else None,
+        "p": d.p if d else None,
+        "p_holm": e.p,
+        "distinguishable": e.distinguishable,
+        "paired_seeds": d.seeds if d else None,
+        **{name: e.costs.get(name) for name in _COST_NAMES},
+        "pareto": e.fronts,
+        "device": "; ".join(sorted({p.device for p in e.points})) or None,
+    }
+
+
+_COST_NAMES = (
+    "latency_p50_ms",
+    "latency_p95_ms",
+    "throughput_per_s",
+    "effective_depth",
+    "flops_per_example",
+    "tokens_per_example",
+    "device_hours",
+    "gpu_hours",
+)

@@ -1,0 +1,350 @@
+"""From run folders to frames: sets of runs whose numbers may stand in one table.
+
+Reads ``result.json``, ``config.yaml`` and ``run.json`` and nothing else; knows no method, only the
+numbers that all of them report. What may not be ranked together (another accuracy, other data,
+other units) never meets in one frame. The statistics are ``reason.reports.comparison``'s.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reason.errors import ConfigError, ReasonError, RunError, unknown
+from reason.files import read_json
+from reason.tracking.folder import RunFolder
+
+if TYPE_CHECKING:
+    from reason.metrics.statistics import Rows
+
+SCHEMA = 1
+
+# Configuration keys that do not tell two configurations of one method apart: they stand in columns
+# of their own, or say where and how long a run was executed and judged rather than what it was.
+_NOT_SETTINGS = {"method", "depth", "train_depth", "seed", "runs", "offline", "backbone.name"}
+_NOT_SETTINGS |= {"eval.curve", "eval.limit", "eval.latency_samples", "eval.resamples"}
+_NOT_SETTINGS_UNDER = ("hardware.", "dataset.")  # the data digest speaks for the dataset
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run judged at one depth: an entry of a run's curve."""
+
+    folder: RunFolder
+    result: dict[str, Any]  # result.json
+    entry: dict[str, Any]  # of result["curve"]
+    config: dict[str, Any]  # dotted keys
+    parent: str | None = None  # folder name of the sweep that it is a trial of
+
+    @property
+    def run(self) -> str:
+        return self.folder.name
+
+    @property
+    def seed(self) -> int:
+        return self.result["seed"]
+
+    @property
+    def depth(self) -> int:
+        return self.entry["depth"]
+
+    @property
+    def train_depth(self) -> int:
+        return self.result["train_depth"]
+
+    @property
+    def is_base(self) -> bool:
+        """Whether the model was trained without the method."""
+        return self.train_depth == 0
+
+    @property
+    def device(self) -> str:
+        """What the times were taken on; times of different devices are not compared."""
+        name = self.result.get("device_name") or self.result.get("device", "")
+        threads = self.result.get("threads")
+        return f"{name}, {threads} threads" if self.result.get("device") == "cpu" and threads else name
+
+    @property
+    def device_hours(self) -> float | None:
+        """Hours that it took to have this model and these numbers.
+
+        A run's own device-hours include its training; a run that took over another's model adds
+        what that training cost.
+        """
+        metrics = self.result["metrics"]
+        own = metrics.get("device_hours")
+        if own is None or not self.result.get("trained_by"):
+            return own
+        return own + metrics.get("train_device_hours", 0.0)
+
+    def rows(self, of: dict[str, Any], path: str) -> Rows:
+        """The per-example outcome behind the accuracy ``of``, from ``path`` in the run folder.
+
+        Raises:
+            RunError: the file is missing or lacks a column.
+        """
+        return read_rows(self.folder / path, of)
+
+
+@dataclass(frozen=True)
+class Key:
+    """What runs of one group share: they differ in the seed alone."""
+
+    experiment: str
+    method: str
+    backbone: str
+    dataset: str
+    train_depth: int
+    depth: int
+    settings: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def family(self) -> tuple:
+        """The key without its depth: the points of one curve."""
+        return (self.experiment, self.method, self.backbone, self.dataset, self.train_depth, self.settings)
+
+
+@dataclass
+class Frame:
+    """Runs that may be ranked together, grouped over seeds. Seeds ascend in each group."""
+
+    what: dict[str, Any]  # what all of them share: accuracy, data_digest, split, examples, units
+    groups: dict[Key, list[Point]]
+    notes: list[str] = field(default_factory=list)
+
+    @cached_property
+    def points(self) -> list[Point]:
+        return [point for group in self.groups.values() for point in group]
+
+    @property
+    def larger_is_better(self) -> bool:
+        return self.points[0].result["accuracy"].get("larger_is_better", True)
+
+    @property
+    def datasets(self) -> str:
+        return ", ".join(sorted({key.dataset for key in self.groups}))
+
+
+def frames(root: Path | str, names: Sequence[str] = ()) -> list[Frame]:
+    """The finished runs under ``root``, as sets that may be ranked.
+
+    Args:
+        names: methods, experiments, runs or sweeps, in any mixture; none means every run.
+    Returns:
+        Without names one frame for each set of runs that can be ranked, the newest first. With
+        names exactly one.
+    Raises:
+        ConfigError: a name that fits nothing, nothing finished, or named runs that cannot be
+            ranked together (it says which runs differ in what).
+    """
+    points, notes = read(root)
+    if names:
+        points = select(points, names, root)
+    if not points:
+        raise ConfigError(
+            f"There is no finished run to compare under {Path(root)}."
+            + ("".join(f"\n{note}" for note in notes)),
+            "Start one with `reason run latent`; `reason list runs` shows what there is.",
+        )
+    sets: dict[str, list[Point]] = {}
+    for point in points:
+        sets.setdefault(json.dumps(_what(point), sort_keys=True), []).append(point)
+    if names and len(sets) > 1:
+        raise _not_comparable(list(sets.values()))
+    ordered = sorted(sets.values(), key=lambda s: -max(p.result.get("created", 0.0) for p in s))
+    found = [_grouped(members) for members in ordered]
+    for frame in found:
+        frame.notes[:0] = notes
+    return found
+
+
+def read(root: Path | str) -> tuple[list[Point], list[str]]:
+    """Every finished run's points, and a note on each run that had to be left out."""
+    points, notes = [], []
+    for folder in RunFolder.all(root):
+        try:
+            points += _points(folder)
+        except (ReasonError, OSError, KeyError, ValueError) as error:
+            reason = getattr(error, "message", None) or f"{type(error).__name__}: {error}"
+            notes.append(f"{folder.name} is left out: {reason}")
+    return points, notes
+
+
+def _points(folder: RunFolder) -> list[Point]:
+    result = folder.result
+    if result is None or "curve" not in result:  # unfinished, or the folder of a sweep
+        return []
+    if result.get("schema") != SCHEMA:
+        raise RunError(f"its result.json has schema {result.get('schema')}, this version reads {SCHEMA}")
+    config = dict(_flat(folder.config))
+    parent = folder.identity.get("parent")
+    points = [Point(folder, result, entry, config, parent) for entry in result["curve"]]
+    for point in points:
+        for name in (point.entry["rows"], point.entry.get("valid_rows")):
+            if name and not (folder / name).is_file():
+                raise RunError(f"its file {name} is missing, and intervals are computed from it")
+    return points
+
+
+def read_rows(path: Path, accuracy: dict[str, Any]) -> Rows:
+    """The columns ``id`` and those that ``accuracy`` names, from an Arrow file of rows.
+
+    Raises:
+        RunError: the file cannot be read or lacks a column.
+    """
+    import numpy as np
+    import pyarrow as pa
+    from pyarrow import feather
+
+    from reason.metrics.statistics import Rows
+
+    up, down = accuracy["column"], accuracy.get("denominator")
+    try:
+        table = feather.read_table(path, columns=["id", up, *([down] if down else [])])
+        columns = [
+            np.asarray(table.column(name).to_numpy(), dtype=float) for name in filter(None, (up, down))
+        ]
+    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+        raise RunError(
+            f"{path} cannot be read as rows with the columns id and {up}: {error}",
+            "Evaluate the run again (`reason evaluate RUN`), or remove it (`reason rm RUN`).",
+        ) from error
+    return Rows(np.array(table.column("id").to_pylist()), columns[0], columns[1] if down else None)
+
+
+# --- choosing -----------------------------------------------------------------------------------
+
+
+def select(points: Sequence[Point], names: Sequence[str], root: Path | str) -> list[Point]:
+    """The points that ``names`` mean, each once. A name is tried as experiment, method, sweep, run.
+
+    Raises:
+        ConfigError: a name that means nothing, or nothing that is finished.
+    """
+    chosen: dict[int, Point] = {}
+    for name in names:
+        found = [p for p in points if name in (p.result["experiment"], p.result["method"], p.run, p.parent)]
+        if not found:
+            try:
+                folder = RunFolder.find(name, root)
+            except ConfigError as error:
+                raise _nothing_called(name, points, error) from error
+            found = [p for p in points if folder.name in (p.run, p.parent)]
+            if not found:
+                raise ConfigError(
+                    f"{folder.name} is {folder.status} and has no result to compare.",
+                    f"`reason resume {folder.name}` continues it.",
+                )
+        chosen |= {id(p): p for p in found}
+    return list(chosen.values())
+
+
+def _nothing_called(name: str, points: Sequence[Point], error: ConfigError) -> ConfigError:
+    from reason import registry
+
+    if name in registry.names("methods"):
+        return ConfigError(f"No run of {name!r} has finished yet.", f"Start one with: reason run {name}")
+    if "beginning of" in error.message:  # several runs begin like that: the folder's answer is better
+        return error
+    known = {p.result["experiment"] for p in points} | {p.result["method"] for p in points}
+    known |= {p.run for p in points} | {p.parent for p in points if p.parent}
+    return unknown("method, experiment, run or sweep", name, known)
+
+
+def _what(point: Point) -> dict[str, Any]:
+    """What must agree before numbers may be ranked, under the names that people know."""
+    units, accuracy = point.result["units"], point.result["accuracy"]
+    return {
+        "accuracy": accuracy["name"],
+        "data digest": point.result["data_digest"],
+        "split": point.result["split"],
+        "number of examples": accuracy["n"],
+        "unit of an example": units["example"],
+        "unit of latency": units["latency"],
+        "unit of throughput": units["throughput"],
+    }
+
+
+def _not_comparable(sets: list[list[Point]]) -> ConfigError:
+    whats = [_what(members[0]) for members in sets]
+    lines = []
+    for field_name in whats[0]:
+        values: dict[str, list[str]] = {}
+        for what, members in zip(whats, sets, strict=True):
+            values.setdefault(str(what[field_name]), []).extend(p.run for p in members)
+        if len(values) > 1:
+            sides = "; ".join(f"{value} ({_few(runs)})" for value, runs in values.items())
+            lines.append(f"  {field_name}: {sides}")
+    return ConfigError(
+        "These runs cannot be ranked in one table. They differ in\n" + "\n".join(lines),
+        "Name runs that agree, or use `reason compare` without names: one table for each set that does.",
+    )
+
+
+def _few(runs: Iterable[str], most: int = 3) -> str:
+    unique = list(dict.fromkeys(runs))
+    return ", ".join(unique[:most]) + (f" and {len(unique) - most} more" if len(unique) > most else "")
+
+
+# --- grouping -----------------------------------------------------------------------------------
+
+
+def _grouped(points: list[Point]) -> Frame:
+    """Group over seeds. Of repeats of one configuration and seed the newest counts."""
+    notes: list[str] = []
+    newest: dict[tuple[str, int, int], Point] = {}
+    for point in sorted(points, key=lambda p: (p.result.get("created", 0.0), p.run)):
+        newest[point.result["config_hash"], point.seed, point.depth] = point
+    differing = _differing_settings(list(newest.values()))
+    members: dict[tuple[Key, int], Point] = {}
+    for point in newest.values():  # oldest first, so the newest stays
+        members[_key(point, differing), point.seed] = point
+    left_out = {p.run for p in points} - {p.run for p in members.values()}
+    if left_out:
+        notes.append(f"Of repeats only the newest counts; older and left out: {_few(sorted(left_out))}.")
+    groups: dict[Key, list[Point]] = {}
+    for (key, _), point in sorted(members.items(), key=lambda m: (m[0][0].family, m[0][0].depth, m[0][1])):
+        groups.setdefault(key, []).append(point)
+    return Frame(_what(points[0]), groups, notes)
+
+
+def _key(point: Point, differing: dict[tuple[str, str], list[str]]) -> Key:
+    r = point.result
+    settings = tuple((k, str(point.config.get(k))) for k in differing[r["method"], r["backbone"]])
+    return Key(
+        r["experiment"], r["method"], r["backbone"], r["dataset"], r["train_depth"], point.depth, settings
+    )
+
+
+def _differing_settings(points: list[Point]) -> dict[tuple[str, str], list[str]]:
+    """For each method and backbone, the configuration keys that are not the same in all runs."""
+    seen: dict[tuple[str, str], dict[str, set[str]]] = {}
+    for point in points:
+        here = seen.setdefault((point.result["method"], point.result["backbone"]), {})
+        for key, value in point.config.items():
+            if key not in _NOT_SETTINGS and not key.startswith(_NOT_SETTINGS_UNDER):
+                here.setdefault(key, set()).add(str(value))
+    return {who: sorted(k for k, values in keys.items() if len(values) > 1) for who, keys in seen.items()}
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def overrides(point: Point) -> list[str]:
+    """The words ``key=value`` that were typed for this run, but for depth and seed."""
+    try:
+        origin = read_json(point.folder / "origin.json")
+    except FileNotFoundError:
+        return []
+    skip = {"depth", "train_depth", "seed", "runs"}
+    typed = [k for k, where in origin.items() if where == "command line" and k not in skip]
+    return [f"{k.removesuffix('.name')}={point.config[k]}" for k in typed if not k.startswith("hardware.")]

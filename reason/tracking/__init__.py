@@ -1,0 +1,1 @@
+"""The run folder, and MLflow as its mirror. See ``folder``, ``points``, ``mirror``, ``store``, ``provenance``."""

@@ -1,0 +1,299 @@
+"""What a run is called in MLflow: names, params, tags, a sentence, final metrics, files.
+
+Everything here is read from the run folder and is plain data, so that it can be computed again at any
+time and compared with what was sent. Absent pieces are left out. MLflow itself is not imported.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import math
+import posixpath
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reason import registry
+from reason.errors import ReasonError
+from reason.files import read_json
+from reason.tracking.folder import RunFolder
+
+# MLflow's limits (mlflow/utils/validation.py, 3.17)
+NAME_CAP, PARAM_CAP, TAG_CAP, DIGEST_CAP, BATCH_CAP, ENTRY_CAP = 250, 6000, 8000, 36, 1000, 100
+POINTS_PER_SECOND = 10  # of one curve
+FILE_CAP = 8 * 2**20  # bytes; larger files stay in the run folder
+
+EARLY_FILES = ("config.yaml", "origin.json", "run.json", "env.json", "git.diff")
+FILES = (*EARLY_FILES, "result.json", "log*.txt", "*.csv", "*.png", "figures/*", "rows/*.arrow")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of one curve as MLflow takes it. ``time`` in milliseconds since the epoch."""
+
+    name: str
+    value: float
+    time: int
+    step: int
+
+
+def legal_name(name: str) -> str:
+    """``name`` as MLflow accepts it for params and metrics: ``NDCG@10`` becomes ``NDCG_at_10``."""
+    name = re.sub(r"[^A-Za-z0-9_\-./: ]", "_", name.replace("@", "_at_"))
+    name = posixpath.normpath("/" + re.sub(r"\.\.+", "_", name)).strip("/")
+    return name[:NAME_CAP].rstrip("/") or "_"
+
+
+def thinned(points: list[dict[str, Any]], per_second: int = POINTS_PER_SECOND) -> list[Point]:
+    """Points of ``metrics.jsonl`` for MLflow, at most ``per_second`` a second and curve.
+
+    Where a curve has more in one second, neighbours become their mean, at the last one's step and time.
+    A null value is NaN. Rows that are no points are passed over.
+    """
+    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for point in points:
+        if isinstance(point, dict) and point.keys() >= {"name", "value", "step", "time"}:
+            groups.setdefault((point["name"], int(point["time"])), []).append(point)
+    result = []
+    for (name, _), group in groups.items():
+        n = min(len(group), per_second)
+        for i in range(n):
+            part = group[i * len(group) // n : (i + 1) * len(group) // n]
+            values = [math.nan if p["value"] is None else float(p["value"]) for p in part]
+            last = part[-1]
+            mean = sum(values) / len(values)
+            result.append(Point(legal_name(name), mean, round(last["time"] * 1000), int(last["step"])))
+    return result
+
+
+class Description:
+    """A run folder read once, in MLflow's words."""
+
+    def __init__(self, folder: RunFolder):
+        self.folder = folder
+        self.identity = folder.identity
+        self.result = folder.result or {}
+        self.env = _json(folder / "env.json")
+        self.events = folder.events()
+        attempts = [e for e in self.events if e["event"] == "attempt"]
+        self._attempt = {"world_size": e.get("devices"), **e} if (e := (attempts or [{}])[-1]) else {}
+        try:
+            self.config = folder.config or {}
+        except FileNotFoundError:
+            self.config = {}
+
+    @property
+    def is_sweep(self) -> bool:
+        return self.identity.get("kind") == "sweep"
+
+    def known(self, key: str) -> Any:
+        """A fact from wherever the run wrote it down, the latest word first."""
+        for source in (self.result, self.env, self.identity, self._attempt):
+            if source.get(key) is not None:
+                return source[key]
+        return None
+
+    @property
+    def data_digest(self) -> str:
+        return str(self.known("data_digest") or "")[:DIGEST_CAP]
+
+    @property
+    def start_ms(self) -> int:
+        return round(self.identity.get("created", 0.0) * 1000)
+
+    @property
+    def end_ms(self) -> int:
+        """When the run ended by its own files: the result, else the last closing, else the last beat."""
+        if (self.folder / "result.json").exists():
+            return _mtime_ms(self.folder / "result.json")
+        closed = [e for e in self.events if e["event"] == "closed"]
+        if closed:
+            return round((closed[-1].get("until") or closed[-1]["time"]) * 1000)
+        return round((self.folder.last_beat or self.identity.get("created", 0.0)) * 1000)
+
+    # --- params --------------------------------------------------------------------------------
+
+    def params(self) -> dict[str, str]:
+        """Plain scalars under legal names. What is not known yet is left out, since a param never changes."""
+        flat = dict(_flat(self.config, "."))
+        found = {
+            "method": self.identity.get("method") or flat.get("method"),
+            "backbone": flat.pop("backbone.name", None),
+            "dataset": flat.pop("dataset.name", None),
+            **{key: flat.get(key) for key in ("depth", "train_depth", "seed")},
+            **{key: self.known(key) for key in ("world_size", "threads", "params_m")},
+            "gpus": self._gpus(),
+        }
+        for key, value in flat.items():
+            if not key.startswith("hardware.") and key not in (*found, "runs", "offline"):
+                found[key] = value
+        return {legal_name(k): _cut(_text(v), PARAM_CAP) for k, v in found.items() if v is not None}
+
+    def _gpus(self) -> int | None:
+        """Devices held; 0 on a CPU, whatever its number of processes."""
+        device = self.known("device")
+        if device is None:
+            return None
+        return int(self.known("world_size") or 1) if str(device).startswith("cuda") else 0
+
+    # --- tags ----------------------------------------------------------------------------------
+
+    def tags(self) -> dict[str, str]:
+        """Tags of the run, MLflow's own included, except the parent's id, which only the store knows."""
+        identity = self.identity
+        versions = self.env.get("versions")
+        found = {
+            "mlflow.runName": self.folder.name,
+            "mlflow.user": _user(),
+            "mlflow.source.type": "LOCAL",
+            "mlflow.source.name": " ".join(map(str, identity.get("argv") or ())) or None,
+            "mlflow.source.git.commit": self.env.get("commit"),
+            "mlflow.source.git.branch": self.env.get("branch"),
+            "mlflow.note.content": self.sentence(),
+            "reason.id": self.id,
+            "reason.kind": "sweep" if self.is_sweep else "run",
+            "reason.method": identity.get("method") or self.config.get("method"),
+            "reason.experiment": identity.get("experiment"),
+            "reason.config_hash": identity.get("config_hash"),
+            "reason.train_hash": identity.get("train_hash"),
+            "reason.sweep": identity.get("parent"),
+            "reason.device": self.known("device_name") or self.known("device"),
+            "reason.dirty": self.env.get("dirty"),
+            "reason.data_digest": self.data_digest or None,
+            "reason.versions": json.dumps(versions, sort_keys=True) if versions else None,
+            "trained_by": self.known("trained_by"),
+            **self.units(),
+        }
+        return {k: _cut(_text(v), TAG_CAP) for k, v in found.items() if v is not None}
+
+    @property
+    def id(self) -> str:
+        """What makes this run the same run in any store."""
+        return f"{self.folder.name}@{self.identity.get('created', 0.0)}"
+
+    def units(self) -> dict[str, str | None]:
+        """What accuracy, depth, latency and throughput mean on this run."""
+        accuracy = self.result.get("accuracy")
+        measured = accuracy.get("name") if isinstance(accuracy, Mapping) else None
+        try:
+            card = registry.card("methods", str(self.identity.get("method")))
+        except ReasonError:  # its package is gone; the numbers stand without their units
+            return {"accuracy_metric": measured}
+        return {
+            "accuracy_metric": measured or card.units.accuracy,
+            "unit.depth": card.depth.unit,
+            "unit.example": card.units.example,
+            "unit.latency": card.units.latency,
+            "unit.throughput": card.units.throughput,
+        }
+
+    def sentence(self) -> str:
+        """One readable sentence for the run's page."""
+        if self.is_sweep:
+            trials = self.metrics().get("trials")
+            return f"Sweep {self.folder.name}" + (f" of {trials:.0f} trials." if trials else ".")
+        flat = dict(_flat(self.config, "."))
+        said = [f"**{self.identity.get('method', flat.get('method', 'A run'))}**"]
+        for word, key in (("on", "dataset.name"), ("with", "backbone.name")):
+            if flat.get(key):
+                said.append(f"{word} {flat[key]}")
+        text = " ".join(said)
+        if flat.get("depth") is not None:
+            text += f", depth {flat['depth']}"
+            if flat.get("train_depth") is not None:
+                text += f" (trained for {flat['train_depth']})"
+        if flat.get("seed") is not None:
+            text += f", seed {flat['seed']}"
+        text += "."
+        metrics = self.metrics()
+        if "accuracy" in metrics:
+            name = self.units()["accuracy_metric"] or "accuracy"
+            text += f" {name} = {metrics['accuracy']:.4g}"
+            if "device_hours" in metrics:
+                text += f", {metrics['device_hours']:.3g} device hours"
+            if "latency_p50_ms" in metrics:
+                text += f", median latency {metrics['latency_p50_ms']:.3g} ms"
+            text += "."
+        return text
+
+    # --- numbers and files -----------------------------------------------------------------------
+
+    def metrics(self) -> dict[str, float]:
+        """The final numbers of result.json under legal names."""
+        return {legal_name(k): v for k, v in _flat(self.result.get("metrics") or {}, "/") if _is_number(v)}
+
+    def final_points(self) -> list[Point]:
+        """Final numbers at step 0, and the curve over depth as ``depth/<name>`` with step = depth."""
+        if not self.result:
+            return []
+        time = _mtime_ms(self.folder / "result.json")
+        points = [Point(name, float(value), time, 0) for name, value in self.metrics().items()]
+        for row in self.result.get("curve") or ():
+            row = dict(row)
+            depth = int(row.pop("depth"))
+            points += [
+                Point(legal_name(f"depth/{name.removeprefix('metrics/')}"), float(value), time, depth)
+                for name, value in _flat(row, "/", leaf="value")
+                if _is_number(value)
+            ]
+        return points
+
+    def files(self, ended: bool) -> dict[str, list[int]]:
+        """Files to mirror, each with size and time of change, so that only changed ones travel."""
+        found = {}
+        for pattern in FILES if ended else EARLY_FILES:
+            for path in sorted(self.folder.path.glob(pattern)):
+                if path.is_file() and not path.name.startswith("."):
+                    stat = path.stat()
+                    if 0 < stat.st_size <= FILE_CAP:
+                        found[path.relative_to(self.folder.path).as_posix()] = [stat.st_size, stat.st_mtime_ns]
+        return found
+
+
+# --- small helpers ----------------------------------------------------------------------------------
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return read_json(path)
+    except FileNotFoundError:
+        return {}
+
+
+def _flat(
+    value: Mapping[str, Any], joint: str, prefix: str = "", leaf: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """Nested mappings under joined keys. One that has the key ``leaf`` (a value with its interval) is that."""
+    for key, inner in value.items():
+        if isinstance(inner, Mapping) and leaf and leaf in inner:
+            yield f"{prefix}{key}", inner[leaf]
+        elif isinstance(inner, Mapping):
+            yield from _flat(inner, joint, f"{prefix}{key}{joint}", leaf)
+        else:
+            yield f"{prefix}{key}", inner
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _cut(text: str, cap: int) -> str:
+    return text if len(text) <= cap else text[: cap - 3] + "..."
+
+
+def _mtime_ms(path: Path) -> int:
+    return path.stat().st_mtime_ns // 1_000_000
+
+
+def _user() -> str | None:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container without a user entry
+        return None

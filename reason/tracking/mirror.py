@@ -1,0 +1,415 @@
+"""MLflow as the mirror of a run folder: live while the run goes on, or afterwards by ``sync``.
+
+A run never talks to MLflow. It writes its folder; a ``Mirror`` in the parent process copies what is
+new. How far it came is kept in the folder (``mlflow.json``), so live mirroring, a resumed run and
+``sync`` are one and the same step (``_advance``), repeated until nothing is left to send. A store that
+is down, slow or locked costs a line on stderr and nothing else.
+
+Exactly once: the byte range about to be sent is written down before it is sent. After a failure the
+same range goes first, cut the same way and with the folder's own timestamps, and MLflow drops points
+that it has. This module knows what to send and when; what it is called stands in ``describe``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reason.errors import ConfigError
+from reason.files import read_json, write_json
+from reason.tracking.describe import BATCH_CAP, ENTRY_CAP, Description, Point, thinned
+from reason.tracking.folder import FAILED, FINISHED, KILLED, RUNNING, RunFolder
+from reason.tracking.store import experiment_id, open_store, patiently, shown, tracking_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+EVERY_S = 5.0  # seconds between two looks at a live run
+ENDED = (FINISHED, FAILED, KILLED)
+
+_warned: set[str] = set()  # stores of which this process has already said that they fail
+
+
+class Mirror:
+    """Keeps one MLflow run like one run folder. Nothing here raises into the run.
+
+    Args:
+        folder: a run or a sweep; it has its ``run.json``.
+        uri: the store (default: ``tracking_uri()``).
+        parent: MLflow id of the parent run (default: that of the sweep which ``run.json`` names).
+        every: seconds between two looks at the folder while the run goes on.
+    """
+
+    def __init__(
+        self, folder: RunFolder, uri: str | None = None, parent: str | None = None, every: float = EVERY_S
+    ):
+        self.folder = folder
+        self.uri = uri or tracking_uri()
+        self._parent = parent
+        self._every = every
+        self._client: MlflowClient | None = None
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    # --- the life of a run -------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Create the MLflow run, or open it again, and follow the folder until ``close``. Once is enough."""
+        if self._thread is not None:
+            return
+        self.try_advance(RUNNING)
+        self._thread = threading.Thread(target=self._follow, name=f"mirror {self.folder.name}", daemon=True)
+        self._thread.start()
+
+    def flush(self) -> bool:
+        """Send what is new now. Says whether the store took it."""
+        return self.try_advance(RUNNING) is not None
+
+    def close(self, status: str) -> bool:
+        """Send the rest, the result and the files, and end the MLflow run.
+
+        Args:
+            status: ``finished``, ``failed`` or ``killed``.
+        Returns:
+            whether the mirror is complete; otherwise ``sync`` completes it later.
+        """
+        status = status.lower()
+        assert status in ENDED, status
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        return self.try_advance(status) is not None
+
+    def __enter__(self) -> Mirror:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Close, unless that was done: finished where there is a result, else by how the block was left."""
+        if self._stop.is_set():
+            return
+        if kind is None:
+            self.close(FINISHED if (self.folder / "result.json").exists() else FAILED)
+        else:
+            self.close(FAILED if issubclass(kind, Exception) else KILLED)
+
+    @property
+    def run_id(self) -> str | None:
+        """The id of the MLflow run, or None while the store has not been reached."""
+        return _state(self.folder).get("run_id")
+
+    def _follow(self) -> None:
+        pause = self._every
+        while not self._stop.wait(pause):
+            fine = self.try_advance(RUNNING) is not None
+            pause = self._every if fine else min(2 * pause, 60.0)  # leave a failing store in peace
+
+    # --- the one step ------------------------------------------------------------------------------
+
+    def try_advance(self, status: str) -> Change | None:
+        """``advance``; where the store fails, None and (once per process and store) a line on stderr."""
+        try:
+            return self.advance(status)
+        except Exception as error:  # no failure of a tracker is worth a run
+            if self.uri not in _warned:
+                _warned.add(self.uri)
+                first = str(error).strip().partition("\n")[0] or type(error).__name__
+                print(
+                    f"tracking store not reachable: {first} [{shown(self.uri)}]; "
+                    "the run goes on, `reason sync` mirrors it later",
+                    file=sys.stderr,
+                )
+            return None
+
+    def advance(self, status: str) -> Change:
+        """Bring the MLflow run to the state of the folder, with ``status`` as the folder's.
+
+        Raises:
+            StoreError, MlflowException, ...: whatever the store does. What was sent is remembered.
+        """
+        import filelock
+
+        with filelock.FileLock(self.folder / "mlflow.lock", timeout=60):  # a sync beside a live run
+            if self._client is None:
+                self._client = open_store(self.uri)
+            return _Sending(self._client, self.folder, self.uri, self._parent).all(status)
+
+
+@dataclass
+class Change:
+    """What one step changed in the store."""
+
+    created: bool = False
+    points: int = 0
+    files: int = 0
+    details: list[str] = field(default_factory=list)  # of "description", "result", "dataset", "status"
+
+    def __bool__(self) -> bool:
+        return bool(self.created or self.points or self.files or self.details)
+
+
+class _Sending:
+    """One step of one folder. Each part compares with ``mlflow.json``, sends, and writes down that it did."""
+
+    def __init__(self, client: MlflowClient, folder: RunFolder, uri: str, parent: str | None):
+        self.client, self.folder, self.uri, self.parent = client, folder, shown(uri), parent
+        self.full_uri = uri
+        self.change = Change()
+        self.about = Description(folder)
+        self.state = _state(folder)
+
+    def all(self, status: str) -> Change:
+        self._open(status)
+        self._describe()
+        self._points()
+        if status in ENDED:
+            self._result()
+        self._dataset(ended=status in ENDED)
+        self._files(ended=status in ENDED)
+        self._status(status)
+        return self.change
+
+    @property
+    def run_id(self) -> str:
+        return self.state["run_id"]
+
+    def _keep(self, **news: Any) -> None:
+        self.state.update(news)
+        write_json(self.folder / "mlflow.json", self.state)
+
+    def _open(self, status: str) -> None:
+        """Make sure that the store has the run; one that was made elsewhere or lost is made anew."""
+        if self.state.get("uri") == self.uri and self._exists(self.run_id):
+            return
+        experiment = experiment_id(self.client, self.full_uri)
+        found = patiently(
+            lambda: self.client.search_runs([experiment], f"tags.`reason.id` = '{self.about.id}'", max_results=1)
+        )
+        if found:  # made by a process that was killed before it could write the id down
+            run_id = found[0].info.run_id
+        else:
+            tags = {**self.about.tags(), **self._parent_tag()}
+            run = patiently(
+                lambda: self.client.create_run(
+                    experiment, start_time=self.about.start_ms or None, tags=tags, run_name=self.folder.name
+                )
+            )
+            run_id = run.info.run_id
+            self.change.created = True
+        self.state = {}
+        self._keep(uri=self.uri, experiment=experiment, run_id=run_id, offset=0, closed=None)
+
+    def _exists(self, run_id: str) -> bool:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise
+        return True
+
+    def _parent_tag(self) -> dict[str, str]:
+        parent = self.parent or _parent_id(self.folder, self.about.identity.get("parent"), self.uri)
+        return {"mlflow.parentRunId": parent} if parent else {}
+
+    def _describe(self) -> None:
+        """Params and tags, whenever the folder has more to say than last time."""
+        params = self.about.params()
+        tags = {**self.about.tags(), **self._parent_tag()}
+        print_ = _fingerprint([params, tags])
+        if self.state.get("described") == print_:
+            return
+        from mlflow.entities import Param, RunTag
+
+        there = patiently(lambda: self.client.get_run(self.run_id)).data
+        new_params = [Param(k, v) for k, v in params.items() if k not in there.params]  # they never change
+        new_tags = [RunTag(k, v) for k, v in tags.items() if there.tags.get(k) != v]
+        for some in _batches(new_params, ENTRY_CAP):
+            patiently(lambda some=some: self.client.log_batch(self.run_id, params=some))
+        for some in _batches(new_tags, ENTRY_CAP):
+            patiently(lambda some=some: self.client.log_batch(self.run_id, tags=some))
+        if (new_params or new_tags) and not self.change.created:
+            self.change.details.append("description")
+        self._keep(described=print_)
+
+    def _points(self) -> None:
+        """First the range that may have been sent in part, exactly as it was cut; then what is new."""
+        while True:
+            offset, end = self.state["offset"], self.state.get("sending")
+            points, after = self.folder.points(offset, end)
+            if after == offset:
+                return
+            if end is None:
+                self._keep(sending=after)
+            self._log(thinned(points))
+            self._keep(offset=after, sending=None)
+
+    def _log(self, points: list[Point]) -> None:
+        from mlflow.entities import Metric
+
+        metrics = [Metric(p.name, p.value, p.time, p.step) for p in points]
+        for some in _batches(metrics, BATCH_CAP):
+            patiently(lambda some=some: self.client.log_batch(self.run_id, metrics=some))
+        self.change.points += len(metrics)
+
+    def _result(self) -> None:
+        points = self.about.final_points()
+        print_ = _fingerprint([(p.name, p.value, p.step) for p in points])
+        if points and self.state.get("result") != print_:
+            self._log(points)
+            self.change.details.append("result")
+            self._keep(result=print_)
+
+    def _dataset(self, ended: bool) -> None:
+        """The data and its counts, which are known with the result and cannot be added later."""
+        digest, info = self.about.data_digest, self.about.known("info")
+        if not digest or self.state.get("dataset") == digest or not (info or ended):
+            return
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        name = self.about.params().get("dataset", "dataset")
+        source = json.dumps({"dataset": name})
+        dataset = Dataset(name, digest, source_type="local", source=source, profile=json.dumps(info or {}))
+        used = DatasetInput(dataset, [InputTag("mlflow.data.context", "train and eval")])
+        patiently(lambda: self.client.log_inputs(self.run_id, datasets=[used]))
+        self.change.details.append("dataset")
+        self._keep(dataset=digest)
+
+    def _files(self, ended: bool) -> None:
+        sent = self.state.get("files", {})
+        for name, stamp in self.about.files(ended).items():
+            if sent.get(name) == stamp:
+                continue
+            inner = str(Path(name).parent.as_posix())
+            self.client.log_artifact(self.run_id, str(self.folder / name), None if inner == "." else inner)
+            sent[name] = stamp
+            self.change.files += 1
+            self._keep(files=sent)
+
+    def _status(self, status: str) -> None:
+        closed = status if status in ENDED else None
+        if self.state["closed"] == closed:
+            return
+        if closed is None:  # resumed
+            patiently(lambda: self.client.update_run(self.run_id, status="RUNNING"))
+        else:
+            end = self.about.end_ms or None
+            patiently(lambda: self.client.set_terminated(self.run_id, status=closed.upper(), end_time=end))
+        self.change.details.append("status")
+        self._keep(closed=closed)
+
+
+# --- all runs of a folder ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Synced:
+    """What ``sync`` did for one run. ``error`` is '' where the mirror is complete."""
+
+    name: str
+    status: str
+    change: Change
+    error: str = ""
+
+
+def sync(root: Path | str, uri: str | None = None, names: Iterable[str] | None = None) -> list[Synced]:
+    """Bring every run under ``root`` (or those called ``names``) up to date in the store.
+
+    Runs that were interrupted are closed as killed, in the folder too. Parents come before children.
+    A second call changes nothing.
+
+    Raises:
+        StoreError: the store cannot be opened at all.
+        ConfigError: a name that no run has.
+    """
+    uri = uri or tracking_uri()
+    runs = runs_and_sweeps(root)
+    if names is not None:
+        runs = _chosen(runs, list(names), root)
+    if not runs:
+        return []
+    open_store(uri)  # fails here, once and clearly, rather than for each run
+    report = []
+    for folder in runs:
+        status = folder.settle()
+        try:
+            report.append(Synced(folder.name, status, Mirror(folder, uri).advance(status)))
+        except Exception as error:  # one bad folder does not hold up the others
+            first = str(error).strip().partition("\n")[0] or type(error).__name__
+            report.append(Synced(folder.name, status, Change(), first))
+    return report
+
+
+def forget(folder: RunFolder) -> bool:
+    """Mark the MLflow run of a folder deleted (``mlflow gc`` removes it for good).
+
+    Returns:
+        whether that was done; a store that fails is told on stderr, since the folder is what counts.
+    """
+    state = _state(folder)
+    if "run_id" not in state:
+        return False
+    uri = tracking_uri()
+    if shown(uri) != state["uri"]:
+        uri = state["uri"]
+    try:
+        open_store(uri).delete_run(state["run_id"])
+    except Exception as error:
+        first = str(error).strip().partition("\n")[0] or type(error).__name__
+        print(f"{folder.name} stays in the tracking store: {first}", file=sys.stderr)
+        return False
+    return True
+
+
+def runs_and_sweeps(root: Path | str) -> list[RunFolder]:
+    """Every run and sweep under ``root``, sweeps first."""
+    runs = RunFolder.all(root) + RunFolder.all(Path(root) / "sweeps")
+    return sorted(runs, key=lambda run: run.identity.get("kind") != "sweep")
+
+
+def _chosen(runs: list[RunFolder], names: list[str], root: Path | str) -> list[RunFolder]:
+    """The named runs, and with a sweep its children."""
+    wanted = set()
+    for name in names:
+        folder = next((run for run in runs if run.name == name), None) or RunFolder.find(name, root)
+        wanted.add(folder.name)
+    if not wanted:
+        raise ConfigError("No run was named.")
+    return [run for run in runs if run.name in wanted or run.identity.get("parent") in wanted]
+
+
+# --- small helpers ----------------------------------------------------------------------------------
+
+
+def _state(folder: RunFolder) -> dict[str, Any]:
+    try:
+        return read_json(folder / "mlflow.json")
+    except FileNotFoundError:
+        return {}
+
+
+def _parent_id(folder: RunFolder, parent: str | None, uri: str) -> str | None:
+    """The MLflow id of the sweep folder called ``parent``, if this store has it."""
+    if parent:
+        for place in (folder.path.parent / parent, folder.path.parent / "sweeps" / parent):
+            state = _state(RunFolder(place))
+            if state.get("uri") == uri:
+                return state["run_id"]
+    return None
+
+
+def _fingerprint(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _batches(items: list[Any], size: int) -> list[list[Any]]:
+    return [items[i : i + size] for i in range(0, len(items), size)]

@@ -1,0 +1,120 @@
+"""Where a run comes from: code, machine, versions. Quick, and silent where something is missing.
+
+No host name and no free look at the environment: only variables that change numbers or speed.
+torch is not imported; the engine, which has it, names the devices it uses.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    *("reason-lab", "torch", "numpy", "mlflow", "transformers", "safetensors", "pyarrow", "omegaconf"),
+    *("scikit-learn", "scipy", "matplotlib", "typer", "ray", "optuna", "gguf", "accelerate", "triton"),
+)
+VARIABLES = (
+    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "CUDA_VISIBLE_DEVICES"),
+    *("CUBLAS_WORKSPACE_CONFIG", "PYTORCH_CUDA_ALLOC_CONF", "NCCL_P2P_DISABLE", "PYTHONHASHSEED"),
+    *("TOKENIZERS_PARALLELISM", "HF_HUB_OFFLINE"),
+)
+DIFF_CAP = 1_000_000  # characters kept of a diff
+
+
+def capture(cwd: Path | str = ".") -> dict[str, Any]:
+    """Commit, machine and versions as plain JSON values. Absent pieces are None, never guessed.
+
+    ``commit``, ``branch``, ``dirty`` (tracked files changed; None without git), ``python``, ``platform``,
+    ``cpu``, ``cores``, ``memory_gb``, ``accelerators`` (names), ``versions``, ``environment``.
+    """
+    # One git call for all three: `# branch.oid`, `# branch.head`, then a line per changed file.
+    status = _git(cwd, "status", "--porcelain=v2", "--branch", "--untracked-files=no")
+    head = dict(re.findall(r"^# branch\.(oid|head) (.+)$", status or "", re.M))
+    commit = head.get("oid")
+    return {
+        "commit": None if commit == "(initial)" else commit,
+        "branch": None if head.get("head") == "(detached)" else head.get("head"),
+        "dirty": None if status is None else bool(re.search(r"^[^#]", status, re.M)),
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "cpu": _cpu(),
+        "cores": _cores(),
+        "memory_gb": _memory_gb(),
+        "accelerators": _accelerators(),
+        "versions": versions(),
+        "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+    }
+
+
+def versions() -> dict[str, str]:
+    """The installed packages that can change a result, without importing one."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def diff(cwd: Path | str = ".") -> str:
+    """What tracked files differ by from the last commit, or '' outside a checkout. Capped, with a note."""
+    text = _git(cwd, "diff", "HEAD", "--no-color", "--no-ext-diff", seconds=10.0) or ""
+    if len(text) > DIFF_CAP:
+        return text[:DIFF_CAP] + f"\n[cut here: {len(text) - DIFF_CAP} more characters]\n"
+    return text
+
+
+def _git(cwd: Path | str, *words: str, seconds: float = 3.0) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "--no-optional-locks", *words],
+            cwd=cwd,
+            capture_output=True,
+            timeout=seconds,
+            stdin=subprocess.DEVNULL,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.decode("utf-8", errors="replace") if done.returncode == 0 else None
+
+
+def _cores() -> int:
+    """Cores that this process may use, which in a container are fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _cpu() -> str | None:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return platform.processor() or None
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.M)
+    return found[1].strip() if found else platform.processor() or None
+
+
+def _memory_gb() -> float | None:
+    try:
+        pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return None
+    return round(pages * size / 1e9, 1)
+
+
+def _accelerators() -> list[str]:
+    """Names of NVIDIA devices from the driver's own files, of Apple's chip from the platform."""
+    names = []
+    for info in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        found = re.search(r"^Model:\s*(.+)$", info.read_text(encoding="utf-8", errors="replace"), re.M)
+        names.append(found[1].strip() if found else "NVIDIA device")
+    if sys.platform == "darwin" and platform.machine() == "arm64":
+        names.append("Apple GPU")
+    return names

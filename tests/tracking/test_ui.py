@@ -1,0 +1,100 @@
+"""`reason ui` and a plain `mlflow ui` both show the runs, artifacts included, and leave nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from conftest import RESULT
+
+from reason.cli.ui import _free_port, ui
+from reason.errors import ConfigError
+from reason.tracking.mirror import Mirror
+
+CALL = "import sys; from reason.cli.ui import ui; ui(port=int(sys.argv[1]))"
+
+
+def get(url: str, **headers: str) -> bytes:
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as answer:
+        return answer.read()
+
+
+def group_of(child: int) -> list[int]:
+    """Living processes whose parent is ``child``, and theirs."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == child and fields[0] != "Z":
+            pid = int(stat.parent.name)
+            found += [pid, *group_of(pid)]
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_pages_answer_when_told_so_and_nothing_is_left(uri, make, tmp_path):
+    folder = make()
+    folder.write_result(RESULT)
+    mirror = Mirror(folder, uri)
+    mirror.advance("finished")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        child = subprocess.Popen(
+            [sys.executable, "-c", CALL, str(port)],
+            cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert child.stdout and child.stderr
+        address = child.stdout.readline().strip()
+    try:
+        assert address.startswith("http://127.0.0.1:") and not address.endswith(f":{port}")
+        run = json.loads(get(f"{address}/api/2.0/mlflow/runs/get?run_id={mirror.run_id}"))["run"]
+        assert {m["key"]: m["value"] for m in run["data"]["metrics"]}["accuracy"] == 0.25
+        kept = get(f"{address}/get-artifact?path=result.json&run_uuid={mirror.run_id}")
+        assert json.loads(kept) == RESULT
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            get(f"{address}/api/2.0/mlflow/runs/get?run_id={mirror.run_id}", Host="evil.example")
+        assert refused.value.code == 403
+        refused.value.close()
+        members = group_of(child.pid)
+        assert members
+    finally:
+        child.send_signal(signal.SIGINT)
+        _, talk = child.communicate(timeout=20)
+    assert child.returncode == 0
+    assert f"Port {port} is in use" in talk
+    assert not [pid for pid in members if Path(f"/proc/{pid}").exists()]
+
+
+def test_another_host_needs_names(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(ConfigError, match="opens the pages to other machines"):
+        ui(host="0.0.0.0")
+
+
+def test_a_free_port_is_kept():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    assert _free_port("127.0.0.1", port) == port
+
+
+def test_a_server_is_named_not_started(monkeypatch, capsys):
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.getsockname()[1]}")
+        ui()
+    assert capsys.readouterr().out.strip() == os.environ["MLFLOW_TRACKING_URI"]
