@@ -3,19 +3,48 @@
 from __future__ import annotations
 
 import os
-import warnings
+import shutil
+from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+TINY = [
+    "dataset=synthetic-interactions", "dataset.users=40", "dataset.items=32", "dataset.categories=4", "dataset.mean_length=9",
+    "backbone.hidden=16", "backbone.ffn=16", "backbone.max_length=10", "train.batch_size=16", "train.epochs=2",
+    "eval.resamples=100", "eval.latency_samples=4", "hardware.threads=1", "hardware.device=cpu",
+]  # fmt: skip
+
+
+@pytest.fixture
+def tiny() -> list[str]:
+    """Words that make a run of any recommender take about a second."""
+    return list(TINY)
+
 
 @pytest.fixture(autouse=True)
 def alone(tmp_path, monkeypatch):
     """Each test starts in an empty folder of its own; no REASON_* and no MLflow address from outside."""
-    for name in [n for n in os.environ if n.startswith("REASON_")] + ["MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"]:
+    outside = [n for n in os.environ if n.startswith("REASON_")]
+    for name in [*outside, "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"]:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
-    with warnings.catch_warnings():
-        yield
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory) -> Path:
+    """An empty MLflow database, made once: making one takes seconds."""
+    from reason.tracking.store import open_store
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    open_store(f"sqlite:///{path}")._tracking_client.store._dispose_engine()
+    return path
+
+
+@pytest.fixture
+def store(template, tmp_path) -> str:
+    """The default store of this test's folder, ready made. Its address."""
+    shutil.copy(template, tmp_path / "mlflow.db")
+    return f"sqlite:///{tmp_path / 'mlflow.db'}"

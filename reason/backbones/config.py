@@ -10,7 +10,9 @@ class SasrecConfig:
     """Sizes of ``reason.backbones.encoder.SequenceEncoder``."""
 
     name: str = "sasrec"
-    hidden: int = 64  # width d of states and item vectors; 256 in ReaRec's code, 64 suits catalogues of ML-100K size
+    hidden: int = (
+        64  # width d of states and item vectors; 256 in ReaRec's code, 64 suits catalogues of ML-100K size
+    )
     layers: int = 2  # blocks (ReaRec's code: 2)
     heads: int = 2  # attention heads; must divide hidden (ReaRec's code: 2)
     ffn: int = 128  # inner width of the feed-forward part (ReaRec's code: 300 at hidden=256)

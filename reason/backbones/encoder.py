@@ -19,8 +19,9 @@ The encoder knows nothing of losses, of readouts, or of when to stop.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -116,6 +117,8 @@ class SequenceEncoder(nn.Module):
         ConfigError: sizes that do not fit.
     """
 
+    text: Tensor | None
+
     def __init__(self, config: SasrecConfig, *, num_items: int, steps: int, text: Tensor | None = None):
         super().__init__()
         d = config.hidden
@@ -137,9 +140,8 @@ class SequenceEncoder(nn.Module):
         self.position = nn.Embedding(config.max_length, d)
         self.norm = nn.LayerNorm(d, eps=EPS)
         self.drop = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(
-            Block(d, config.heads, config.ffn, config.dropout) for _ in range(config.layers)
-        )
+        blocks = [Block(d, config.heads, config.ffn, config.dropout) for _ in range(config.layers)]
+        self.blocks = cast(Sequence[Block], nn.ModuleList(blocks))
         self.register_buffer("text", text)
         if text is not None:
             self.text_map = nn.Linear(text.shape[1], d, bias=False)
@@ -159,7 +161,9 @@ class SequenceEncoder(nn.Module):
     def _embed(self, items: Tensor) -> Tensor:
         """(B, T) items -> (B, T, d) input of the first block."""
         if items.shape[1] > self.max_length:
-            raise ValueError(f"{items.shape[1]} items exceed max_length={self.max_length}; pass the last ones.")
+            raise ValueError(
+                f"{items.shape[1]} items exceed max_length={self.max_length}; pass the last ones."
+            )
         x = self.table(items)
         if self.text is not None:
             known = F.pad(self.text, (0, 0, 0, 1))  # PAD has no text
@@ -204,11 +208,11 @@ class SequenceEncoder(nn.Module):
             x = self.drop(self.norm(x))
             for layer, block in enumerate(self.blocks):
                 query, key, value = block.query_key_value(x)  # (B, H, G, T, d/H)
-                grown = key.unsqueeze(-2), value.unsqueeze(-2)  # (B, H, G, T, 1, d/H)
+                key, value = key.unsqueeze(-2), value.unsqueeze(-2)  # (B, H, G, T, 1, d/H)
                 if (earlier := branches[layer]) is not None:
-                    grown = tuple(torch.cat(pair, dim=-2) for pair in zip(earlier, grown, strict=True))
-                branches[layer] = grown
-                mixed = comb_attention(query, trunk.keys[layer], trunk.values[layer], *grown)
+                    key, value = torch.cat([earlier[0], key], -2), torch.cat([earlier[1], value], -2)
+                branches[layer] = key, value
+                mixed = comb_attention(query, trunk.keys[layer], trunk.values[layer], key, value)
                 x = block.finish(x, mixed)
             clean.append(x[:, 0])
             if noise is not None:
@@ -231,7 +235,9 @@ class SequenceEncoder(nn.Module):
         self._check(steps)
         batch, width = items.shape
         if bool((length < 1).any()) or bool((length > width).any()):
-            raise ValueError("Each row needs between 1 and T items; an empty history has no last item to read.")
+            raise ValueError(
+                "Each row needs between 1 and T items; an empty history has no last item to read."
+            )
         rows = torch.arange(batch, device=items.device)
         visible = None
         if bool((length < width).any()):

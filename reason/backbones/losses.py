@@ -68,19 +68,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx, hidden, weight, target, scale, row_weight, chunk, grad, dtype):
         M, N = hidden.shape[0], weight.shape[0]
         wide = torch.promote_types(hidden.dtype, torch.float32)
-        h, w = hidden.to(dtype), weight.to(dtype)
-        s = scale.to(wide).expand(M).unsqueeze(-1)  # (M, 1)
-        kept = target != IGNORED
-        label = torch.where(kept, target, 0).unsqueeze(-1)  # (M, 1)
-        c = (row_weight.to(wide).expand(M) * kept).unsqueeze(-1)  # (M, 1)
-        loss = torch.empty(M, 1, dtype=wide, device=hidden.device)
+        kept = (target != IGNORED).nonzero().squeeze(-1)  # (R,) rows without a target cost nothing
+        h, w = hidden[kept].to(dtype), weight.to(dtype)
+        label = target[kept].unsqueeze(-1)  # (R, 1)
+        s = scale.to(wide).expand(M)[kept].unsqueeze(-1)  # (R, 1)
+        c = row_weight.to(wide).expand(M)[kept].unsqueeze(-1)  # (R, 1)
+        loss = torch.empty_like(c)
         if grad:
-            d_hidden = torch.empty_like(h)
+            d_hidden, d_scale = torch.empty_like(h), torch.empty_like(c)
             d_weight = torch.zeros(N, weight.shape[1], dtype=wide, device=weight.device)
-            d_scale = torch.empty(M, 1, dtype=wide, device=hidden.device)
         with torch.autocast(hidden.device.type, enabled=False):
-            for a in range(0, M, chunk):
-                rows = slice(a, a + chunk)
+            for start in range(0, len(kept), chunk):
+                rows = slice(start, start + chunk)
                 z = torch.mm(h[rows], w.T).to(wide).mul_(s[rows])  # (C, N)
                 top = z.amax(-1, keepdim=True)
                 at_label = z.gather(-1, label[rows]) - top
@@ -95,24 +94,35 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 d = torch.mm(p, w)  # (C, d)
                 d_scale[rows] = (d * h[rows]).sum(-1, keepdim=True, dtype=wide)
                 d_hidden[rows] = d * s[rows]
-                d_weight += torch.mm(p.T, h[rows] * s[rows].to(dtype))
-        loss.masked_fill_(~kept.unsqueeze(-1), 0.0)
+                d_weight += torch.mm(p.T, (h[rows] * s[rows]).to(dtype))
         if grad:
-            ctx.save_for_backward(d_hidden, d_weight, d_scale, loss)
-            ctx.like = (hidden.dtype, weight.dtype, scale, row_weight)
+            ctx.save_for_backward(kept, d_hidden, d_weight, d_scale.squeeze(-1), loss.squeeze(-1))
+            ctx.like = (
+                hidden.shape,
+                hidden.dtype,
+                weight.dtype,
+                (scale.shape, scale.dtype),
+                (row_weight.shape, row_weight.dtype),
+            )
         return (loss * c).sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g):
-        d_hidden, d_weight, d_scale, loss = ctx.saved_tensors
-        hidden_dtype, weight_dtype, scale, row_weight = ctx.like
+        kept, d_hidden, d_weight, d_scale, loss = ctx.saved_tensors
+        hidden_shape, hidden_dtype, weight_dtype, scale, row_weight = ctx.like
+
+        def spread(rows: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+            """Rows that count back among all rows, and down to what was broadcast."""
+            full = rows.new_zeros(hidden_shape[0], *rows.shape[1:])
+            return full.index_copy_(0, kept, rows * g.to(rows.dtype)).sum_to_size(shape).to(dtype)
+
         return (
-            (d_hidden * g).to(hidden_dtype),
+            spread(d_hidden, hidden_shape, hidden_dtype),
             (d_weight * g).to(weight_dtype),
             None,
-            (d_scale.squeeze(-1) * g).sum_to_size(scale.shape).to(scale.dtype),
-            (loss.squeeze(-1) * g).sum_to_size(row_weight.shape).to(row_weight.dtype),
+            spread(d_scale, *scale),
+            spread(loss, *row_weight),
             None,
             None,
             None,
@@ -173,6 +183,6 @@ def _product_dtype(x: Tensor) -> torch.dtype:
 
 
 def _chunk_rows(columns: int, device: torch.device) -> int:
-    """Rows whose logits make about 2 MiB (CPU) or 256 MiB (elsewhere) in float32."""
-    size = 2**19 if device.type == "cpu" else 2**26
+    """Rows whose logits make about 1 MiB (CPU, where they stay in the cache) or 256 MiB in float32."""
+    size = 2**18 if device.type == "cpu" else 2**26
     return max(size // max(columns, 1), 16)

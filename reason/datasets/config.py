@@ -26,8 +26,10 @@ class InteractionKeys:
 
     name: str = ""
     split: Split = "leave_one_out"  # leave_one_out: last = test, last but one = validation; time: by date
-    valid_quantile: float = 0.8  # time split: share of interactions before validation starts (ReaRec, Yelp)
-    test_quantile: float = 0.9  # time split: share of interactions before the test starts (ReaRec, Yelp)
+    valid_quantile: float = (
+        0.8  # time split: share of interactions before validation (ReaRec: of Yelp's span)
+    )
+    test_quantile: float = 0.9  # time split: share of interactions before the test (ReaRec: of Yelp's span)
     valid_from: float = 0.0  # time split: start of validation, in the file's unit of time; 0 = by quantile
     test_from: float = 0.0  # time split: start of the test, in the file's unit of time; 0 = by quantile
     min_user: int = 0  # interactions; iterative k-core over users and items together, 0 = off

@@ -260,6 +260,8 @@ class Table:
                         )
         except UnicodeDecodeError as error:
             raise DataError(f"{self.path} is not UTF-8 text: {error}", "Convert it to UTF-8.") from error
+        except (OSError, csv.Error):
+            return  # what pyarrow said is all there is
 
     def _same_types(self, number: int, value: dict[str, object]) -> None:
         for name, first in self.first.items():

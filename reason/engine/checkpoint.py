@@ -116,9 +116,9 @@ class Checkpoints:
                 shutil.rmtree(final, ignore_errors=True)
                 aside.rename(final)
                 self._prune(state)
-            except OSError as error:
+            except (OSError, SafetensorError) as error:
                 shutil.rmtree(aside, ignore_errors=True)
-                problem = f"{error.strerror or error}"
+                problem = str(getattr(error, "strerror", None) or error)
         return self.world.same(problem)
 
     def load(self, wrapped: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
@@ -144,6 +144,7 @@ class Checkpoints:
             final = self.folder / f"best-{step}.safetensors"
             aside = final.with_name(f".{final.name}.tmp")
             try:
+                self.folder.mkdir(parents=True, exist_ok=True)
                 save_tensors(aside, model, {"train_hash": self.train_hash, "step": step})
                 aside.rename(final)
             except (OSError, SafetensorError) as error:

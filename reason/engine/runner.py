@@ -45,8 +45,14 @@ def run(
     kind, processes = choose_device(plan.config.hardware)
     _check_batch(plan, processes)
     _say(f"{plan.experiment}: {_sentence(plan, kind, processes)}", quiet)
-    dataset = load_dataset(plan)
-    train_hash, config_hash = plan.hashes(dataset.digest)
+    folder = prepare(plan, load_dataset(plan).digest, model=model, sweep=sweep)
+    execute(folder, plan, kind, processes, quiet=quiet)
+    return folder
+
+
+def prepare(plan: Plan, data_digest: str, *, model: RunFolder | None = None, sweep: RunFolder | None = None) -> RunFolder:
+    """A fresh folder that says what the run is, before its first attempt."""
+    train_hash, config_hash = plan.hashes(data_digest)
     if model is not None and model.identity["train_hash"] != train_hash:
         raise ConfigError(
             f"{model.name} holds another model: training keys, seed or data differ from what was asked for.",
@@ -58,16 +64,13 @@ def run(
     write_json(folder / "origin.json", plan.origin)
     write_json(folder / "env.json", provenance.capture(Path.cwd()))
     (folder / "git.diff").write_text(provenance.diff(Path.cwd()), encoding="utf-8")
-    write_json(
-        folder / "run.json",
-        {
-            "kind": "run", "experiment": plan.experiment, "method": plan.card.name,
-            "config_hash": config_hash, "train_hash": train_hash, "data_digest": dataset.digest,
-            "parent": sweep.name if sweep else None, "trained_by": model.name if model else None,
-            "created": time.time(), "argv": ["reason", *sys.argv[1:]],
-        },
-    )  # fmt: skip
-    execute(folder, plan, kind, processes, quiet=quiet)
+    identity = {
+        "kind": "run", "experiment": plan.experiment, "method": plan.card.name,
+        "config_hash": config_hash, "train_hash": train_hash, "data_digest": data_digest,
+        "parent": sweep.name if sweep else None, "trained_by": model.name if model else None,
+        "created": time.time(), "argv": ["reason", *sys.argv[1:]],
+    }  # fmt: skip
+    write_json(folder / "run.json", identity)
     return folder
 
 

@@ -97,11 +97,11 @@ def _example(kind: Any) -> str:
 
 
 def unknown_key(key: str, where: str, fields: dict[str, Any], method: str) -> ConfigError:
-    by_leaf = [k for k in fields if k.split(".")[-1] == key.split(".")[-1]]
-    close = by_leaf[0] if by_leaf else nearest(key, fields)
-    if not close:  # compare leaves: `batchsize` is far from `train.batch_size` but near its leaf
-        leaf = nearest(key.split(".")[-1], [k.split(".")[-1] for k in fields])
-        close = next((k for k in fields if leaf and k.split(".")[-1] == leaf), "")
+    # Compare leaves too: `lr` and `batchsize` are far from `train.lr` and `train.batch_size` as wholes.
+    leaf = nearest(key.split(".")[-1], [k.split(".")[-1] for k in fields])
+    close = [nearest(key, fields)] if "." in key else []
+    close = [k for k in close if k] or [k for k in fields if leaf and k.split(".")[-1] == leaf]
+    meant = " or ".join(repr(k) for k in close[:3])
     sections = {k.split(".")[0] for k in fields if "." in k}
     if key in sections:
         return ConfigError(
@@ -111,5 +111,5 @@ def unknown_key(key: str, where: str, fields: dict[str, Any], method: str) -> Co
     at = "" if where == "command line" else f" in {where}"
     return ConfigError(
         f"Unknown key {key!r}{at}.",
-        (f"Did you mean {close!r}? " if close else "") + f"`reason show {method}` lists every key.",
+        (f"Did you mean {meant}? " if meant else "") + f"`reason show {method}` lists every key.",
     )

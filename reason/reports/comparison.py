@@ -97,7 +97,7 @@ def compare(root: Path | str, names: Sequence[str] = (), *, best: bool = False) 
 
 
 def compare_frame(frame: Frame, *, best: bool = False) -> Comparison:
-    first = frame.points[0].result
+    first, labels = frame.points[0].result, _labels(list(frame.groups))
     table = Comparison(
         accuracy=frame.what["accuracy"],
         larger_is_better=frame.larger_is_better,
@@ -106,7 +106,7 @@ def compare_frame(frame: Frame, *, best: bool = False) -> Comparison:
         split=frame.what["split"],
         n=frame.what["number of examples"],
         units=first["units"],
-        entries=[_entry(key, points) for key, points in frame.groups.items()],
+        entries=[_entry(key, points, labels[key]) for key, points in frame.groups.items()],
         notes=list(frame.notes),
     )
     sign = 1 if table.larger_is_better else -1
@@ -135,10 +135,10 @@ def _place(entry: Entry, best: bool, sign: int) -> tuple:
 # --- one line -----------------------------------------------------------------------------------
 
 
-def _entry(key: Key, points: list[Point]) -> Entry:
+def _entry(key: Key, points: list[Point], label: str) -> Entry:
     rows = {p.seed: p.rows(p.entry["accuracy"], p.entry["rows"]) for p in points}
     return Entry(
-        label=_label(key),
+        label=label,
         kind=BASE if points[0].is_base else METHOD,
         key=key,
         points=points,
@@ -154,10 +154,24 @@ def _entry(key: Key, points: list[Point]) -> Entry:
     )
 
 
-def _label(key: Key) -> str:
-    what = key.experiment if key.train_depth else f"{key.experiment} base"
-    prefix = f"{key.method}."
-    return " ".join([what, *(f"{k.removeprefix(prefix)}={v}" for k, v in key.settings)])
+def _labels(keys: list[Key]) -> dict[Key, str]:
+    """A name for each group, as short as tells it from the others: the experiment, then what differs."""
+    plain = {k: k.experiment if k.train_depth else f"{k.experiment} base" for k in keys}
+    labels = {}
+    for key in keys:
+        rivals = [k for k in keys if plain[k] == plain[key]]
+        words = [plain[key]]
+        words += [key.backbone] * (len({k.backbone for k in rivals}) > 1)
+        trained = {k.train_depth for k in rivals if k.settings == key.settings}
+        words += [f"train_depth={key.train_depth}"] * (len(trained) > 1)
+        for i, (name, value) in enumerate(key.settings):
+            if (
+                len({k.settings[i] for k in rivals if k.backbone == key.backbone and k.method == key.method})
+                > 1
+            ):
+                words.append(f"{name.removeprefix(f'{key.method}.')}={value}")
+        labels[key] = " ".join(words)
+    return labels
 
 
 def _over_seeds(records: list[dict[str, Any]], rows: Callable[[], dict[int, Rows]]) -> Interval:

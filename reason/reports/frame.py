@@ -225,15 +225,16 @@ def select(points: Sequence[Point], names: Sequence[str], root: Path | str) -> l
     Raises:
         ConfigError: a name that means nothing, or nothing that is finished.
     """
+    folders = RunFolder.all(root)
     chosen: dict[int, Point] = {}
     for name in names:
-        found = [p for p in points if name in (p.result["experiment"], p.result["method"], p.run, p.parent)]
+        found = _called(name, points, folders)
         if not found:
             try:
-                folder = RunFolder.find(name, root)
+                folder = RunFolder.find(name, root)  # a path, or the beginning of a name
             except ConfigError as error:
                 raise _nothing_called(name, points, error) from error
-            found = [p for p in points if folder.name in (p.run, p.parent)]
+            found = _called(folder.name, points, folders)
             if not found:
                 raise ConfigError(
                     f"{folder.name} is {folder.status} and has no result to compare.",
@@ -241,6 +242,22 @@ def select(points: Sequence[Point], names: Sequence[str], root: Path | str) -> l
                 )
         chosen |= {id(p): p for p in found}
     return list(chosen.values())
+
+
+def _called(name: str, points: Sequence[Point], folders: Sequence[RunFolder]) -> list[Point]:
+    """The points of the experiment, method, sweep or run of exactly that name.
+
+    A sweep's trials are its children and the runs that it found finished when it came to them.
+    """
+    trials: set[str] = set()
+    for folder in folders:
+        identity = folder.identity
+        if identity.get("kind") == "sweep" and name in (folder.name, identity["experiment"]):
+            trials |= {t["run"] for t in (folder.result or {}).get("trials", []) if t["run"]}
+            trials |= {p.run for p in points if p.parent == folder.name}
+    return [
+        p for p in points if name in (p.result["experiment"], p.result["method"], p.run) or p.run in trials
+    ]
 
 
 def _nothing_called(name: str, points: Sequence[Point], error: ConfigError) -> ConfigError:

@@ -88,8 +88,8 @@ def open_store(uri: str) -> MlflowClient:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     try:
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         patiently(lambda: client.get_experiment_by_name("Default"))
     except MlflowException as error:
         if "out-of-date database schema" in str(error):

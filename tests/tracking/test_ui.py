@@ -13,7 +13,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from conftest import RESULT
+from tracking_samples import RESULT
 
 from reason.cli.ui import _free_port, ui
 from reason.errors import ConfigError

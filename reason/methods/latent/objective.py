@@ -91,7 +91,12 @@ def losses(
     if "contrast" in names:
         assert noisy is not None, "the contrastive term needs the noisy branch"
         sums["contrast"] = config.contrast_weight * contrast(
-            noisy, clean[:, :, 1:], batch["user"], real, tau=config.contrast_tau, cosine=config.similarity == "cosine"
+            noisy,
+            clean[:, :, 1:],
+            batch["user"],
+            real,
+            tau=config.contrast_tau,
+            cosine=config.similarity == "cosine",
         )
     if "diversity" in names:
         apart = pairwise_kl(states, items, scale=1 / config.tau, bound=config.kl_bound)
@@ -127,7 +132,9 @@ def contrast(noisy: Tensor, clean: Tensor, user: Tensor, real: Tensor, *, tau: f
             noisy, clean = F.normalize(noisy, dim=-1), F.normalize(clean, dim=-1)
         rivals, rival_user, rival_real, first = _everywhere(clean, user, real)  # (C, T, K, d), (C,), (C, T)
         own = torch.arange(first, first + len(user), device=user.device)
-        other = (user[:, None] != rival_user).expand(width, -1, -1) & rival_real[:, :width].T[:, None]  # (T, B, C)
+        other = (user[:, None] != rival_user).expand(width, -1, -1) & rival_real[:, :width].T[
+            :, None
+        ]  # (T, B, C)
         other = other.scatter(2, own[None, :, None].expand(width, -1, 1), True)
         score = torch.einsum("btkd,ctkd->ktbc", noisy, rivals[:, :width]) / tau
         score = score.masked_fill(~other, -torch.inf)

@@ -1,0 +1,368 @@
+"""Pictures: comparisons in three panels, and the four figures that methods return.
+
+matplotlib is imported when something is drawn, and drawn without a display. Colours are Okabe and
+Ito's, told apart by every kind of eye; shape and line tell the same a second time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reason.errors import ConfigError
+from reason.methods.figures import Figure, HeatMap, Lines, Table, Tokens
+from reason.reports import words
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Picture
+
+    from reason.reports.comparison import Comparison, Entry
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
+MARKERS = "osD^vPX"
+INK, GREY = "#222222", "#777777"
+FORMATS = (".png", ".pdf", ".svg")
+_STYLE = {
+    "figure.dpi": 150,
+    "savefig.dpi": 150,
+    "font.size": 9.5,
+    "axes.titlesize": 10.5,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": INK,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "svg.hashsalt": "reason",  # the same picture gives the same file
+}
+
+
+def check_picture(path: Path) -> None:
+    """Refuse, before anything is computed, a path that no picture can be written to.
+
+    Raises:
+        ConfigError: an unknown ending, or a folder that does not exist.
+    """
+    if path.suffix.lower() not in FORMATS:
+        raise ConfigError(
+            f"{path} does not end like a picture.",
+            f"Use one of {', '.join(FORMATS)}: {path.with_suffix('.png')}",
+        )
+    if not path.parent.is_dir():
+        raise ConfigError(f"There is no folder {path.parent} to write {path.name} to.", "Make it first.")
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def _save(picture: Picture, path: Path) -> None:
+    check_picture(path)
+    kind = path.suffix.lower()[1:]
+    undated = {"png": None, "pdf": {"CreationDate": None}, "svg": {"Date": None}}[kind]
+    picture.savefig(path, format=kind, metadata=undated)
+    _pyplot().close(picture)
+
+
+# --- comparisons --------------------------------------------------------------------------------
+
+
+def draw_comparisons(tables: Sequence[Comparison], path: Path) -> list[Path]:
+    """One picture per comparison: ``path``, and for further ones ``name-2.png``, ``name-3.png`` ..."""
+    paths = [path if i == 0 else path.with_stem(f"{path.stem}-{i + 1}") for i in range(len(tables))]
+    for table, where in zip(tables, paths, strict=True):
+        draw_comparison(table, where)
+    return paths
+
+
+def draw_comparison(table: Comparison, path: Path) -> None:
+    """Accuracy against depth, device-hours and latency, with 95% intervals.
+
+    The base is a line with a band over depth and a point over the costs; trivial baselines, which
+    cost next to nothing, are lines. The Pareto front joins what no other point beats.
+    """
+    plt = _pyplot()
+    families = _families(table)
+    with plt.rc_context(_STYLE):
+        picture, axes = plt.subplots(1, 3, figsize=(12.5, 4.4), sharey=True, layout="constrained")
+        _against_depth(axes[0], table, families)
+        _against_cost(axes[1], table, families, "device_hours", "device-hours per run, training included")
+        _against_cost(
+            axes[2], table, families, "latency_p50_ms", f"p50 latency of {table.units['latency']} (ms)"
+        )
+        axes[0].set_ylabel(table.accuracy)
+        seeds = sorted({len(e.points) for e in table.entries if e.points})
+        over = f"{table.n:,} {table.units['example']}s, " + " to ".join(
+            map(str, dict.fromkeys((seeds[0], seeds[-1])))
+        )
+        picture.suptitle(
+            f"{table.accuracy} on {table.dataset}: {table.split} split, {over} seed{'s' * (seeds[-1] > 1)}, "
+            "95% intervals",
+            x=0.01, ha="left", fontsize=12, color=INK,
+        )  # fmt: skip
+        drawn: dict[str, Any] = {}
+        for ax in axes:
+            for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+                drawn.setdefault(label, handle)
+        picture.legend(
+            list(drawn.values()),
+            list(drawn),
+            loc="outside lower center",
+            ncols=min(6, len(drawn)),
+            handlelength=2.2,
+        )
+        _save(picture, path)
+
+
+def _families(table: Comparison) -> list[tuple[str, list[Entry]]]:
+    """The curves: entries of one family, by depth."""
+    families: dict[tuple, list[Entry]] = {}
+    for entry in table.entries:
+        if entry.kind == "method" and entry.key:
+            families.setdefault(entry.key.family, []).append(entry)
+    return [(f[0].label, sorted(f, key=lambda e: e.depth or 0)) for f in families.values()]
+
+
+def _look(i: int) -> dict[str, Any]:
+    return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+
+
+def _bars(entries: list[Entry]) -> list[list[float]]:
+    """Lengths of the error bars below and above."""
+    return [
+        [max(0.0, e.accuracy.value - e.accuracy.low) for e in entries],
+        [max(0.0, e.accuracy.high - e.accuracy.value) for e in entries],
+    ]
+
+
+def _levels(ax: Axes, table: Comparison, bases: bool) -> None:
+    """Horizontal lines: trivial baselines, and over depth the base with its band."""
+    rivals = [e for e in table.entries if e.kind == "baseline"]
+    for i, e in enumerate(rivals):
+        ax.axhline(
+            e.accuracy.value, color=GREY, linestyle=(":", "-.")[i % 2], linewidth=1.4, label=e.label, zorder=1
+        )
+        ax.axhspan(e.accuracy.low, e.accuracy.high, color=GREY, alpha=0.10, linewidth=0, zorder=0)
+    for i, e in enumerate(e for e in table.entries if e.kind == "base" and bases):
+        style = ("--", (0, (5, 1, 1, 1)))[i % 2]
+        ax.axhline(e.accuracy.value, color=INK, linestyle=style, linewidth=1.4, label=e.label, zorder=1)
+        ax.axhspan(e.accuracy.low, e.accuracy.high, color=INK, alpha=0.08, linewidth=0, zorder=0)
+
+
+def _against_depth(ax: Axes, table: Comparison, families: list[tuple[str, list[Entry]]]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    _levels(ax, table, bases=True)
+    for i, (label, entries) in enumerate(families):
+        shift = 0.07 * (i - (len(families) - 1) / 2)  # so that bars do not hide each other
+        x = [(e.depth or 0) + shift for e in entries]
+        y = [e.accuracy.value for e in entries]
+        ax.errorbar(
+            x, y, yerr=_bars(entries), label=label, capsize=2.5, linewidth=1.6, markersize=5.5, **_look(i)
+        )
+        for at, e in zip(x, entries, strict=True):
+            if e.chosen:
+                ax.plot(
+                    at, e.accuracy.value, "o", markersize=12, markerfacecolor="none", markeredgecolor=INK,
+                    linestyle="none", label="chosen on validation", zorder=5,
+                )  # fmt: skip
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    ax.set_xlabel(f"depth ({', '.join(table.depth_units)})")
+    ax.set_title("What depth gives")
+    ax.margins(x=0.08)
+
+
+def _against_cost(
+    ax: Axes, table: Comparison, families: list[tuple[str, list[Entry]]], cost: str, label: str
+) -> None:
+    _levels(ax, table, bases=False)
+    bases = [("base", [e]) for e in table.entries if e.kind == "base"]
+    known: list[Entry] = []
+    for i, (name, entries) in enumerate([*families, *bases]):
+        timed = [e for e in entries if cost in e.costs]
+        if not timed:
+            continue
+        known += timed
+        base = name == "base" and timed[0].kind == "base"
+        look = {"color": INK, "marker": "*", "markersize": 10} if base else _look(i) | {"markersize": 5.5}
+        ax.errorbar(
+            [e.costs[cost] for e in timed], [e.accuracy.value for e in timed], yerr=_bars(timed),
+            linestyle="none", capsize=2.5, linewidth=1.3, label=f"{timed[0].label} (cost)" if base else None, **look,
+        )  # fmt: skip
+        for e in timed:
+            text = "base" if base else str(e.depth)
+            ax.annotate(
+                text, (e.costs[cost], e.accuracy.value), xytext=(6, 4), textcoords="offset points",
+                fontsize=8.5, color=look["color"], zorder=6,
+            )  # fmt: skip
+    ax.set_xlabel(label)
+    ax.set_title("What it costs to have" if cost == "device_hours" else "What it costs to use")
+    if not known:
+        ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", color=GREY)
+        ax.set_xticks([])
+        return
+    front = sorted((e for e in known if cost in e.fronts), key=lambda e: e.costs[cost])
+    if len(front) > 1:
+        ax.step(
+            [e.costs[cost] for e in front], [e.accuracy.value for e in front], where="post",
+            color="#bdbdbd", linewidth=3.5, solid_capstyle="round", label="Pareto front", zorder=1,
+        )  # fmt: skip
+    values = [e.costs[cost] for e in known]
+    if min(values) > 0 and max(values) / min(values) > 8:
+        ax.set_xscale("log")
+    ax.margins(x=0.14)
+
+
+# --- the four figures ---------------------------------------------------------------------------
+
+
+def draw_figures(figures: Sequence[Figure], path: Path) -> None:
+    """All figures below each other in one picture, each as tall as it needs.
+
+    Raises:
+        ConfigError: no figure, or a path that no picture can be written to.
+    """
+    if not figures:
+        raise ConfigError("There is nothing to draw.")
+    check_picture(path)
+    plt = _pyplot()
+    heights = [_height(f) for f in figures]
+    with plt.rc_context(_STYLE):
+        picture = plt.figure(figsize=(9, sum(heights)), layout="constrained")
+        parts = picture.subfigures(len(figures), 1, height_ratios=heights, squeeze=False)[:, 0]
+        for part, f in zip(parts, figures, strict=True):
+            ax = part.subplots()
+            _DRAW[type(f)](ax, f)
+            ax.set_title(f.title, fontweight="bold", pad=10)
+            if f.note:
+                part.supxlabel(f.note, fontsize=8.5, color=GREY, x=0.02, ha="left", wrap=True)
+        _save(picture, path)
+
+
+def _height(f: Figure) -> float:
+    """Inches."""
+    if isinstance(f, Table):
+        return 0.9 + 0.27 * (len(f.rows) + 1)
+    if isinstance(f, HeatMap):
+        return 1.5 + 0.32 * len(f.rows) + 0.07 * max((len(c) for c in f.columns), default=0)
+    if isinstance(f, Tokens):
+        return 1.2 + 0.34 * len(_token_lines(f))
+    return 3.4
+
+
+def _draw_table(ax: Axes, f: Table) -> None:
+    ax.axis("off")
+    if not f.rows:
+        ax.text(0, 0.5, "no rows", color=GREY)
+        return
+    cells = [[words.cell(v) for v in row] for row in f.rows]
+    widths = [max(len(str(name)), *(len(row[i]) for row in cells)) + 2 for i, name in enumerate(f.columns)]
+    total = sum(widths)
+    drawn = ax.table(
+        cellText=cells, colLabels=[str(c) for c in f.columns], loc="upper left", cellLoc="left",
+        colWidths=[w / max(total, 60) for w in widths], edges="horizontal", bbox=(0, 0, min(1, total / 60), 1),
+    )  # fmt: skip
+    drawn.auto_set_font_size(False)
+    drawn.set_fontsize(9 if total < 100 else 9 * 100 / total)
+    for (row, _), cell in drawn.get_celld().items():
+        cell.set_edgecolor("#cccccc")
+        if row == 0:
+            cell.get_text().set_fontweight("bold")
+
+
+def _draw_lines(ax: Axes, f: Lines) -> None:
+    for i, (name, ys) in enumerate(f.series.items()):
+        y = [float("nan") if v is None else v for v in ys]
+        ax.plot(f.x, y, label=name, linewidth=1.6, markersize=4.5, **_look(i))
+    ax.set_xlabel(f.x_label)
+    ax.set_ylabel(f.y_label)
+    if f.x and all(float(x).is_integer() for x in f.x) and max(f.x) - min(f.x) <= 20:
+        from matplotlib.ticker import MaxNLocator
+
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    if len(f.series) > 1:
+        ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def _draw_heat_map(ax: Axes, f: HeatMap) -> None:
+    import numpy as np
+
+    values = np.asarray(f.values, dtype=float).reshape(len(f.rows), len(f.columns))
+    image = ax.imshow(values, aspect="auto", cmap="cividis")
+    ax.grid(False)
+    ax.set_yticks(range(len(f.rows)), f.rows)
+    steep = sum(len(c) + 2 for c in f.columns) > 90
+    ax.set_xticks(
+        range(len(f.columns)), f.columns, rotation=60 if steep else 0, ha="right" if steep else "center"
+    )
+    ax.get_figure().colorbar(image, ax=ax, pad=0.01)  # pyright: ignore[reportOptionalMemberAccess]
+    if values.size and len(f.columns) <= 14:
+        middle = (np.nanmin(values) + np.nanmax(values)) / 2
+        for r, c in np.ndindex(*values.shape):
+            ink = "white" if values[r, c] < middle else "black"
+            ax.text(
+                c, r, words.number(float(values[r, c]), 2), ha="center", va="center", fontsize=8, color=ink
+            )
+
+
+def _draw_tokens(ax: Axes, f: Tokens) -> None:
+    import matplotlib
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    lines = _token_lines(f)
+    ax.axis("off")
+    ax.set_xlim(0, _TOKEN_WIDTH)
+    ax.set_ylim(len(lines), 0)
+    norm, shades = Normalize(f.low, f.high), matplotlib.colormaps["cividis"]
+    for r, line in enumerate(lines):
+        at = 0
+        for token, value in line:
+            share = float(norm(min(max(value, f.low), f.high)))
+            ax.add_patch(
+                matplotlib.patches.Rectangle(
+                    (at, r + 0.08), len(token), 0.84, color=shades(share), linewidth=0
+                )
+            )
+            ax.text(
+                at + len(token) / 2, r + 0.5, token.replace("$", r"\$"), family="monospace", fontsize=8.5,
+                ha="center", va="center", color="white" if share < 0.5 else "black",
+            )  # fmt: skip
+            at += len(token)
+    bar = ax.get_figure().colorbar(ScalarMappable(norm, shades), ax=ax, pad=0.01)  # pyright: ignore
+    bar.set_label(f.legend)
+
+
+_TOKEN_WIDTH = 92  # characters in a line of the picture
+
+
+def _token_lines(f: Tokens) -> list[list[tuple[str, float]]]:
+    """Pieces cut into lines that fit; line breaks within a piece are shown as a return sign."""
+    lines: list[list[tuple[str, float]]] = [[]]
+    at = 0
+    for token, value in zip(f.tokens, f.values, strict=True):
+        shown = token.replace("\n", "⏎").replace("\t", " ")[:_TOKEN_WIDTH]
+        if at + len(shown) > _TOKEN_WIDTH:
+            lines.append([])
+            at = 0
+        lines[-1].append((shown, value))
+        at += len(shown)
+    return lines
+
+
+_DRAW: dict[type, Any] = {
+    Table: _draw_table,
+    Lines: _draw_lines,
+    HeatMap: _draw_heat_map,
+    Tokens: _draw_tokens,
+}

@@ -1,0 +1,60 @@
+"""Numbers and names as people read them: shared by the terminal and the plots."""
+
+from __future__ import annotations
+
+from reason.metrics.statistics import Difference, Interval
+
+# What an accuracy counts, in one sentence. The part before @ is looked up where the whole is not.
+MEANINGS = {
+    "NDCG": "1 where the right item comes first among all items, less the further down, 0 below place {k}",
+    "Recall": "the share of {examples} whose right item is among the first {k} of all items",
+    "MRR": "1 / place of the right item among all items",
+    "exact match": "the share of {examples} whose final answer is right",
+    "next-token accuracy": "the share of tokens that are predicted right",
+}
+
+
+def meaning(accuracy: str, example: str) -> str:
+    """One sentence on an accuracy by its name, or ''."""
+    name, _, k = accuracy.partition("@")
+    return MEANINGS.get(accuracy, MEANINGS.get(name, "")).format(k=k, examples=f"{example}s")
+
+
+def interval(i: Interval) -> str:
+    return f"{i.value:.4f} [{i.low:.4f}, {i.high:.4f}]"
+
+
+def difference(d: Difference) -> str:
+    return f"{d.value:+.4f} [{d.low:+.4f}, {d.high:+.4f}]"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """About ``digits`` significant digits, never in powers of ten for everyday sizes; '' for None."""
+    if value is None:
+        return ""
+    size = abs(value)
+    if size >= 1000:
+        return f"{value:,.0f}"
+    if size == 0 or size >= 100:
+        return f"{value:.0f}"
+    if size >= 1e-4:
+        places = digits - 1
+        while size < 1:
+            size, places = size * 10, places + 1
+        while size >= 10:
+            size, places = size / 10, places - 1
+        return f"{value:.{max(places, 0)}f}"
+    return f"{value:.{digits - 1}e}"
+
+
+def probability(p: float | None) -> str:
+    if p is None:
+        return ""
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def cell(value: object) -> str:
+    """One cell of a table figure."""
+    if isinstance(value, float):
+        return number(value, 4)
+    return "" if value is None else str(value)

@@ -1,0 +1,163 @@
+"""The run folder: numbers given once, states told from files and lock, torn lines passed over."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from reason.errors import ConfigError, RunError
+from reason.files import write_json
+from reason.tracking.folder import FAILED, FINISHED, INTERRUPTED, KILLED, RUNNING, RunFolder
+
+CREATE = """
+import sys
+from reason.tracking.folder import RunFolder
+sys.stdin.readline()
+for _ in range(25): print(RunFolder.create(sys.argv[1], "race", "a" * 64).name)
+"""
+HOLD = """
+import sys, time
+from reason.tracking.folder import RunFolder
+folder = RunFolder(sys.argv[1])
+with folder.lock():
+    folder.event("attempt"); folder.beat()
+    print("held", flush=True); time.sleep(60)
+"""
+
+
+def test_two_processes_never_get_the_same_folder(root):
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", CREATE, str(root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    for racer in racers:  # both have python up before either begins
+        assert racer.stdin
+        racer.stdin.write("go\n")
+        racer.stdin.flush()
+    names = [name for racer in racers for name in racer.communicate(timeout=30)[0].split()]
+    assert len(names) == 50 and len(set(names)) == 50
+    assert set(names) == {f"race-aaaaaaaa-{n}" for n in range(1, 51)}
+
+
+def test_a_root_that_cannot_be_written_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="Cannot make a run folder"):
+        RunFolder.create(tmp_path / "file" / "runs", "x", "a" * 8)
+
+
+def test_a_killed_process_leaves_an_interrupted_run(make):
+    folder = make()
+    child = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder.path)], stdout=subprocess.PIPE, text=True
+    )
+    with child:
+        assert child.stdout and child.stdout.readline() == "held\n"
+        assert folder.status == RUNNING
+        with pytest.raises(RunError, match="another process"), folder.lock():
+            pass
+        assert folder.settle() == RUNNING
+        child.send_signal(signal.SIGKILL)
+    assert folder.status == INTERRUPTED
+    last = folder.last_beat
+    with folder.lock():  # a later attempt can still tell when the killed one ended
+        assert folder.last_beat == last
+    assert folder.settle() == KILLED
+    assert folder.settle() == KILLED
+    closed = [e for e in folder.events() if e["event"] == "closed"]
+    assert len(closed) == 1 and closed[0]["until"] == last
+
+
+def test_states(make):
+    folder = make()
+    assert folder.status == INTERRUPTED
+    with folder.lock():
+        folder.event("attempt")
+        assert folder.status == RUNNING
+    folder.event("closed", status=FAILED)
+    assert folder.status == FAILED
+    folder.event("attempt")
+    assert folder.status == INTERRUPTED
+    folder.event("closed", status=KILLED)
+    assert folder.status == KILLED
+    folder.write_result({"metrics": {}})
+    assert folder.status == FINISHED and folder.result == {"metrics": {}}
+
+
+def test_the_lock_outlasts_someone_who_only_looks(make):
+    import threading
+
+    import filelock
+
+    folder = make()
+    probe = filelock.FileLock(folder / "lock", thread_local=False)
+    probe.acquire()
+    threading.Timer(0.1, probe.release).start()
+    with folder.lock():
+        pass
+
+
+def test_torn_lines_are_passed_over_and_nothing_else(make):
+    folder = make()
+    folder.log_points([{"name": "a", "value": 1.0, "step": 0, "time": 1.0}])
+    with open(folder / "metrics.jsonl", "ab") as f:
+        f.write(b'{"name": "a", "va')  # killed in the middle of a line
+    points, offset = folder.points()
+    assert [p["value"] for p in points] == [1.0]
+    assert folder.points(offset) == ([], offset)
+    folder.log_points([{"name": "a", "value": 2.0, "step": 1, "time": 2.0}])
+    points, end = folder.points(offset)
+    assert [p["value"] for p in points] == [2.0]
+    assert end == os.path.getsize(folder / "metrics.jsonl")
+    with open(folder / "metrics.jsonl", "ab") as f:
+        f.write(b"\xff\x00\xfe\n")  # a block that the disk lost
+    assert folder.points(end) == ([], end + 4)
+    assert len(folder.points()[0]) == 2
+
+
+def test_points_of_a_range(make):
+    folder = make()
+    rows = [{"name": "a", "value": float(i), "step": i, "time": 1.0} for i in range(3)]
+    folder.log_points(rows[:1])
+    first = folder.points()[1]
+    folder.log_points(rows[1:2])
+    second = folder.points()[1]
+    folder.log_points(rows[2:])
+    assert folder.points(first, second) == (rows[1:2], second)
+    assert folder.points(first)[0] == rows[1:]
+
+
+def test_find(make, root):
+    a = make("alpha")
+    b = make("alpha", created=time.time() + 10)
+    c = make("beta")
+    (root / "not-a-run").mkdir()
+    assert [r.name for r in RunFolder.all(root)] == [a.name, b.name, c.name]
+    assert RunFolder.find(a.name, root).path == a.path
+    assert RunFolder.find("be", root).path == c.path
+    assert RunFolder.find("last", root).path == b.path
+    assert RunFolder.find(str(c.path), "elsewhere").path == c.path
+    with pytest.raises(ConfigError, match="beginning of 2 runs"):
+        RunFolder.find("alpha", root)
+    with pytest.raises(ConfigError, match="Did you mean 'beta-cccccccc-1'"):
+        RunFolder.find("btea-cccccccc-1", root)
+    assert RunFolder.all(root / "none") == []
+
+
+def test_a_broken_result_is_told(make):
+    folder = make()
+    (folder / "result.json").write_text("{")
+    with pytest.raises(RunError, match="not valid JSON"):
+        _ = folder.result
+    with pytest.raises(ValueError, match="Out of range"):  # NaN: honest or absent
+        folder.write_result({"metrics": {"accuracy": float("nan")}})
+    assert (folder / "result.json").read_text() == "{"
+    write_json(folder / "result.json", {})
+    assert json.loads((folder / "result.json").read_text()) == {}

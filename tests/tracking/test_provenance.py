@@ -1,0 +1,81 @@
+"""Facts about code and machine; nothing secret; quick; content without git."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import time
+
+from reason.tracking import provenance
+
+
+def git(cwd, *words):
+    subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], cwd=cwd, check=True, capture_output=True)
+
+
+def checkout(path):
+    git(path, "init", "-b", "trunk")
+    (path / "a.txt").write_text("one\n")
+    git(path, "add", ".")
+    git(path, "commit", "-m", "first")
+    return subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=path, text=True).strip()
+
+
+def test_a_checkout(tmp_path):
+    commit = checkout(tmp_path)
+    facts = provenance.capture(tmp_path)
+    assert (facts["commit"], facts["branch"], facts["dirty"]) == (commit, "trunk", False)
+    assert provenance.diff(tmp_path) == ""
+    (tmp_path / "a.txt").write_text("two\n")
+    assert provenance.capture(tmp_path)["dirty"] is True
+    assert "-one\n+two\n" in provenance.diff(tmp_path)
+
+
+def test_a_long_diff_is_cut_with_a_note(tmp_path, monkeypatch):
+    checkout(tmp_path)
+    (tmp_path / "a.txt").write_text("x" * 500)
+    monkeypatch.setattr(provenance, "DIFF_CAP", 300)
+    text = provenance.diff(tmp_path)
+    assert len(text) < 400 and "[cut here:" in text
+
+
+def test_no_checkout_and_no_git(tmp_path, monkeypatch):
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    facts = provenance.capture(tmp_path)
+    assert facts["commit"] is None and facts["branch"] is None and facts["dirty"] is None
+    assert provenance.diff(tmp_path) == ""
+    monkeypatch.setenv("PATH", "")
+    assert provenance.capture(tmp_path)["commit"] is None
+
+
+def test_nothing_secret_and_plain_json(tmp_path, monkeypatch):
+    monkeypatch.setenv("SOME_API_KEY", "s3cret")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    text = json.dumps(provenance.capture(tmp_path), allow_nan=False)
+    assert "s3cret" not in text and f'"{socket.gethostname()}"' not in text
+    facts = json.loads(text)
+    assert facts["environment"]["OMP_NUM_THREADS"] == "3"
+    assert set(facts["environment"]) <= set(provenance.VARIABLES)
+    assert facts["versions"]["torch"] and facts["cores"] == len(os.sched_getaffinity(0))
+
+
+def test_quick_and_light():
+    code = "import sys; from reason.tracking import provenance as p; p.capture(); print(*sys.modules)"
+    loaded = subprocess.check_output(["python", "-c", code], text=True, env=os.environ | {"PATH": _path()}).split()
+    assert not {"torch", "numpy", "mlflow", "pandas"} & set(loaded)
+    best = min(_timed() for _ in range(3))
+    assert best < 0.1
+
+
+def _path() -> str:
+    import sys
+
+    return f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"
+
+
+def _timed() -> float:
+    start = time.perf_counter()
+    provenance.capture()
+    return time.perf_counter() - start
