@@ -17,7 +17,6 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from reason.backbones.config import SasrecConfig
@@ -29,15 +28,16 @@ STEPS, ITEMS, LENGTH = 2, 1000, 50
 
 def advance_broadcast(model: SequenceEncoder, thought: Thought) -> Tensor:
     """A latent step under an (L+k)-row causal mask: what ``SequenceEncoder.advance`` avoids."""
-    k, end = thought.step, thought.width + thought.step + 1
-    x = model.drop(model.norm(thought.state + model.step_position[k])).unsqueeze(1)  # (B, 1, d)
-    future = torch.full((end, end), torch.finfo(x.dtype).min).triu(1).expand(len(x), 1, end, end)
-    for block, keys, values in zip(model.blocks, thought.keys, thought.values, strict=True):
-        query, keys[:, :, end - 1 : end], values[:, :, end - 1 : end] = block.query_key_value(x)
-        key, value = keys[:, :, :end], values[:, :, :end]
+    x = model.drop(model.norm(thought.state + model.step_position[thought.step])).unsqueeze(1)  # (B, 1, d)
+    for layer, block in enumerate(model.blocks):
+        query, key, value = block.query_key_value(x)
+        key, value = (torch.cat(pair, 2) for pair in zip(thought.items[layer], (key, value), strict=True))
+        thought.items[layer] = key, value
+        end = key.shape[2]
+        future = torch.full((end, end), torch.finfo(x.dtype).min).triu(1).expand(len(x), 1, end, end)
         score = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5 + future  # (B, H, L+k, L+k)
         x = block.finish(x, score.softmax(-1) @ value)[:, -1:]  # L+k rows in, one row used
-    thought.state, thought.step = x[:, 0], k + 1
+    thought.state, thought.step = x[:, 0], thought.step + 1
     return thought.state
 
 
@@ -77,12 +77,16 @@ def main() -> int:
         assert gap < 1e-5, f"the variants disagree by {gap}"
         for turn in range(repeats + 2):
             for name, call in variants.items():
-                begin = time.thread_time()  # the one thread's own time: neighbours on the machine do not count
+                begin = (
+                    time.thread_time()
+                )  # the one thread's own time: neighbours on the machine do not count
                 call()
                 if turn >= 2:  # the first two rounds warm up
                     times[name].append(1e3 * (time.thread_time() - begin))
     base = np.array(times["encoder alone"])
-    print(f"B={args.batch}, d=256, L={LENGTH}, 2 layers, 2 heads, ffn 300, fp32, 1 thread, median of {repeats} rounds")
+    print(
+        f"B={args.batch}, d=256, L={LENGTH}, 2 layers, 2 heads, ffn 300, fp32, 1 thread, median of {repeats} rounds"
+    )
     print(f"{'variant':28}{'CPU ms':>12}{'over the encoder':>19}")
     for name, ms in times.items():
         print(f"{name:28}{np.median(ms):12.2f}{np.median(np.array(ms) / base) - 1:+19.1%}")

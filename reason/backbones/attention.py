@@ -69,7 +69,9 @@ def trie_attention(
     Q, S = query.shape[-2], key.shape[-2]
     whole = Q == S and query_index is None and key_index is None
     if kernel in ("tree", "flex") and not whole:
-        raise ValueError(f"the {kernel} kernel serves whole passes only: use dense for {Q} queries over {S} keys")
+        raise ValueError(
+            f"the {kernel} kernel serves whole passes only: use dense for {Q} queries over {S} keys"
+        )
     if kernel == "auto":
         kernel = _cheapest(query, key, exit) if whole and S else "dense"
     if kernel == "tree":
@@ -98,7 +100,14 @@ _FLEX_RATE = 1 / 3  # of _PAIR
 
 
 def predict_cost(
-    kernel: str, *, pairs: int, channels: int, rows: int = 0, calls: int = 1, device: str = "cpu", grad: bool = False
+    kernel: str,
+    *,
+    pairs: int,
+    channels: int,
+    rows: int = 0,
+    calls: int = 1,
+    device: str = "cpu",
+    grad: bool = False,
 ) -> float:
     """Seconds that a kernel is expected to take; good for choosing, not for reporting.
 
@@ -143,8 +152,9 @@ _derived: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 def _remember(exit: Tensor, name: Any, build: Callable[[], Any]) -> Any:
     """``build()``, once per ``exit`` tensor, version and name. The value must not refer to ``exit`` itself."""
     kept = _derived.get(exit)
-    if kept is None or kept["version"] != exit._version:
-        kept = {"version": exit._version}
+    version = None if exit.is_inference() else exit._version  # inference tensors count no versions
+    if kept is None or kept["version"] != version:
+        kept = {"version": version}
         _derived[exit] = kept
     if name not in kept:
         kept[name] = build()
@@ -273,13 +283,17 @@ def _stretches(exit: list[int], S: int) -> list[tuple[list[int], list[int]]] | N
 def _tree(query: Tensor, key: Tensor, value: Tensor, exit: Tensor, scale: float | None) -> Tensor:
     B, H, S, D = key.shape
     if exit.dim() > 1:
-        raise ValueError("the tree kernel needs one trie shared by the batch (exit of shape (S,)): use dense or flex")
+        raise ValueError(
+            "the tree kernel needs one trie shared by the batch (exit of shape (S,)): use dense or flex"
+        )
     if S == 0:
         return query
     grad = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad)
     plan = _plan_for(exit, S, grad, B * H * D)
     if plan is None:
-        raise ValueError("the tree kernel needs nested exits, one per row and beyond it: use dense for other masks")
+        raise ValueError(
+            "the tree kernel needs nested exits, one per row and beyond it: use dense for other masks"
+        )
     parts = []
     for piece in plan.pieces:
         G, m = piece.query.shape
@@ -287,7 +301,9 @@ def _tree(query: Tensor, key: Tensor, value: Tensor, exit: Tensor, scale: float 
         q = query.index_select(2, piece.query.flatten().to(query.device)).reshape(shape)
         rows = piece.key.flatten().to(key.device)
         k, v = key.index_select(2, rows).reshape(shape), value.index_select(2, rows).reshape(shape)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=piece.mask.to(q.device).unsqueeze(0), scale=scale)
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=piece.mask.to(q.device).unsqueeze(0), scale=scale
+        )
         parts.append(out.reshape(B, H, G * m, D))
     return torch.cat(parts, 2).index_select(2, plan.order.to(query.device))
 
@@ -355,7 +371,9 @@ def _flex(query: Tensor, key: Tensor, value: Tensor, exit: Tensor, scale: float 
     if query.device.type == "cuda":
         return _compiled_flex()(q, k, v, block_mask=mask, scale=scale)[:, :, :S]
     if torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)):
-        raise ValueError("FlexAttention has no backward pass on CPU: use the tree or dense kernel to train there")
+        raise ValueError(
+            "FlexAttention has no backward pass on CPU: use the tree or dense kernel to train there"
+        )
     with warnings.catch_warnings():  # it says that it is slow uncompiled; here it only serves checks
         warnings.filterwarnings("ignore", message=".*flex_attention.*")
         return flex_attention(q, k, v, block_mask=mask, scale=scale)[:, :, :S]  # type: ignore[index]
@@ -386,7 +404,12 @@ def comb_attention(
     """
     if query.dim() == 4:
         out = comb_attention(
-            query.unsqueeze(2), trunk_key, trunk_value, branch_key.unsqueeze(2), branch_value.unsqueeze(2), scale=scale
+            query.unsqueeze(2),
+            trunk_key,
+            trunk_value,
+            branch_key.unsqueeze(2),
+            branch_value.unsqueeze(2),
+            scale=scale,
         )
         return out.squeeze(2)
     device = query.device.type

@@ -90,13 +90,16 @@ class Trunk:
 
 @dataclass
 class Thought:
-    """One request per row, in the midst of reasoning. ``advance`` writes into it."""
+    """One request per row, in the midst of reasoning. ``advance`` writes into it.
+
+    The keys and values of the items are kept as the projection left them, without a copy; those of
+    the latent tokens go to a small cache of their own.
+    """
 
     state: Tensor  # (B, d), r_k
-    keys: list[Tensor]  # per layer (B, H, T + K, d/H); latent token k sits at T + k
-    values: list[Tensor]
-    visible: Tensor | None  # (B, 1, 1, T + K) bool, False on padding; None where there is no padding
-    width: int  # T
+    items: list[tuple[Tensor, Tensor]]  # per layer: keys and values (B, H, T, d/H), views
+    latent: list[tuple[Tensor, Tensor]]  # per layer: keys and values (B, H, K, d/H), filled up to k
+    hidden: Tensor | None  # (B, 1, 1, T), -inf on padding and else 0; None where there is no padding
     step: int = 0  # k, steps taken
 
 
@@ -238,25 +241,25 @@ class SequenceEncoder(nn.Module):
             raise ValueError(
                 "Each row needs between 1 and T items; an empty history has no last item to read."
             )
-        rows = torch.arange(batch, device=items.device)
-        visible = None
-        if bool((length < width).any()):
-            slot = torch.arange(width + steps, device=items.device)
-            visible = ((slot < length[:, None]) | (slot >= width))[:, None, None]  # (B, 1, 1, T + K)
-        x, keys, values = self._embed(items), [], []
+        x, kept = self._embed(items), []
         for block in self.blocks[:-1]:
             query, key, value = block.query_key_value(x)
             x = block.finish(x, F.scaled_dot_product_attention(query, key, value, is_causal=True))
-            keys.append(self._room(key, steps))
-            values.append(self._room(value, steps))
+            kept.append((key, value))
         last = self.blocks[-1]
         key, value = last.key_value(x)
-        x = x[rows, length - 1].unsqueeze(1)  # (B, 1, d)
-        seen = None if visible is None else visible[..., :width]
-        x = last.finish(x, F.scaled_dot_product_attention(last.query(x), key, value, attn_mask=seen))
-        keys.append(self._room(key, steps))
-        values.append(self._room(value, steps))
-        return Thought(x[:, 0], keys, values, visible, width)
+        kept.append((key, value))
+        hidden = None
+        if bool((length < width).any()):
+            padding = torch.arange(width, device=items.device) >= length[:, None]  # (B, T)
+            hidden = torch.zeros_like(padding, dtype=key.dtype).masked_fill(padding, -torch.inf)[
+                :, None, None
+            ]
+        x = x[torch.arange(batch, device=items.device), length - 1].unsqueeze(1)  # (B, 1, d)
+        x = last.finish(x, F.scaled_dot_product_attention(last.query(x), key, value, attn_mask=hidden))
+        room = (batch, key.shape[1], steps, key.shape[3])
+        latent = [(key.new_empty(room), key.new_empty(room)) for _ in self.blocks]
+        return Thought(x[:, 0], kept, latent, hidden)
 
     def advance(self, thought: Thought, weights: list[Tensor] | None = None) -> Tensor:
         """Take one latent step and return the new state (B, d). Not differentiable: caches are written.
@@ -265,29 +268,17 @@ class SequenceEncoder(nn.Module):
             weights: a list to which each layer's attention (B, H, T + k) over items and latent tokens,
                 this one included, is appended.
         """
-        k, end = thought.step, thought.width + thought.step + 1
+        k = thought.step
         self._check(k + 1)
         x = self.drop(self.norm(thought.state + self.step_position[k])).unsqueeze(1)  # (B, 1, d)
-        seen = None if thought.visible is None else thought.visible[..., :end]
-        for block, keys, values in zip(self.blocks, thought.keys, thought.values, strict=True):
-            query, keys[:, :, end - 1 : end], values[:, :, end - 1 : end] = block.query_key_value(x)
-            key, value = keys[:, :, :end], values[:, :, :end]
-            x = block.finish(x, F.scaled_dot_product_attention(query, key, value, attn_mask=seen))
+        for block, items, (keys, values) in zip(self.blocks, thought.items, thought.latent, strict=True):
+            query, keys[:, :, k : k + 1], values[:, :, k : k + 1] = block.query_key_value(x)
+            mixed, share = _attend(query, *items, keys[:, :, : k + 1], values[:, :, : k + 1], thought.hidden)
+            x = block.finish(x, mixed)
             if weights is not None:
-                score = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
-                score = score if seen is None else score.masked_fill(~seen, -torch.inf)
-                weights.append(score.softmax(-1).squeeze(2))
+                weights.append(share.squeeze(2))
         thought.state, thought.step = x[:, 0], k + 1
         return thought.state
-
-    @staticmethod
-    def _room(x: Tensor, steps: int) -> Tensor:
-        """(B, H, T, d/H) -> a cache with ``steps`` free slots at the end; x itself where none is wanted."""
-        if not steps:
-            return x
-        cache = x.new_empty(*x.shape[:2], x.shape[2] + steps, x.shape[3])
-        cache[:, :, : x.shape[2]] = x
-        return cache
 
     def _check(self, steps: int) -> None:
         if not 0 <= steps <= self.steps:
@@ -305,6 +296,33 @@ class SequenceEncoder(nn.Module):
         last = n * 2 * d * d + 2 * d * d + 2 * d * f + 2 * n * d
         latent = sum(layers * (row + 2 * (n + k) * d) for k in range(1, steps + 1))
         return 2 * ((layers - 1) * whole + last + latent + self.num_items * d)
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, own_key: Tensor, own_value: Tensor, hidden: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """One query row (B, H, 1, d/H) over T items and k latent tokens, which lie in different memory.
+
+    At 64 requests the keys and values of the items are megabytes: to move them next to those of the
+    latent tokens, as a fused kernel wants it, costs more than the attention itself.
+
+    Returns the mixture (B, H, 1, d/H) and the weights (B, H, 1, T + k).
+    """
+    width = key.shape[2]
+    query = query * query.shape[-1] ** -0.5
+    score = _product(query, key.transpose(-1, -2))
+    if hidden is not None:
+        score = score + hidden
+    share = torch.cat([score, query @ own_key.transpose(-1, -2)], -1).softmax(-1)
+    mixed = _product(share[..., :width], value) + share[..., width:] @ own_value
+    return mixed, share
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b over axes (B, H), without the copy that ``@`` makes of a b in which these two cannot be merged."""
+    if len(b) == 1:
+        return a @ b
+    return torch.stack([torch.bmm(a[:, head], b[:, head]) for head in range(b.shape[1])], 1)
 
 
 def _initialise(module: nn.Module) -> None:

@@ -40,7 +40,9 @@ def linear_cross_entropy(
     if chunk is None:
         chunk = _chunk_rows(weight.shape[0], hidden.device)
     grad = torch.is_grad_enabled() and any(t.requires_grad for t in (hidden, weight, scale, row_weight))
-    return _LinearCrossEntropy.apply(hidden, weight, target, scale, row_weight, chunk, grad, _product_dtype(hidden))
+    return _LinearCrossEntropy.apply(
+        hidden, weight, target, scale, row_weight, chunk, grad, _product_dtype(hidden)
+    )
 
 
 def pairwise_kl(

@@ -7,6 +7,8 @@ module, and so ``--help``, imports neither torch nor mlflow.
 from __future__ import annotations
 
 import functools
+import importlib
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -14,33 +16,27 @@ from typing import Any
 import typer
 
 from reason import __version__
-from reason.cli import compare as _compare
-from reason.cli import data as _data
-from reason.cli import doctor as _doctor
-from reason.cli import evaluate as _evaluate
-from reason.cli import inspect as _inspect
-from reason.cli import list as _list
-from reason.cli import predict as _predict
-from reason.cli import resume as _resume
-from reason.cli import rm as _rm
-from reason.cli import run as _run
-from reason.cli import show as _show
-from reason.cli import sweep as _sweep
-from reason.cli import sync as _sync
-from reason.cli import ui as _ui
 from reason.errors import ReasonError
 
 INTERRUPTED, TERMINATED = 130, 143
 
-app = typer.Typer(
-    name="reason",
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    pretty_exceptions_show_locals=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help="Five ways of giving a model more reasoning, run, swept over their depth and compared on the same footing.\n\n"
-    "Start with [bold]reason run latent[/bold]; then [bold]reason list[/bold] and [bold]reason ui[/bold].",
-)
+# verb -> (its panel in --help, the module under reason.cli and the function or app in it)
+VERBS = {
+    "run": ("Run", "run:run"),
+    "sweep": ("Run", "sweep:sweep"),
+    "resume": ("Run", "resume:resume"),
+    "evaluate": ("Run", "evaluate:evaluate"),
+    "list": ("See", "list:list_"),
+    "show": ("See", "show:show"),
+    "compare": ("See", "compare:compare"),
+    "inspect": ("See", "inspect:inspect"),
+    "predict": ("See", "predict:predict"),
+    "ui": ("See", "ui:ui"),
+    "doctor": ("Keep house", "doctor:doctor"),
+    "sync": ("Keep house", "sync:sync"),
+    "rm": ("Keep house", "rm:rm"),
+    "data": ("Keep house", "data:app"),
+}
 
 
 def guarded(verb: Callable[..., Any]) -> Callable[..., Any]:
@@ -87,7 +83,6 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def root(
     version: bool = typer.Option(
         False, "--version", help="Print the version and exit.", callback=_version, is_eager=True
@@ -96,19 +91,35 @@ def root(
     pass
 
 
-for panel, verbs in {
-    "Run": [_run.run, _sweep.sweep, _resume.resume, _evaluate.evaluate],
-    "See": [_list.list_, _show.show, _compare.compare, _inspect.inspect, _predict.predict, _ui.ui],
-    "Keep house": [_doctor.doctor, _sync.sync, _rm.rm],
-}.items():
-    for verb in verbs:
-        app.command(verb.__name__.rstrip("_"), rich_help_panel=panel)(guarded(verb))
-for command in _data.app.registered_commands:
-    assert command.callback is not None
-    command.callback = guarded(command.callback)
-app.add_typer(_data.app, name="data", rich_help_panel="Keep house")
+def build(only: str | None = None) -> typer.Typer:
+    """The command with all its verbs, or with one: loading a verb costs milliseconds that others need not pay."""
+    app = typer.Typer(
+        name="reason",
+        no_args_is_help=True,
+        rich_markup_mode="rich",
+        pretty_exceptions_show_locals=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        help="Five ways of giving a model more reasoning, run, swept over their depth and compared on the same footing."
+        "\n\nStart with [bold]reason run latent[/bold]; then [bold]reason list[/bold] and [bold]reason ui[/bold].",
+    )
+    app.callback()(root)
+    for name, (panel, target) in VERBS.items():
+        if only not in (None, name):
+            continue
+        module, _, attribute = target.partition(":")
+        verb = getattr(importlib.import_module(f"reason.cli.{module}"), attribute)
+        if isinstance(verb, typer.Typer):
+            for command in verb.registered_commands:
+                assert command.callback is not None
+                command.callback = guarded(command.callback)
+            app.add_typer(verb, name=name, rich_help_panel=panel)
+        else:
+            app.command(name, rich_help_panel=panel)(guarded(verb))
+    return app
 
 
 def main() -> None:
     """The console script."""
-    app()
+    completing = any(name.endswith("_COMPLETE") for name in os.environ)
+    verb = sys.argv[1] if len(sys.argv) > 1 and not completing else None
+    build(verb if verb in VERBS else None)()

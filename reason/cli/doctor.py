@@ -97,7 +97,9 @@ def _devices(problems: list[str]) -> dict[str, Any]:
     try:
         import torch
     except Exception as error:  # a broken build raises OSError and worse
-        problems.append(f"torch cannot be imported ({_first(error)}): python -m pip install --force-reinstall torch")
+        problems.append(
+            f"torch cannot be imported ({_first(error)}): python -m pip install --force-reinstall torch"
+        )
         return found
     found["threads"] = torch.get_num_threads()
     found["cuda"] = [
@@ -107,8 +109,14 @@ def _devices(problems: list[str]) -> dict[str, Any]:
     found["cuda_build"] = torch.version.cuda
     found["mps"] = torch.backends.mps.is_available()
     if facts["accelerators"] and not found["cuda"] and not found["mps"]:
-        why = "this torch is a CPU build" if torch.version.cuda is None else "its driver and this torch do not fit"
-        found["note"] = f"{', '.join(facts['accelerators'])} is here, but {why}; see https://pytorch.org/get-started"
+        why = (
+            "this torch is a CPU build"
+            if torch.version.cuda is None
+            else "its driver and this torch do not fit"
+        )
+        found["note"] = (
+            f"{', '.join(facts['accelerators'])} is here, but {why}; see https://pytorch.org/get-started"
+        )
     return found
 
 
@@ -204,7 +212,10 @@ def _drawn(found: dict[str, Any]):
 
 
 def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    yield "packages", ", ".join(f"{name} {version or 'MISSING'}" for name, version in found["packages"].items())
+    yield (
+        "packages",
+        ", ".join(f"{name} {version or 'MISSING'}" for name, version in found["packages"].items()),
+    )
     for extra, entry in found["extras"].items():
         yield f"extra {extra}", "installed" if not entry["install"] else f"absent; {entry['install']}"
     d = found["devices"]

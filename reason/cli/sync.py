@@ -11,7 +11,10 @@ from reason.cli.output import emit_json, say, show
 
 
 def sync(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[RUN ...]", help="Runs or sweeps; all if none is named.", show_default=False)] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RUN ...]", help="Runs or sweeps; all if none is named.", show_default=False),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     runs: Runs = "runs",  # pyright: ignore[reportArgumentType]
 ) -> None:
@@ -36,7 +39,9 @@ def sync(
         show(_table(report))
     if not as_json:
         same = sum(not s.change and not s.error for s in report)
-        say(f"{len(report)} runs in {shown(uri)}: {len(report) - same - len(failed)} brought up to date, {same} already were.")
+        say(
+            f"{len(report)} runs in {shown(uri)}: {len(report) - same - len(failed)} brought up to date, {same} already were."
+        )
     if failed:
         raise typer.Exit(1)
 

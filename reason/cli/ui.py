@@ -10,8 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
+
 from collections.abc import Iterator
 from typing import IO, Annotated
 
@@ -26,8 +25,12 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 def ui(
     port: Annotated[int, typer.Option(help="Port; another free one is taken if it is in use.")] = 5000,
-    host: Annotated[str, typer.Option(help="Address to listen on. Anything but this machine needs --allowed-hosts.")] = "127.0.0.1",
-    allowed_hosts: Annotated[str, typer.Option(help="Host names by which others may reach it, comma-separated.")] = "",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. Anything but this machine needs --allowed-hosts.")
+    ] = "127.0.0.1",
+    allowed_hosts: Annotated[
+        str, typer.Option(help="Host names by which others may reach it, comma-separated.")
+    ] = "",
 ) -> None:
     """Show the runs in the browser. Ends with Ctrl-C."""
     from reason.tracking.store import prepare, shown, tracking_uri
@@ -104,16 +107,18 @@ def _end_group(server: subprocess.Popen) -> None:
 
 
 def _wait_until_ready(server: subprocess.Popen, output: IO[bytes], host: str, port: int) -> None:
+    import urllib.request
+
     reach = "127.0.0.1" if host in (*LOOPBACK, "0.0.0.0", "::") else host
     end = time.monotonic() + READY_S
     while time.monotonic() < end:
         if server.poll() is not None:
             raise RunError("The MLflow server did not start.", _tail(output))
-        with contextlib.suppress(urllib.error.URLError, OSError):
-            with urllib.request.urlopen(f"http://{reach}:{port}/health", timeout=2) as answer:
-                if answer.status == 200:
-                    return
-        time.sleep(0.2)
+        try:
+            urllib.request.urlopen(f"http://{reach}:{port}/health", timeout=2).close()
+            return
+        except OSError:  # refused, reset, or an HTTP error: not yet
+            time.sleep(0.2)
     raise RunError(f"The MLflow server did not answer within {READY_S} s.", _tail(output))
 
 
@@ -132,7 +137,9 @@ def _free_port(host: str, port: int) -> int:
                 probe.bind((host, candidate))
             except OSError as error:
                 if candidate == 0 or error.errno not in (13, 48, 98):  # EACCES, EADDRINUSE (mac, linux)
-                    raise ConfigError(f"Cannot listen on {host}: {error.strerror}.", "Check --host.") from error
+                    raise ConfigError(
+                        f"Cannot listen on {host}: {error.strerror}.", "Check --host."
+                    ) from error
                 continue
             return probe.getsockname()[1]
     raise AssertionError("unreachable")

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -127,70 +127,20 @@ def build(
         DataError: nothing is left, a single user, or no case to validate or test on.
     """
     notes: list[str] = []
-    user, item, when, rating = rows.user, rows.item, rows.when, rows.rating
-    order = _ordered(rows, keys.tie_seed)
-    if order is not None:
-        user, item, when = user[order], item[order], when[order]
-        rating = rating[order] if rating is not None else None
-    found = len(user)
-
-    keep = np.ones(found, bool)
-    if rows.clock == "time":  # the last of equal rows has the highest rating
-        keep[:-1] = (np.diff(user) != 0) | (np.diff(when) != 0) | (np.diff(item) != 0)
-    repeats = found - int(keep.sum())
-    if repeats:
-        notes.append(f"{repeats:,} exact repeats (same user, item and time) were dropped.")
-    if keys.min_rating > 0:
-        if rating is None:
-            raise DataError(
-                f"{rows.source} has no ratings, so dataset.min_rating={keys.min_rating} cannot be applied.",
-                "Name the column (dataset.rating=COLUMN) or leave min_rating at 0.",
-            )
-        keep &= rating >= keys.min_rating
-    keep = k_core(user, item, keep, keys.min_user, keys.min_item)
-    if not keep.any():
-        raise DataError(
-            f"{rows.source}: none of {found:,} interactions is left after cleaning.",
-            f"Loosen min_rating={keys.min_rating}, min_user={keys.min_user} or min_item={keys.min_item}.",
-        )
-    user, item, when = user[keep], item[keep], when[keep]
-    rating = rating[keep] if rating is not None else None
-    user, user_ids = _compact(user, rows.user_ids)
-    if len(user_ids) < 2:
-        raise DataError(
-            f"{rows.source} holds one user only ({user_ids[0]!r}).",
-            "At least two users are needed; is dataset.user the right column?",
-        )
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(user, minlength=len(user_ids)))])
-
-    if rows.clock == "time":
-        tied = _tied(user, when)
-        if tied.any():
-            notes.append(
-                f"{tied.mean():.1%} of interactions share their time with another of the same user; "
-                f"their order is drawn with dataset.tie_seed={keys.tie_seed}."
-            )
+    rows = _clean(rows, keys, notes)
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(rows.user))])
     if keys.split == "leave_one_out" and (short := int((np.diff(offsets) < 3).sum())):
-        notes.append(f"{short:,} of {len(user_ids):,} users have fewer than 3 interactions and only train.")
-    train_end, valid, test, borders = _split(rows, keys, user, when, offsets)
-
-    seen = np.zeros(len(rows.item_ids), bool)
-    seen[item[in_train(offsets, train_end)]] = True
-    cold = ~seen[item]
-    if keys.cold == "drop" or (keys.cold == "auto" and keys.split == "time"):
-        before = len(valid) + len(test)
-        keep = np.cumsum(cold) == np.repeat(
-            np.cumsum(cold)[offsets[:-1]] - cold[offsets[:-1]], np.diff(offsets)
+        notes.append(
+            f"{short:,} of {len(offsets) - 1:,} users have fewer than 3 interactions and only train."
         )
-        item, when = item[keep], when[keep]
-        rating = rating[keep] if rating is not None else None
-        new = np.concatenate([[0], np.cumsum(keep)])  # old row -> new row
-        valid, test = new[valid[keep[valid]]], new[test[keep[test]]]
-        offsets, train_end = new[offsets], new[train_end]
-        some = np.diff(offsets) > 0
-        user_ids = [u for u, kept in zip(user_ids, some, strict=True) if kept]
-        offsets, train_end = np.append(offsets[:-1][some], offsets[-1]), train_end[some]
-        cold_info = {"dropped_cold_cases": before - len(valid) - len(test)}
+    train_end, valid, test, borders = _split(rows, keys, offsets)
+    seen = np.zeros(len(rows.item_ids), bool)
+    seen[rows.item[in_train(offsets, train_end)]] = True
+    cold = ~seen[rows.item]
+    if keys.cold == "drop" or (keys.cold == "auto" and keys.split == "time"):
+        cases = len(valid) + len(test)
+        rows, offsets, train_end, valid, test = _drop_cold(rows, cold, offsets, train_end, valid, test)
+        cold_info = {"dropped_cold_cases": cases - len(valid) - len(test)}
     else:
         cold_info = {"cold_valid": int(cold[valid].sum()), "cold_test": int(cold[test].sum())}
         if cold[test].any():
@@ -203,13 +153,13 @@ def build(
             else f"time: training ends at {borders[0]:g} and the test starts at {borders[1]:g}; set "
             "dataset.valid_from and test_from, or dataset.cold=keep, or dataset.split=leave_one_out.",
         )
-    item, item_ids = _compact(item, rows.item_ids)
+    item, item_ids = _compact(rows.item, rows.item_ids)
     texts, fields = describe(item_ids, item_table, text)
     plain = sum(a == b for a, b in zip(texts, item_ids, strict=True))
     if item_table is not None and plain:
         notes.append(f"{plain:,} of {len(item_ids):,} items have no text; their id stands in.")
 
-    users, count = len(user_ids), len(item)
+    users, count = len(rows.user_ids), len(item)
     info: dict[str, Any] = {
         "users": users,
         "items": len(item_ids),
@@ -232,9 +182,9 @@ def build(
         train_end=train_end,
         valid_rows=valid,
         test_rows=test,
-        times=when if rows.clock == "time" else None,
-        ratings=rating,
-        user_ids=user_ids,
+        times=rows.when if rows.clock == "time" else None,
+        ratings=rows.rating,
+        user_ids=rows.user_ids,
         item_ids=item_ids,
         item_text=texts,
         item_fields=fields,
@@ -244,6 +194,67 @@ def build(
     )
     data.digest = digest(data)
     return data
+
+
+def _clean(rows: Rows, keys: InteractionKeys, notes: list[str]) -> Rows:
+    """Rows by user and time, what the keys exclude taken out, users renumbered without gaps."""
+    order = _ordered(rows, keys.tie_seed)
+    rows = rows if order is None else rows.take(order)
+    found = len(rows.user)
+    keep = np.ones(found, bool)
+    if rows.clock == "time":  # the last of equal rows has the highest rating
+        keep[:-1] = (np.diff(rows.user) != 0) | (np.diff(rows.when) != 0) | (np.diff(rows.item) != 0)
+    if repeats := found - int(keep.sum()):
+        notes.append(f"{repeats:,} exact repeats (same user, item and time) were dropped.")
+    if keys.min_rating > 0:
+        if rows.rating is None:
+            raise DataError(
+                f"{rows.source} has no ratings, so dataset.min_rating={keys.min_rating} cannot be applied.",
+                "Name the column (dataset.rating=COLUMN) or leave min_rating at 0.",
+            )
+        keep &= rows.rating >= keys.min_rating
+    keep = k_core(rows.user, rows.item, keep, keys.min_user, keys.min_item)
+    if not keep.any():
+        raise DataError(
+            f"{rows.source}: none of {found:,} interactions is left after cleaning.",
+            f"Loosen min_rating={keys.min_rating}, min_user={keys.min_user} or min_item={keys.min_item}.",
+        )
+    rows = rows.take(keep)
+    user, user_ids = _compact(rows.user, rows.user_ids)
+    if len(user_ids) < 2:
+        raise DataError(
+            f"{rows.source} holds one user only ({user_ids[0]!r}).",
+            "At least two users are needed; is dataset.user the right column?",
+        )
+    if rows.clock == "time" and (tied := _tied(user, rows.when)).any():
+        notes.append(
+            f"{tied.mean():.1%} of interactions share their time with another of the same user; "
+            f"their order is drawn with dataset.tie_seed={keys.tie_seed}."
+        )
+    return replace(rows, user=user, user_ids=user_ids)
+
+
+def _drop_cold(
+    rows: Rows,
+    cold: np.ndarray,
+    offsets: np.ndarray,
+    train_end: np.ndarray,
+    valid: np.ndarray,
+    test: np.ndarray,
+) -> tuple[Rows, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """End each user's rows before the first cold one; users without rows go. The other arrays follow."""
+    before = np.concatenate([[0], np.cumsum(cold)])  # cold rows before each row
+    keep = before[1:] == np.repeat(before[offsets[:-1]], np.diff(offsets))
+    new = np.concatenate([[0], np.cumsum(keep)])  # old row -> new row
+    some = np.diff(new[offsets]) > 0
+    user, user_ids = _compact(rows.user[keep], rows.user_ids)
+    return (
+        replace(rows.take(keep), user=user, user_ids=user_ids),
+        np.append(new[offsets[:-1]][some], new[-1]),
+        new[train_end][some],
+        new[valid[keep[valid]]],
+        new[test[keep[test]]],
+    )
 
 
 def _ordered(rows: Rows, seed: int) -> np.ndarray | None:
@@ -296,7 +307,7 @@ def k_core(user: np.ndarray, item: np.ndarray, keep: np.ndarray, min_user: int, 
 
 
 def _split(
-    rows: Rows, keys: InteractionKeys, user: np.ndarray, when: np.ndarray, offsets: np.ndarray
+    rows: Rows, keys: InteractionKeys, offsets: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[float, float]]:
     """train_end (U,), target rows of validation and test, and the two borders of a time split."""
     start, end = offsets[:-1], offsets[1:]
@@ -312,7 +323,7 @@ def _split(
             f"{rows.source} has no times, only an order, so dataset.split=time cannot be applied.",
             "Name the column of times (dataset.time=COLUMN) or use dataset.split=leave_one_out.",
         )
-    t1, t2 = keys.valid_from, keys.test_from
+    when, t1, t2 = rows.when, keys.valid_from, keys.test_from
     if not t1 or not t2:
         low, high = np.quantile(when, [keys.valid_quantile, keys.test_quantile], method="higher").tolist()
         t1, t2 = t1 or low, t2 or high
@@ -324,7 +335,7 @@ def _split(
         )
     before = np.concatenate([[0], np.cumsum(when < t1)])
     train_end = start + before[end] - before[start]
-    case = np.arange(len(user)) - start[user] >= keys.min_history
+    case = np.arange(len(when)) - start[rows.user] >= keys.min_history
     valid = np.flatnonzero(case & (when >= t1) & (when < t2))
     test = np.flatnonzero(case & (when >= t2))
     return train_end, valid, test, (t1, t2)

@@ -55,7 +55,12 @@ def read(folder: Path) -> tuple[Rows, ItemTable]:
             films.ids, columns, "title"
         )
     if (folder / "u.data").is_file():
-        return _ratings(folder / "u.data"), _films(folder / "u.item")
+        try:
+            return _ratings(folder / "u.data"), _films(folder / "u.item")
+        except (ValueError, OSError) as error:
+            raise DataError(
+                f"{folder} cannot be read: {error}", "Unpack u.data and u.item of ml-100k.zip anew."
+            ) from error
     raise DataError(
         f"{folder} is not a folder of MovieLens 100K.",
         "It should hold ml-100k.inter and ml-100k.item, or u.data and u.item.",

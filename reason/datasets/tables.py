@@ -11,7 +11,7 @@ import io
 import itertools
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +58,13 @@ class Rows:
     clock: str  # what `when` is: "time", "position" (inside the user) or "file" (line order)
     rating: np.ndarray | None  # (M,) float32
     source: str  # for messages
+
+    def take(self, index: np.ndarray) -> Rows:
+        """The rows at ``index`` (positions or a mask); codes and ids stay."""
+        rating = None if self.rating is None else self.rating[index]
+        return replace(
+            self, user=self.user[index], item=self.item[index], when=self.when[index], rating=rating
+        )
 
 
 @dataclass
@@ -139,10 +146,10 @@ class Table:
     def __init__(self, path: Path):
         self.path = path
         self.format = suffix(path)
-        if path.stat().st_size == 0:
-            raise DataError(f"{path} is empty.", "It should hold one interaction a line under a header.")
         self.first: dict[str, object] = {}
         try:
+            if path.stat().st_size == 0:
+                raise DataError(f"{path} is empty.", "It should hold one interaction a line under a header.")
             self.names = self._names()
         except (OSError, UnicodeDecodeError, pa.ArrowInvalid) as error:
             raise DataError(

@@ -317,9 +317,8 @@ def _compare_all(table: Comparison, references: dict[int, Entry | None]) -> None
         unshared = entry.rows.keys() ^ reference.rows.keys()
         if entry.points and unshared:
             seeds = ", ".join(map(str, sorted(entry.rows.keys() & reference.rows.keys())))
-            table.notes.append(
-                f"{entry.name} and {reference.name} are compared on the seeds they share: {seeds}."
-            )
+            note = f"{entry.label} and {reference.name} are compared on the seeds they share: {seeds}."
+            table.notes += [note] * (note not in table.notes)
     compared = [e for e in table.entries if e.difference is not None]
     corrected = holm([e.difference.p for e in compared if e.difference])
     for entry, p in zip(compared, corrected, strict=True):

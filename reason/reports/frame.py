@@ -64,9 +64,7 @@ class Point:
     @property
     def device(self) -> str:
         """What the times were taken on; times of different devices are not compared."""
-        name = self.result.get("device_name") or self.result.get("device", "")
-        threads = self.result.get("threads")
-        return f"{name}, {threads} threads" if self.result.get("device") == "cpu" and threads else name
+        return device(self.result)
 
     @property
     def device_hours(self) -> float | None:
@@ -88,6 +86,14 @@ class Point:
             RunError: the file is missing or lacks a column.
         """
         return read_rows(self.folder / path, of)
+
+
+def device(result: dict[str, Any]) -> str:
+    """The device of a run by its name; on CPU with the threads of each process."""
+    name, threads = result.get("device_name") or result.get("device", ""), result.get("threads")
+    if result.get("device") != "cpu" or not threads:
+        return name
+    return f"{name}, {threads} thread{'s' * (threads != 1)}"
 
 
 @dataclass(frozen=True)
@@ -357,11 +363,12 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
 
 
 def overrides(point: Point) -> list[str]:
-    """The words ``key=value`` that were typed for this run, but for depth and seed."""
-    try:
-        origin = read_json(point.folder / "origin.json")
-    except FileNotFoundError:
-        return []
-    skip = {"depth", "train_depth", "seed", "runs"}
+    """The words ``key=value`` that repeat this run from its experiment, but for depth and seed.
+
+    They are those that were typed; and the dataset, which decides what other keys there are.
+    """
+    origin = read_json(point.folder / "origin.json")
+    skip = {"depth", "train_depth", "seed", "runs", "dataset.name"}
     typed = [k for k, where in origin.items() if where == "command line" and k not in skip]
-    return [f"{k.removesuffix('.name')}={point.config[k]}" for k in typed if not k.startswith("hardware.")]
+    words = [f"{k.removesuffix('.name')}={point.config[k]}" for k in typed if not k.startswith("hardware.")]
+    return [f"dataset={point.result['dataset']}", *words]

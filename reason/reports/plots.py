@@ -6,6 +6,7 @@ Ito's, told apart by every kind of eye; shape and line tell the same a second ti
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,7 +71,9 @@ def _save(picture: Picture, path: Path) -> None:
     check_picture(path)
     kind = path.suffix.lower()[1:]
     undated = {"png": None, "pdf": {"CreationDate": None}, "svg": {"Date": None}}[kind]
-    picture.savefig(path, format=kind, metadata=undated)
+    with warnings.catch_warnings():  # a title in a script that the font lacks is drawn as boxes
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        picture.savefig(path, format=kind, metadata=undated)
     _pyplot().close(picture)
 
 
@@ -114,13 +117,12 @@ def draw_comparison(table: Comparison, path: Path) -> None:
         for ax in axes:
             for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
                 drawn.setdefault(label, handle)
+        rank = {e.label: ("method", "base", "baseline").index(e.kind) for e in table.entries}
+        labels = sorted(drawn, key=lambda label: rank.get(label, 3))
         picture.legend(
-            list(drawn.values()),
-            list(drawn),
-            loc="outside lower center",
-            ncols=min(6, len(drawn)),
-            handlelength=2.2,
-        )
+            [drawn[label] for label in labels], labels, loc="outside lower center", ncols=min(7, len(labels)),
+            handlelength=2.4, columnspacing=1.8,
+        )  # fmt: skip
         _save(picture, path)
 
 
@@ -133,8 +135,9 @@ def _families(table: Comparison) -> list[tuple[str, list[Entry]]]:
     return [(f[0].label, sorted(f, key=lambda e: e.depth or 0)) for f in families.values()]
 
 
-def _look(i: int) -> dict[str, Any]:
-    return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+def _look(i: int) -> tuple[str, str]:
+    """Colour and marker of the i-th curve."""
+    return COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
 
 
 def _bars(entries: list[Entry]) -> list[list[float]]:
@@ -155,7 +158,11 @@ def _levels(ax: Axes, table: Comparison, bases: bool) -> None:
         ax.axhspan(e.accuracy.low, e.accuracy.high, color=GREY, alpha=0.10, linewidth=0, zorder=0)
     for i, e in enumerate(e for e in table.entries if e.kind == "base" and bases):
         style = ("--", (0, (5, 1, 1, 1)))[i % 2]
-        ax.axhline(e.accuracy.value, color=INK, linestyle=style, linewidth=1.4, label=e.label, zorder=1)
+        # the star is never on this line; it is in the legend for the panels of cost
+        ax.axhline(
+            e.accuracy.value, color=INK, linestyle=style, linewidth=1.4, label=e.label, zorder=1,
+            marker="*", markersize=10, markevery=[],
+        )  # fmt: skip
         ax.axhspan(e.accuracy.low, e.accuracy.high, color=INK, alpha=0.08, linewidth=0, zorder=0)
 
 
@@ -167,46 +174,55 @@ def _against_depth(ax: Axes, table: Comparison, families: list[tuple[str, list[E
         shift = 0.07 * (i - (len(families) - 1) / 2)  # so that bars do not hide each other
         x = [(e.depth or 0) + shift for e in entries]
         y = [e.accuracy.value for e in entries]
+        color, marker = _look(i)
         ax.errorbar(
-            x, y, yerr=_bars(entries), label=label, capsize=2.5, linewidth=1.6, markersize=5.5, **_look(i)
-        )
+            x, y, yerr=_bars(entries), label=label, color=color, marker=marker, capsize=2.5, linewidth=1.6,
+            markersize=5.5,
+        )  # fmt: skip
         for at, e in zip(x, entries, strict=True):
-            if e.chosen:
-                ax.plot(
-                    at, e.accuracy.value, "o", markersize=12, markerfacecolor="none", markeredgecolor=INK,
-                    linestyle="none", label="chosen on validation", zorder=5,
-                )  # fmt: skip
+            _ring(ax, at, e)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     ax.set_xlabel(f"depth ({', '.join(table.depth_units)})")
-    ax.set_title("What depth gives")
+    ax.set_title("against depth")
     ax.margins(x=0.08)
+
+
+def _ring(ax: Axes, x: float, e: Entry) -> None:
+    """Circle the depth that validation chooses."""
+    if e.chosen:
+        ax.plot(
+            x, e.accuracy.value, "o", markersize=14, markerfacecolor="none", markeredgecolor=INK, linestyle="none",
+            label="chosen on validation", zorder=5,
+        )  # fmt: skip
 
 
 def _against_cost(
     ax: Axes, table: Comparison, families: list[tuple[str, list[Entry]]], cost: str, label: str
 ) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
     _levels(ax, table, bases=False)
-    bases = [("base", [e]) for e in table.entries if e.kind == "base"]
-    known: list[Entry] = []
-    for i, (name, entries) in enumerate([*families, *bases]):
-        timed = [e for e in entries if cost in e.costs]
-        if not timed:
-            continue
-        known += timed
-        base = name == "base" and timed[0].kind == "base"
-        look = {"color": INK, "marker": "*", "markersize": 10} if base else _look(i) | {"markersize": 5.5}
-        ax.errorbar(
-            [e.costs[cost] for e in timed], [e.accuracy.value for e in timed], yerr=_bars(timed),
-            linestyle="none", capsize=2.5, linewidth=1.3, label=f"{timed[0].label} (cost)" if base else None, **look,
-        )  # fmt: skip
-        for e in timed:
-            text = "base" if base else str(e.depth)
-            ax.annotate(
-                text, (e.costs[cost], e.accuracy.value), xytext=(6, 4), textcoords="offset points",
-                fontsize=8.5, color=look["color"], zorder=6,
+    bases = [("", [e]) for e in table.entries if e.kind == "base"]
+    shown = [
+        (i, [e for e in entries if cost in e.costs]) for i, (_, entries) in enumerate([*families, *bases])
+    ]
+    known = [e for _, entries in shown for e in entries]
+    at = _set_apart([entries for _, entries in shown], cost)
+    for i, entries in shown:
+        for e in entries:
+            color, marker = (INK, "*") if e.kind == "base" else _look(i)
+            ax.errorbar(
+                at[id(e)], e.accuracy.value, yerr=_bars([e]), color=color, marker=marker, linestyle="none",
+                markersize=10 if e.kind == "base" else 9, capsize=2.5, linewidth=1.3, zorder=3,
             )  # fmt: skip
+            _ring(ax, at[id(e)], e)
+            if e.kind != "base":
+                ax.text(
+                    at[id(e)], e.accuracy.value, str(e.depth), ha="center", va="center_baseline",
+                    fontsize=7, fontweight="bold", color="white", zorder=6,
+                )  # fmt: skip
     ax.set_xlabel(label)
-    ax.set_title("What it costs to have" if cost == "device_hours" else "What it costs to use")
+    ax.set_title("against device-hours" if cost == "device_hours" else "against latency")
     if not known:
         ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", color=GREY)
         ax.set_xticks([])
@@ -214,13 +230,36 @@ def _against_cost(
     front = sorted((e for e in known if cost in e.fronts), key=lambda e: e.costs[cost])
     if len(front) > 1:
         ax.step(
-            [e.costs[cost] for e in front], [e.accuracy.value for e in front], where="post",
+            [at[id(e)] for e in front], [e.accuracy.value for e in front], where="post",
             color="#bdbdbd", linewidth=3.5, solid_capstyle="round", label="Pareto front", zorder=1,
         )  # fmt: skip
     values = [e.costs[cost] for e in known]
     if min(values) > 0 and max(values) / min(values) > 8:
         ax.set_xscale("log")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: words.tick(value)))
+        ax.xaxis.set_minor_locator(NullLocator())
+    else:
+        ax.xaxis.set_major_locator(MaxNLocator(6))
     ax.margins(x=0.14)
+
+
+def _set_apart(families: list[list[Entry]], cost: str) -> dict[int, float]:
+    """Where each entry stands on the axis of a cost, by id.
+
+    Depths of one training cost the same hours; they are set a little apart in the order of depth,
+    or one would hide the other.
+    """
+    values = [e.costs[cost] for entries in families for e in entries]
+    span = (max(values) - min(values) or 0.1 * max(values)) if values else 0.0
+    at = {}
+    for entries in families:
+        own = [e.costs[cost] for e in entries]
+        alike = len(own) > 1 and max(own) - min(own) < 0.03 * span
+        for place, e in enumerate(entries):
+            aside = 0.035 * span * (place - (len(own) - 1) / 2) if alike else 0.0
+            at[id(e)] = e.costs[cost] + aside
+    return at
 
 
 # --- the four figures ---------------------------------------------------------------------------
@@ -261,6 +300,8 @@ def _height(f: Figure) -> float:
 
 
 def _draw_table(ax: Axes, f: Table) -> None:
+    from matplotlib.transforms import Bbox
+
     ax.axis("off")
     if not f.rows:
         ax.text(0, 0.5, "no rows", color=GREY)
@@ -269,8 +310,8 @@ def _draw_table(ax: Axes, f: Table) -> None:
     widths = [max(len(str(name)), *(len(row[i]) for row in cells)) + 2 for i, name in enumerate(f.columns)]
     total = sum(widths)
     drawn = ax.table(
-        cellText=cells, colLabels=[str(c) for c in f.columns], loc="upper left", cellLoc="left",
-        colWidths=[w / max(total, 60) for w in widths], edges="horizontal", bbox=(0, 0, min(1, total / 60), 1),
+        cellText=cells, colLabels=[str(c) for c in f.columns], loc="upper left", cellLoc="left", colLoc="left",
+        colWidths=[w / max(total, 60) for w in widths], edges="horizontal", bbox=Bbox.from_bounds(0, 0, min(1, total / 60), 1),
     )  # fmt: skip
     drawn.auto_set_font_size(False)
     drawn.set_fontsize(9 if total < 100 else 9 * 100 / total)
@@ -283,7 +324,8 @@ def _draw_table(ax: Axes, f: Table) -> None:
 def _draw_lines(ax: Axes, f: Lines) -> None:
     for i, (name, ys) in enumerate(f.series.items()):
         y = [float("nan") if v is None else v for v in ys]
-        ax.plot(f.x, y, label=name, linewidth=1.6, markersize=4.5, **_look(i))
+        color, marker = _look(i)
+        ax.plot(f.x, y, label=name, linewidth=1.6, markersize=4.5, color=color, marker=marker)
     ax.set_xlabel(f.x_label)
     ax.set_ylabel(f.y_label)
     if f.x and all(float(x).is_integer() for x in f.x) and max(f.x) - min(f.x) <= 20:
@@ -303,7 +345,7 @@ def _draw_heat_map(ax: Axes, f: HeatMap) -> None:
     ax.set_yticks(range(len(f.rows)), f.rows)
     steep = sum(len(c) + 2 for c in f.columns) > 90
     ax.set_xticks(
-        range(len(f.columns)), f.columns, rotation=60 if steep else 0, ha="right" if steep else "center"
+        range(len(f.columns)), f.columns, rotation=90 if steep else 0, fontsize=8 if steep else None
     )
     ax.get_figure().colorbar(image, ax=ax, pad=0.01)  # pyright: ignore[reportOptionalMemberAccess]
     if values.size and len(f.columns) <= 14:
@@ -319,6 +361,7 @@ def _draw_tokens(ax: Axes, f: Tokens) -> None:
     import matplotlib
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
+    from matplotlib.patches import Rectangle
 
     lines = _token_lines(f)
     ax.axis("off")
@@ -329,11 +372,7 @@ def _draw_tokens(ax: Axes, f: Tokens) -> None:
         at = 0
         for token, value in line:
             share = float(norm(min(max(value, f.low), f.high)))
-            ax.add_patch(
-                matplotlib.patches.Rectangle(
-                    (at, r + 0.08), len(token), 0.84, color=shades(share), linewidth=0
-                )
-            )
+            ax.add_patch(Rectangle((at, r + 0.08), len(token), 0.84, color=shades(share), linewidth=0))
             ax.text(
                 at + len(token) / 2, r + 0.5, token.replace("$", r"\$"), family="monospace", fontsize=8.5,
                 ha="center", va="center", color="white" if share < 0.5 else "black",

@@ -22,7 +22,7 @@ from rich.text import Text
 from reason.methods.figures import Figure, HeatMap, Lines, Table, Tokens
 from reason.metrics.statistics import Interval, paired_difference
 from reason.reports import words
-from reason.reports.frame import read_rows
+from reason.reports.frame import device, read_rows
 
 if TYPE_CHECKING:
     from reason.reports.comparison import Comparison, Entry
@@ -124,7 +124,7 @@ class _LinesView:
             for character, colour in line:
                 text.append(character, style=colour)
             yield text
-        left, right = words.number(first), words.number(last)
+        left, right = words.tick(first), words.tick(last)
         gap = max(1, width - cell_len(left) - cell_len(right) - cell_len(f.x_label))
         yield Text(" " * (margin + 2) + left + " " * (gap // 2) + f.x_label + " " * (gap - gap // 2) + right)
         legend = Text()
@@ -191,8 +191,8 @@ class _TokensView:
                 text.append(f"{body}({shown}){token[len(body) :]}")
         scale = Text()
         if _coloured(console):
-            scale.append(f" {words.number(f.low) or 0} ", style=_shade(0))
-            scale.append(f" {words.number(f.high)} ", style=_shade(1))
+            scale.append(f" {words.tick(f.low)} ", style=_shade(0))
+            scale.append(f" {words.tick(f.high)} ", style=_shade(1))
             scale.append(f" {f.legend}" if f.legend else "")
         elif f.legend:
             scale.append(f"(number): {f.legend}")
@@ -229,7 +229,7 @@ def _fitted(
         worst = max(kept, key=lambda c: c.rank)
         kept.remove(worst)
         dropped.append(worst.head)
-    table = _table(padding=(0, 2, 0, 0))
+    table = _table(padding=(0, 1, 0, 0))  # with the box's own space: two between columns
     for i, column in enumerate(kept):
         table.add_column(
             Text(column.head), justify="right" if column.right else "left", no_wrap=i > 0, overflow="fold"
@@ -361,11 +361,8 @@ class _RunSummary:
             parts.append(f"{words.number(m['device_hours'])} device-hours")
         if r.get("gpus"):
             parts.append(f"{words.number(m['gpu_hours'])} GPU-hours")
-        where = r.get("device_name") or r.get("device", "")
-        if r.get("device") == "cpu" and r.get("threads"):
-            where += f", {r['threads']} threads"
         training = r.get("training") or {}
-        said = f"Cost: {', '.join(parts)} on {where}."
+        said = f"Cost: {', '.join(parts)} on {device(r)}."
         if training.get("stopped") == "early":
             said += f" Training stopped early, best at epoch {words.number(training['best_epoch'])}."
         if r.get("trained_by"):

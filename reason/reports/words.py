@@ -47,6 +47,11 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:.{digits - 1}e}"
 
 
+def tick(value: float) -> str:
+    """A number at an axis: whole numbers without decimals."""
+    return f"{value:,.0f}" if float(value).is_integer() else number(value)
+
+
 def probability(p: float | None) -> str:
     if p is None:
         return ""

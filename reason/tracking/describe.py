@@ -26,7 +26,7 @@ NAME_CAP, PARAM_CAP, TAG_CAP, DIGEST_CAP, BATCH_CAP, ENTRY_CAP = 250, 6000, 8000
 POINTS_PER_SECOND = 10  # of one curve
 FILE_CAP = 8 * 2**20  # bytes; larger files stay in the run folder
 
-EARLY_FILES = ("config.yaml", "origin.json", "run.json", "env.json", "git.diff")
+EARLY_FILES = ("config.yaml", "origin.json", "plan.json", "run.json", "env.json", "git.diff")
 FILES = (*EARLY_FILES, "result.json", "log*.txt", "*.csv", "*.png", "figures/*", "rows/*.arrow")
 
 
@@ -78,8 +78,8 @@ class Description:
         self.result = folder.result or {}
         self.env = _json(folder / "env.json")
         self.events = folder.events()
-        attempts = [e for e in self.events if e["event"] == "attempt"]
-        self._attempt = {"world_size": e.get("devices"), **e} if (e := (attempts or [{}])[-1]) else {}
+        attempts = [e for e in self.events if e["event"] == "attempt" and e.get("device")]
+        self._attempt = {**attempts[-1], "world_size": attempts[-1].get("devices")} if attempts else {}
         try:
             self.config = folder.config or {}
         except FileNotFoundError:
@@ -226,7 +226,7 @@ class Description:
         return {legal_name(k): v for k, v in _flat(self.result.get("metrics") or {}, "/") if _is_number(v)}
 
     def final_points(self) -> list[Point]:
-        """Final numbers at step 0, and the curve over depth as ``depth/<name>`` with step = depth."""
+        """Final numbers at step 0, and the curve over depth as ``depth/<name>`` (lower case) with step = depth."""
         if not self.result:
             return []
         time = _mtime_ms(self.folder / "result.json")
@@ -235,7 +235,7 @@ class Description:
             row = dict(row)
             depth = int(row.pop("depth"))
             points += [
-                Point(legal_name(f"depth/{name.removeprefix('metrics/')}"), float(value), time, depth)
+                Point(legal_name(f"depth/{name.removeprefix('metrics/')}").lower(), float(value), time, depth)
                 for name, value in _flat(row, "/", leaf="value")
                 if _is_number(value)
             ]
@@ -249,7 +249,10 @@ class Description:
                 if path.is_file() and not path.name.startswith("."):
                     stat = path.stat()
                     if 0 < stat.st_size <= FILE_CAP:
-                        found[path.relative_to(self.folder.path).as_posix()] = [stat.st_size, stat.st_mtime_ns]
+                        found[path.relative_to(self.folder.path).as_posix()] = [
+                            stat.st_size,
+                            stat.st_mtime_ns,
+                        ]
         return found
 
 

@@ -97,7 +97,10 @@ class RunFolder:
         if len(starts) == 1:
             return starts[0]
         if starts:
-            raise ConfigError(f"{name!r} is the beginning of {len(starts)} runs.", "Say which: " + ", ".join(r.name for r in starts[:8]))
+            raise ConfigError(
+                f"{name!r} is the beginning of {len(starts)} runs.",
+                "Say which: " + ", ".join(r.name for r in starts[:8]),
+            )
         close = nearest(name, runs)
         raise ConfigError(
             f"There is no run {name!r} under {root}.",
@@ -134,7 +137,10 @@ class RunFolder:
         except FileNotFoundError:
             return None
         except json.JSONDecodeError as error:
-            raise RunError(f"{self / 'result.json'} is not valid JSON ({error}).", "Delete it and `reason resume` the run.") from error
+            raise RunError(
+                f"{self / 'result.json'} is not valid JSON ({error}).",
+                "Delete it and `reason resume` the run.",
+            ) from error
 
     def write_result(self, result: dict[str, Any]) -> None:
         """The last act of a run. After it the run is finished."""
@@ -225,7 +231,9 @@ class RunFolder:
         try:
             lock.acquire(timeout=0.5, poll_interval=0.02)  # outlasts the blink of someone's ``is_locked``
         except filelock.Timeout as error:
-            raise RunError(f"{self.name} is being executed by another process.", "Wait for it, or stop that process.") from error
+            raise RunError(
+                f"{self.name} is being executed by another process.", "Wait for it, or stop that process."
+            ) from error
         try:
             yield
         finally:

@@ -12,6 +12,7 @@ that it has. This module knows what to send and when; what it is called stands i
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import sys
@@ -21,7 +22,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reason.errors import ConfigError
 from reason.files import read_json, write_json
 from reason.tracking.describe import BATCH_CAP, ENTRY_CAP, Description, Point, thinned
 from reason.tracking.folder import FAILED, FINISHED, KILLED, RUNNING, RunFolder
@@ -54,6 +54,7 @@ class Mirror:
         self._parent = parent
         self._every = every
         self._client: MlflowClient | None = None
+        self._open = False  # whether this mirror has seen the store take the whole run
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -116,8 +117,9 @@ class Mirror:
     def try_advance(self, status: str) -> Change | None:
         """``advance``; where the store fails, None and (once per process and store) a line on stderr."""
         try:
-            return self.advance(status)
+            return self.advance(status, only_points=self._open and status == RUNNING)
         except Exception as error:  # no failure of a tracker is worth a run
+            self._open = False
             if self.uri not in _warned:
                 _warned.add(self.uri)
                 first = str(error).strip().partition("\n")[0] or type(error).__name__
@@ -128,9 +130,11 @@ class Mirror:
                 )
             return None
 
-    def advance(self, status: str) -> Change:
+    def advance(self, status: str, only_points: bool = False) -> Change:
         """Bring the MLflow run to the state of the folder, with ``status`` as the folder's.
 
+        Args:
+            only_points: leave out everything but curves, which is what changes while a run goes on.
         Raises:
             StoreError, MlflowException, ...: whatever the store does. What was sent is remembered.
         """
@@ -139,7 +143,10 @@ class Mirror:
         with filelock.FileLock(self.folder / "mlflow.lock", timeout=60):  # a sync beside a live run
             if self._client is None:
                 self._client = open_store(self.uri)
-            return _Sending(self._client, self.folder, self.uri, self._parent).all(status)
+            sending = _Sending(self._client, self.folder, self.uri, self._parent)
+            change = sending.points() if only_points else sending.all(status)
+        self._open = True
+        return change
 
 
 @dataclass
@@ -162,13 +169,16 @@ class _Sending:
         self.client, self.folder, self.uri, self.parent = client, folder, shown(uri), parent
         self.full_uri = uri
         self.change = Change()
-        self.about = Description(folder)
         self.state = _state(folder)
+
+    @functools.cached_property
+    def about(self) -> Description:
+        return Description(self.folder)
 
     def all(self, status: str) -> Change:
         self._open(status)
         self._describe()
-        self._points()
+        self.points()
         if status in ENDED:
             self._result()
         self._dataset(ended=status in ENDED)
@@ -190,7 +200,9 @@ class _Sending:
             return
         experiment = experiment_id(self.client, self.full_uri)
         found = patiently(
-            lambda: self.client.search_runs([experiment], f"tags.`reason.id` = '{self.about.id}'", max_results=1)
+            lambda: self.client.search_runs(
+                [experiment], f"tags.`reason.id` = '{self.about.id}'", max_results=1
+            )
         )
         if found:  # made by a process that was killed before it could write the id down
             run_id = found[0].info.run_id
@@ -241,13 +253,13 @@ class _Sending:
             self.change.details.append("description")
         self._keep(described=print_)
 
-    def _points(self) -> None:
+    def points(self) -> Change:
         """First the range that may have been sent in part, exactly as it was cut; then what is new."""
         while True:
             offset, end = self.state["offset"], self.state.get("sending")
             points, after = self.folder.points(offset, end)
             if after == offset:
-                return
+                return self.change
             if end is None:
                 self._keep(sending=after)
             self._log(thinned(points))
@@ -332,7 +344,7 @@ def sync(root: Path | str, uri: str | None = None, names: Iterable[str] | None =
         ConfigError: a name that no run has.
     """
     uri = uri or tracking_uri()
-    runs = runs_and_sweeps(root)
+    runs = sorted(RunFolder.all(root), key=lambda run: run.identity.get("kind") != "sweep")  # parents first
     if names is not None:
         runs = _chosen(runs, list(names), root)
     if not runs:
@@ -370,20 +382,9 @@ def forget(folder: RunFolder) -> bool:
     return True
 
 
-def runs_and_sweeps(root: Path | str) -> list[RunFolder]:
-    """Every run and sweep under ``root``, sweeps first."""
-    runs = RunFolder.all(root) + RunFolder.all(Path(root) / "sweeps")
-    return sorted(runs, key=lambda run: run.identity.get("kind") != "sweep")
-
-
 def _chosen(runs: list[RunFolder], names: list[str], root: Path | str) -> list[RunFolder]:
     """The named runs, and with a sweep its children."""
-    wanted = set()
-    for name in names:
-        folder = next((run for run in runs if run.name == name), None) or RunFolder.find(name, root)
-        wanted.add(folder.name)
-    if not wanted:
-        raise ConfigError("No run was named.")
+    wanted = {RunFolder.find(name, root).name for name in names}
     return [run for run in runs if run.name in wanted or run.identity.get("parent") in wanted]
 
 
@@ -399,12 +400,8 @@ def _state(folder: RunFolder) -> dict[str, Any]:
 
 def _parent_id(folder: RunFolder, parent: str | None, uri: str) -> str | None:
     """The MLflow id of the sweep folder called ``parent``, if this store has it."""
-    if parent:
-        for place in (folder.path.parent / parent, folder.path.parent / "sweeps" / parent):
-            state = _state(RunFolder(place))
-            if state.get("uri") == uri:
-                return state["run_id"]
-    return None
+    state = _state(RunFolder(folder.path.parent / parent)) if parent else {}
+    return state["run_id"] if state.get("uri") == uri else None
 
 
 def _fingerprint(value: Any) -> str:

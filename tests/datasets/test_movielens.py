@@ -61,3 +61,13 @@ def test_other_files_are_refused(recbole, tmp_path):
     assert "943, 1,682 and 100,000" in caught.value.message
     with pytest.raises(DataError, match="not a folder of MovieLens"):
         movielens.load(MovieLens100KConfig(path=str(tmp_path)))
+
+
+def test_broken_files_are_refused(recbole, grouplens):
+    (recbole / "ml-100k.item").unlink()
+    with pytest.raises(DataError, match=r"ml-100k\.item cannot be read"):
+        movielens.read(recbole)
+    (grouplens / "u.item").write_text("1|half a line")
+    with pytest.raises(DataError, match="cannot be read") as caught:
+        movielens.read(grouplens)
+    assert "ml-100k.zip" in caught.value.hint

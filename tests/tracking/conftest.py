@@ -14,6 +14,7 @@ from reason.files import write_json
 from reason.tracking.folder import RunFolder
 from reason.tracking.store import open_store
 
+
 @pytest.fixture(scope="session")
 def template(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("store") / "mlflow.db"

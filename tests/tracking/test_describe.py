@@ -50,6 +50,8 @@ def test_params_are_plain_and_shared(make):
     }  # fmt: skip
     assert not [k for k in params if k.startswith(("hardware", "runs", "offline"))]
     assert "gpus" not in params  # not known before an attempt
+    folder.event("attempt", device="", devices=0)  # as a sweep has it: its trials hold the devices
+    assert "gpus" not in Description(folder).params() and "world_size" not in Description(folder).params()
     folder.event("attempt", device="cpu", devices=2)
     params = Description(folder).params()
     assert (params["gpus"], params["world_size"]) == ("0", "2")
@@ -94,7 +96,13 @@ def test_final_points(make):
     assert points["depth/recall_at_5", 1] == 0.1 and points["depth/latency_p50_ms", 2] == 3.0
     assert {n for n, _ in points} == {
         *("accuracy", "valid_accuracy", "device_hours", "gpu_hours", "latency_p50_ms"),
-        *("eval/NDCG_at_10", "eval/recall_at_5", "depth/accuracy", "depth/recall_at_5", "depth/latency_p50_ms"),
+        *(
+            "eval/NDCG_at_10",
+            "eval/recall_at_5",
+            "depth/accuracy",
+            "depth/recall_at_5",
+            "depth/latency_p50_ms",
+        ),
     }
 
 

@@ -34,7 +34,10 @@ with folder.lock():
 def test_two_processes_never_get_the_same_folder(root):
     racers = [
         subprocess.Popen(
-            [sys.executable, "-c", CREATE, str(root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", CREATE, str(root)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         for _ in range(2)
     ]

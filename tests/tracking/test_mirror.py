@@ -37,7 +37,9 @@ def everything(uri, tmp_path):
     """The whole content of the store, for asking whether anything changed."""
     open_store(uri)
     with sqlite3.connect(tmp_path / "mlflow.db") as db:
-        tables = [t for (t,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")]
+        tables = [
+            t for (t,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")
+        ]
         content = {t: sorted(map(repr, db.execute(f'SELECT * FROM "{t}"'))) for t in tables}
     db.close()
     return content
@@ -77,9 +79,7 @@ def test_a_run_from_start_to_end(uri, make):
     assert not [t for t in threading.enumerate() if t.name.startswith("mirror")]
 
 
-@pytest.mark.parametrize(
-    ("error", "status"), [(RuntimeError, "FAILED"), (KeyboardInterrupt, "KILLED")]
-)
+@pytest.mark.parametrize(("error", "status"), [(RuntimeError, "FAILED"), (KeyboardInterrupt, "KILLED")])
 def test_a_block_left_by_an_error_closes_the_run(uri, make, error, status):
     folder = make()
     with pytest.raises(error), Mirror(folder, uri):

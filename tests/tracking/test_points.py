@@ -21,7 +21,9 @@ class Clock:
         return self.now
 
 
-def reference(calls: list[tuple[float, str, float, int]], window_s: float) -> dict[str, list[tuple[float, int]]]:
+def reference(
+    calls: list[tuple[float, str, float, int]], window_s: float
+) -> dict[str, list[tuple[float, int]]]:
     """Per curve: a window opens with a value and takes all that come less than window_s later."""
     curves: dict[str, list[tuple[float, int]]] = {}
     for name in {name for _, name, _, _ in calls}:

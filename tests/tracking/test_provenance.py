@@ -12,7 +12,9 @@ from reason.tracking import provenance
 
 
 def git(cwd, *words):
-    subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], cwd=cwd, check=True, capture_output=True)
+    subprocess.run(
+        ["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], cwd=cwd, check=True, capture_output=True
+    )
 
 
 def checkout(path):
@@ -63,7 +65,9 @@ def test_nothing_secret_and_plain_json(tmp_path, monkeypatch):
 
 def test_quick_and_light():
     code = "import sys; from reason.tracking import provenance as p; p.capture(); print(*sys.modules)"
-    loaded = subprocess.check_output(["python", "-c", code], text=True, env=os.environ | {"PATH": _path()}).split()
+    loaded = subprocess.check_output(
+        ["python", "-c", code], text=True, env=os.environ | {"PATH": _path()}
+    ).split()
     assert not {"torch", "numpy", "mlflow", "pandas"} & set(loaded)
     best = min(_timed() for _ in range(3))
     assert best < 0.1

@@ -95,7 +95,11 @@ def test_telemetry_is_off_before_mlflow_is_there(tmp_path):
         "import sys; from reason.tracking.store import import_mlflow; assert 'mlflow' not in sys.modules\n"
         "import_mlflow(); from mlflow.telemetry.utils import is_telemetry_disabled as off; assert off()"
     )
-    env = {k: v for k, v in os.environ.items() if k not in ("CI", "PYTEST_CURRENT_TEST", "MLFLOW_DISABLE_TELEMETRY")}
+    env = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("CI", "PYTEST_CURRENT_TEST", "MLFLOW_DISABLE_TELEMETRY")
+    }
     subprocess.run([sys.executable, "-c", code], check=True, env=env, cwd=tmp_path)
 
 

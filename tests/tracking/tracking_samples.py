@@ -28,7 +28,7 @@ RESULT = {
     },
     "curve": [
         {"depth": d, "accuracy": {"value": a, "low": 0.0, "high": 1.0, "n": 10}, "rows": "rows/x.arrow",
-         "metrics": {"recall@5": {"value": a / 2}}, "latency_p50_ms": 1.0 + d}
+         "metrics": {"Recall@5": {"value": a / 2}}, "latency_p50_ms": 1.0 + d}
         for d, a in enumerate((0.1, 0.2, 0.25))
     ],
     "device": "cpu", "world_size": 1, "threads": 2, "params_m": 0.5, "info": {"users": 10},

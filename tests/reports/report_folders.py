@@ -1,0 +1,182 @@
+"""Run folders as the runner leaves them: real rows, intervals computed from them, config and origin.
+
+Users differ in how predictable they are, whichever model is asked, so runs are correlated over users
+as real ones are; a depth adds its gain, a seed its luck.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import yaml
+from pyarrow import feather
+
+from reason.engine.layers import nested
+from reason.files import write_json
+from reason.methods.figures import HeatMap, Lines, Table, Tokens
+from reason.metrics.ranking import ranking_columns
+from reason.metrics.statistics import bootstrap_interval
+from reason.tracking.folder import RunFolder
+
+USERS = 300
+UNITS = {
+    "depth": "latent steps",
+    "zero": "no step taken (the base is the train_depth=0 run)",
+    "example": "user",
+    "latency": "one ranked request",
+    "throughput": "users/s",
+}
+DIGEST = "0123456789abcdef0123456789abcdef"
+
+
+class Maker:
+    """Makes run folders under ``root``; each a little later than the one before."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.clock = 1_700_000_000.0
+        self.made = 0
+
+    def run(
+        self,
+        *,
+        depths: tuple[int, ...] = (0, 1, 2),
+        train_depth: int = 2,
+        seed: int = 0,
+        gain: dict[int, float] | None = None,  # rise of each depth's test score
+        valid_gain: dict[int, float] | None = None,  # of its validation score; the same if left out
+        experiment: str = "latent",
+        method: str = "latent",
+        parent: str | None = None,
+        trained_by: str | None = None,
+        users: int = USERS,
+        digest: str = DIGEST,
+        accuracy: str = "NDCG@10",
+        units: dict[str, str] | None = None,
+        settings: dict[str, Any] | None = None,
+        typed: dict[str, Any] | None = None,
+        device_name: str = "Test CPU",
+        latency: float = 1.0,
+    ) -> RunFolder:
+        self.made += 1
+        self.clock += 60
+        gain = gain if gain is not None else {0: 0.0, 1: 0.15, 2: 0.25, 3: 0.2}
+        config = {
+            "method": method, "depth": depths[-1], "train_depth": train_depth, "seed": seed,
+            "backbone.name": "sasrec", "backbone.dim": 64, "dataset.name": "movielens-100k",
+            f"{method}.loss": "prl", "train.lr": 0.001, "eval.limit": 0, "hardware.gpus": self.made, "runs": "runs",
+        } | (settings or {}) | (typed or {})  # fmt: skip
+        config_hash = f"{abs(hash((tuple(sorted(map(str, config.items()))), depths, digest))):064x}"
+        identity = {
+            "kind": "run", "experiment": experiment, "method": method, "parent": parent, "trained_by": trained_by,
+            "config_hash": config_hash, "train_hash": "", "created": self.clock,
+        }  # fmt: skip
+        folder = RunFolder.create(self.root, experiment, f"{self.made:08x}")
+        write_json(folder / "run.json", identity)
+        write_json(
+            folder / "origin.json", {k: "command line" if k in (typed or {}) else "default" for k in config}
+        )
+        (folder / "config.yaml").write_text(yaml.safe_dump(nested(config)), encoding="utf-8")
+
+        curve = []
+        for depth in depths:
+            entry: dict[str, Any] = {"depth": depth}
+            for split, gains in (("valid", valid_gain if valid_gain is not None else gain), ("test", gain)):
+                path = f"rows/{split}-depth{depth}.arrow"
+                rank = ranks(split, users, gains.get(depth, 0.0), seed, depth, train_depth)
+                records = self._rows(folder, path, rank, float(depth), accuracy)
+                if split == "valid":
+                    entry |= {"valid_accuracy": records[accuracy], "valid_rows": path}
+                    continue
+                entry |= {
+                    "accuracy": records.pop(accuracy), "rows": path, "metrics": records,
+                    "latency_p50_ms": latency * (1 + 0.3 * depth), "latency_p95_ms": latency * (1.6 + 0.4 * depth),
+                    "latency_n": 100, "throughput_per_s": 5000 / (1 + 0.2 * depth), "effective_depth": float(depth),
+                    "cost": {"steps": users * depth, "tokens": users * 50, "flops": 1e6 * users * (1 + depth)},
+                }  # fmt: skip
+            curve.append(entry)
+        popular = self._rows(
+            folder, "rows/test-popularity.arrow", ranks("popular", users, -0.6, 0, 0, 0), 0.0, accuracy
+        )
+        head = curve[-1]
+        hours = 0.002 if trained_by else 0.02 + 0.004 * train_depth
+        folder.write_result({
+            "schema": 1, "run": folder.name, "experiment": experiment, "method": method, "backbone": "sasrec",
+            "dataset": "movielens-100k", "data_digest": digest, "split": "test", "depth": depths[-1],
+            "train_depth": train_depth, "seed": seed, "config_hash": config_hash, "train_hash": "",
+            "trained_by": trained_by, "units": units or UNITS,
+            "accuracy": head["accuracy"], "valid_accuracy": head["valid_accuracy"], "curve": curve,
+            "baselines": {"popularity": {
+                "accuracy": popular.pop(accuracy), "metrics": popular, "rows": "rows/test-popularity.arrow"}},
+            "metrics": {"device_hours": hours, "train_device_hours": 0.018 + 0.004 * train_depth, "gpu_hours": 0.0},
+            "training": None if trained_by else {
+                "steps": 900, "epochs": 9.0, "best_epoch": 6.0, "seconds": 70.0, "stopped": "early"},
+            "device": "cpu", "device_name": device_name, "world_size": 1, "threads": 2, "gpus": 0, "params_m": 0.2,
+            "info": {"users": users}, "created": self.clock,
+        })  # fmt: skip
+        return folder
+
+    def sweep(self, depths=(0, 1, 2, 3), seeds=(0, 1, 2), **keys: Any) -> RunFolder:
+        """A finished sweep: its folder, and one child for each depth and seed; the deepest trains."""
+        self.made += 1
+        folder = RunFolder.create(self.root, "latent-sweep", f"{self.made:08x}")
+        write_json(folder / "run.json", {
+            "kind": "sweep", "experiment": keys.get("experiment", "latent"), "method": "latent", "parent": None,
+            "trained_by": None, "config_hash": "", "train_hash": "", "created": self.clock,
+        })  # fmt: skip
+        trials = []
+        for seed in seeds:
+            trainer = None
+            for depth in sorted(depths, reverse=True):
+                child = self.run(
+                    depths=(depth,),
+                    train_depth=max(depths),
+                    seed=seed,
+                    parent=folder.name,
+                    trained_by=trainer,
+                    **keys,
+                )
+                trainer = trainer or child.name
+                trials.append({"varied": {"depth": depth, "seed": seed}, "run": child.name, "problem": None})
+        folder.write_result({"schema": 1, "kind": "sweep", "run": folder.name, "trials": trials})
+        return folder
+
+    def bases(self, seeds=(0, 1, 2), **keys: Any) -> list[RunFolder]:
+        return [self.run(depths=(0,), train_depth=0, seed=seed, **keys) for seed in seeds]
+
+    def _rows(
+        self, folder: RunFolder, path: str, rank: np.ndarray, depth: float, accuracy: str
+    ) -> dict[str, Any]:
+        values = ranking_columns(rank)
+        table = pa.table({
+            "id": [f"user-{i}" for i in range(len(rank))], "depth_used": np.full(len(rank), depth), "rank": rank, **values,
+        })  # fmt: skip
+        feather.write_feather(table, folder / path, compression="zstd")
+        wanted = {accuracy: "ndcg@10", "Recall@10": "recall@10", "MRR": "mrr"}
+        records = {}
+        for name, column in wanted.items():
+            low, high = bootstrap_interval(values[column], resamples=200)
+            records[name] = {
+                "name": name, "value": float(values[column].mean()), "low": low, "high": high, "n": len(rank),
+                "column": column, "denominator": "", "larger_is_better": True,
+            }  # fmt: skip
+        return records
+
+
+def ranks(split: str, users: int, gain: float, seed: int, depth: int, train_depth: int) -> np.ndarray:
+    """Ranks from 1 on: the user's own difficulty (the same for all models), the gain, and noise."""
+    own = np.random.default_rng(sum(map(ord, split)) if split != "popular" else 99).normal(size=users)
+    luck = np.random.default_rng([seed, depth, train_depth])
+    score = 1.5 * own + gain + 0.02 * luck.normal() + 0.4 * luck.normal(size=users)
+    return 1.0 + np.floor(40 * np.exp(-score))
+
+
+FIGURES = [
+    Table("Top items", ["item", "rank", "score"], [["Fargo [1996]", 1, 0.51234], ["Heat", None, 0.1]], "Of 1,682."),
+    Lines("States", [0, 1, 2, 3], {"cosine": [0.6, 0.8, 0.9, 0.95], "KL": [1.0, 0.5, None, 0.1]}, "step", "value"),
+    HeatMap("Attention", [[0.0, 0.5], [0.75, 1.0]], ["step 0", "step 1"], ["item a", "item b"], "Heads averaged."),
+    Tokens("Depths", ["the ", "cat\n", "[sat]"], [1.0, 2.0, 3.0], 1, 3, "recursions"),
+]  # fmt: skip

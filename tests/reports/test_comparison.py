@@ -1,0 +1,206 @@
+"""Differences, choices, fronts and hints; and the forms that programs read."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reason.reports.comparison import BASE, BASELINE, as_dict, as_lines, compare
+from reason.reports.pareto import pareto_front
+
+
+def table_of(root, *names, **keys):
+    (table,) = compare(root, names, **keys)
+    return table
+
+
+@pytest.fixture(scope="module")
+def table(store):
+    return table_of(store.root)
+
+
+def test_base_and_trivial_baseline_stand_in_the_same_table(table):
+    assert [e.kind for e in table.entries] == [BASE] + ["method"] * 4 + [BASELINE]
+    assert [e.label for e in table.entries] == ["latent base", *["latent"] * 4, "popularity"]
+
+
+def test_differences_are_to_the_base_on_the_same_users_and_seeds(table):
+    base = table.entries[0]
+    assert base.difference is None
+    for e in table.entries[1:]:
+        assert e.reference == "latent base" and e.difference
+        assert e.difference.value == pytest.approx(e.accuracy.value - base.accuracy.value)
+        assert (e.difference.n, e.difference.seeds) == (300, 3)
+        assert e.p is not None and e.p >= e.difference.p  # Holm
+    deep, rival = table.entries[3], table.entries[-1]
+    assert deep.distinguishable and deep.difference.low > 0
+    assert rival.distinguishable and rival.difference.high < 0
+    paired = deep.difference.high - deep.difference.low
+    assert paired < (deep.accuracy.high - deep.accuracy.low)  # users in common drop out
+    assert table.entries[1].distinguishable is False  # depth 0 has no gain
+
+
+def test_accuracy_is_the_mean_over_seeds_and_its_interval_holds_it(table):
+    for e in table.entries[:-1]:
+        mean = np.mean([p.entry["accuracy"]["value"] for p in e.points])
+        assert e.accuracy.value == pytest.approx(mean)
+        assert e.accuracy.low < mean < e.accuracy.high and e.accuracy.seeds == 3
+
+
+def test_without_a_base_the_least_depth_is_the_reference_and_a_hint_says_what_to_run(make):
+    make.run(depths=(0, 1, 2), typed={"train.lr": 0.003})
+    table = table_of(make.root)
+    assert [e.reference for e in table.entries] == ["", *["latent at depth 0"] * 3]
+    (hint,) = table.hints
+    assert hint.endswith("reason run latent dataset=movielens-100k train.lr=0.003 train_depth=0 seed=0")
+
+
+def test_the_hint_names_all_seeds_and_a_base_silences_it(make):
+    make.sweep(depths=(0, 1), seeds=(0, 1, 2))
+    assert (
+        table_of(make.root)
+        .hints[0]
+        .endswith("reason sweep latent dataset=movielens-100k train_depth=0 depth=0 seed=0,1,2")
+    )
+    make.bases()
+    assert table_of(make.root).hints == []
+
+
+def test_a_base_without_a_shared_seed_is_no_reference(make):
+    make.bases(seeds=(5,))
+    make.run(depths=(0, 1))
+    references = {e.reference for e in table_of(make.root).entries if e.kind == "method"}
+    assert references == {"", "latent at depth 0"}
+
+
+def test_only_shared_seeds_are_paired_and_it_is_said(make):
+    make.bases(seeds=(0,))
+    make.run(seed=0)
+    make.run(seed=1)
+    table = table_of(make.root)
+    assert all(e.difference.seeds == 1 for e in table.entries if e.difference)
+    assert any("seeds they share: 0" in note for note in table.notes)
+
+
+# --- choices read validation only -----------------------------------------------------------------
+
+
+def test_the_depth_is_chosen_by_validation_though_test_prefers_another(make):
+    make.run(gain={0: 0.0, 1: 0.2, 2: 1.2}, valid_gain={0: 0.0, 1: 1.2, 2: 0.2})
+    table = table_of(make.root)
+    methods = [e for e in table.entries if e.kind == "method"]
+    assert [e.chosen for e in methods] == [False, True, False]
+    assert methods[2].accuracy.value > methods[1].accuracy.value  # test would have taken depth 2
+    (best,) = [e for e in table_of(make.root, best=True).entries if e.kind == "method" and e.difference]
+    assert best.depth == 1
+
+
+def test_best_takes_settings_by_validation_too_and_keeps_the_base(make):
+    make.bases(seeds=(0,))
+    make.run(settings={"latent.loss": "erl"}, gain={0: 0, 1: 0, 2: 1.5}, valid_gain={0: 0, 1: 0, 2: 0.1})
+    make.run(settings={"latent.loss": "prl"}, gain={0: 0, 1: 0, 2: 0.1}, valid_gain={0: 0, 1: 0, 2: 1.5})
+    entries = table_of(make.root, best=True).entries
+    assert [e.kind for e in entries] == [BASE, "method", BASELINE]
+    assert dict(entries[1].key.settings)["latent.loss"] == "prl" and entries[1].depth == 2
+
+
+def test_a_tie_on_validation_goes_to_the_shallowest(make):
+    run = make.run(gain={0: 0.0, 1: 0.5, 2: 0.5})
+    result = run.result
+    for entry in result["curve"]:
+        entry["valid_accuracy"]["value"] = 0.1
+    run.write_result(result)
+    chosen = [e.depth for e in table_of(make.root).entries if e.chosen]
+    assert chosen == [0]
+
+
+# --- fronts ---------------------------------------------------------------------------------------
+
+
+def test_pareto_front_by_hand():
+    accuracy = [0.1, 0.3, 0.2, 0.3, 0.3, 0.9]
+    cost = [1.0, 2.0, 3.0, 4.0, 2.0, None]
+    assert pareto_front(accuracy, cost) == [True, True, False, False, True, False]
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), max_size=9))
+def test_pareto_front_is_what_nothing_dominates(points):
+    def beaten(a, c):
+        return any(b >= a and d <= c and (b > a or d < c) for b, d in points)
+
+    found = pareto_front([float(a) for a, _ in points], [float(c) for _, c in points])
+    assert found == [not beaten(a, c) for a, c in points]
+
+
+def test_times_of_different_devices_are_not_ranked(make):
+    make.run(device_name="Slow CPU")
+    make.run(device_name="Fast GPU", settings={"latent.loss": "erl"})
+    table = table_of(make.root)
+    assert not table.one_device and not any(e.fronts for e in table.entries)
+    assert any("Fast GPU" in note for note in table.notes)
+
+
+def test_the_front_leaves_out_what_is_slower_and_worse(make):
+    make.run(depths=(0, 1, 2), gain={0: 0.0, 1: 0.8, 2: 0.2})
+    fronts = {e.depth: e.fronts for e in table_of(make.root).entries if e.kind == "method"}
+    assert "latency_p50_ms" in fronts[0] and "latency_p50_ms" in fronts[1] and not fronts[2]
+
+
+# --- for programs ---------------------------------------------------------------------------------
+
+KEYS = [
+    "label", "kind", "experiment", "method", "backbone", "train_depth", "depth", "depth_unit", "settings", "seeds",
+    "runs", "accuracy", "accuracy_low", "accuracy_high", "valid_accuracy", "valid_accuracy_low", "valid_accuracy_high",
+    "chosen_on_validation", "reference", "difference", "difference_low", "difference_high", "p", "p_holm",
+    "distinguishable", "paired_seeds", "latency_p50_ms", "latency_p95_ms", "throughput_per_s", "effective_depth",
+    "flops_per_example", "tokens_per_example", "device_hours", "gpu_hours", "pareto", "device",
+]  # fmt: skip
+SHARED = ["accuracy_metric", "dataset", "data_digest", "split", "n"]
+
+
+def test_json_has_stable_keys_and_the_same_numbers_each_time(store, table):
+    data = as_dict(table)
+    assert list(data) == [*SHARED, "units", "notes", "hints", "rows"]
+    assert all(list(row) == [*KEYS, "metrics"] for row in data["rows"])
+    again = as_dict(table_of(store.root))
+    assert json.dumps(data, allow_nan=False) == json.dumps(again, allow_nan=False)
+    assert data["rows"][1]["metrics"].keys() == {"Recall@10", "MRR"}
+
+
+def test_csv_lines_are_flat_and_all_alike(table):
+    lines = as_lines(table)
+    assert all(list(line) == SHARED + KEYS for line in lines)
+    assert all(not isinstance(v, dict | list) for line in lines for v in line.values())
+    assert lines[1]["seeds"] == "0 1 2"
+
+
+def test_the_verb_prints_json_csv_and_tables(store, capsys, tmp_path):
+    from reason.cli.compare import compare as verb
+
+    verb(["latent"], json=True, runs=store.root)
+    out = capsys.readouterr()
+    assert json.loads(out.out)["tables"][0]["rows"][0]["kind"] == "base" and out.err == ""
+    verb(None, csv=True, runs=store.root)
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert len(rows) == 6 and rows[-1]["label"] == "popularity" and rows[-1]["latency_p50_ms"] == ""
+    verb(["latent"], plot=tmp_path / "c.png", runs=store.root)
+    out = capsys.readouterr()
+    assert "popularity" in out.out and "picture:" in out.err and (tmp_path / "c.png").exists()
+
+
+def test_the_verb_refuses_before_it_computes(store, tmp_path):
+    from reason.cli.compare import compare as verb
+    from reason.errors import ConfigError
+
+    with pytest.raises(ConfigError, match="two forms"):
+        verb(None, json=True, csv=True, runs=store.root)
+    with pytest.raises(ConfigError, match="does not end like a picture"):
+        verb(None, plot=tmp_path / "c.doc", runs=store.root)
+    with pytest.raises(ConfigError, match="no folder"):
+        verb(None, plot=tmp_path / "missing" / "c.png", runs=store.root)

@@ -1,0 +1,84 @@
+"""Pictures hold something: the right size, ink where it belongs, the same bytes each time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from report_folders import FIGURES
+
+from reason.errors import ConfigError
+from reason.reports.comparison import compare
+from reason.reports.plots import draw_comparison, draw_comparisons, draw_figures
+
+
+def pixels(path) -> np.ndarray:
+    from matplotlib.image import imread
+
+    return imread(path)[..., :3]  # (H, W, 3)
+
+
+def ink(image: np.ndarray) -> float:
+    return float(np.mean(image.min(-1) < 0.97))
+
+
+def has(image: np.ndarray, colour: str) -> bool:
+    from matplotlib.colors import to_rgb
+
+    return bool((np.abs(image - np.array(to_rgb(colour))).max(-1) < 0.02).sum() > 50)
+
+
+def test_a_comparison_draws_three_panels_with_curve_base_and_front(store, tmp_path):
+    (table,) = compare(store.root)
+    draw_comparison(table, tmp_path / "c.png")
+    image = pixels(tmp_path / "c.png")
+    assert image.shape[0] > 500 and image.shape[1] > 1500
+    thirds = np.array_split(image[:, 120:], 3, axis=1)
+    assert all(ink(part) > 0.02 and has(part, "#0072B2") for part in thirds)  # the method in each
+    assert has(image, "#bdbdbd") and has(image, "#222222")  # front, base
+
+
+def test_a_comparison_without_times_says_so(make, tmp_path):
+    run = make.run()
+    result = run.result
+    for entry in result["curve"]:
+        entry["latency_p50_ms"] = entry["latency_p95_ms"] = None
+    run.write_result(result)
+    draw_comparison(compare(make.root)[0], tmp_path / "c.png")
+    assert ink(pixels(tmp_path / "c.png")) > 0.02
+
+
+def test_costs_far_apart_go_on_a_logarithmic_axis(make, tmp_path):
+    make.run(latency=0.5)
+    make.run(latency=80.0, settings={"latent.loss": "erl"})
+    draw_comparison(compare(make.root)[0], tmp_path / "c.svg")
+    text = (tmp_path / "c.svg").read_text(encoding="utf-8")
+    assert len(text) > 10_000
+
+
+def test_several_comparisons_get_a_file_each(make, tmp_path):
+    make.run()
+    make.run(digest="f" * 32)
+    paths = draw_comparisons(compare(make.root), tmp_path / "c.png")
+    assert [p.name for p in paths] == ["c.png", "c-2.png"] and all(p.exists() for p in paths)
+
+
+@pytest.mark.parametrize("f", FIGURES, ids=lambda f: type(f).__name__)
+def test_each_figure_is_drawn(f, tmp_path):
+    draw_figures([f], tmp_path / "f.png")
+    image = pixels(tmp_path / "f.png")
+    assert image.shape[1] == 1350 and ink(image) > 0.005
+
+
+def test_figures_are_stacked_and_repeat_to_the_byte(tmp_path):
+    for name in ("a.png", "b.png"):
+        draw_figures(FIGURES, tmp_path / name)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    draw_figures(FIGURES[:1], tmp_path / "one.png")
+    assert pixels(tmp_path / "a.png").shape[0] > 3 * pixels(tmp_path / "one.png").shape[0]
+
+
+def test_nothing_and_nowhere_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="nothing to draw"):
+        draw_figures([], tmp_path / "f.png")
+    with pytest.raises(ConfigError, match="does not end like a picture"):
+        draw_figures(FIGURES, tmp_path / "f.txt")

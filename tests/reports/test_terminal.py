@@ -1,0 +1,139 @@
+"""What is drawn in a terminal: whole, within the window, and readable without colour."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from report_folders import FIGURES
+from rich.console import Console
+
+from reason.methods.figures import HeatMap, Lines, Table
+from reason.reports import words
+from reason.reports.comparison import compare
+from reason.reports.figures import as_dict, from_dict
+from reason.reports.terminal import comparison, figure, run_summary
+
+
+def drawn(renderable, width=80, ascii_only=False, **keys) -> str:
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding="ascii" if ascii_only else "utf-8", write_through=True)
+    Console(file=stream, width=width, highlight=False, **keys).print(renderable)
+    return raw.getvalue().decode()
+
+
+def fits(text: str, width: int) -> bool:
+    return max(map(len, text.splitlines())) <= width
+
+
+@pytest.mark.parametrize("f", FIGURES, ids=lambda f: type(f).__name__)
+def test_figures_fit_and_are_plain_without_colour(f):
+    for text in (drawn(figure(f)), drawn(figure(f), ascii_only=True)):
+        assert fits(text, 80) and "\x1b" not in text
+        assert f.title in text and f.note in text
+    assert drawn(figure(f), ascii_only=True).isascii()
+
+
+@pytest.mark.parametrize("f", FIGURES, ids=lambda f: type(f).__name__)
+def test_no_color_wins_over_a_terminal(f, monkeypatch):
+    coloured = drawn(figure(f), force_terminal=True, color_system="truecolor")
+    assert re.search(r"\x1b\[[0-9;]*(3[0-7]|[34]8;2)", coloured) or isinstance(f, Table)
+    monkeypatch.setenv("NO_COLOR", "1")
+    plain = drawn(figure(f), force_terminal=True, color_system="truecolor")
+    assert not re.search(r"\x1b\[[0-9;]*(3[0-7]|4[0-7]|[34]8)", plain)
+
+
+def test_figures_say_their_numbers_without_colour():
+    assert "Fargo [1996]" in drawn(figure(FIGURES[0])) and "0.5123" in drawn(figure(FIGURES[0]))
+    lines = drawn(figure(FIGURES[1]))
+    assert lines.count("●") == 5 and lines.count("▲") == 4  # points, and one in the legend
+    heat = drawn(figure(FIGURES[2]))
+    assert "█ 1.000" in heat and "▒ 0.500" in heat
+    tokens = drawn(figure(FIGURES[3]))
+    assert "the(1) cat(2)\n[sat](3)" in tokens and "recursions" in tokens
+
+
+def test_a_heat_map_too_wide_is_turned_over():
+    wide = HeatMap("Wide", [[i / 40 for i in range(40)]], ["step"], [f"item {i}" for i in range(40)])
+    text = drawn(figure(wide))
+    assert fits(text, 80) and sum(line.startswith("item") for line in text.splitlines()) == 40
+
+
+def test_lines_without_points_or_range_are_drawn():
+    assert "no points" in drawn(figure(Lines("None", [0, 1], {"a": [None, None]})))
+    assert drawn(figure(Lines("Flat", [1], {"a": [2.0]}))).count("●") == 2
+
+
+@pytest.mark.parametrize("f", FIGURES, ids=lambda f: type(f).__name__)
+def test_figures_survive_json(f):
+    import json
+
+    assert from_dict(json.loads(json.dumps(as_dict(f)))) == f
+
+
+def test_run_summary_says_all_that_a_newcomer_needs(make):
+    run = make.run(gain={0: 0.0, 1: 0.3, 2: 0.9})
+    text = drawn(run_summary(run.result, run.path))
+    assert fits(text, 80)
+    flat = " ".join(text.split())
+    for entry in run.result["curve"]:
+        assert f"{entry['accuracy']['value']:.4f} [{entry['accuracy']['low']:.4f}" in text
+    for needed in (
+        "latent steps", "popularity", "NDCG@10 is the accuracy: 1 where the right item comes first among all items",
+        "300 users", "◂ 2 latent steps: the depth that validation chooses", "2 latent steps against 0 latent steps: +",
+        "against popularity: +", "better", "device-hours on Test CPU, 2 threads", "stopped early", run.name,
+        "reason sweep latent depth=0,1,2 seed=0..2", "reason run latent train_depth=0", f"reason inspect {run.name}",
+    ):  # fmt: skip
+        assert needed in flat, needed
+
+
+def test_run_summary_marks_the_choice_of_validation_and_not_of_test(make):
+    run = make.run(gain={0: 0.0, 1: 0.0, 2: 1.5}, valid_gain={0: 0.0, 1: 1.5, 2: 0.0})
+    text = drawn(run_summary(run.result))
+    assert re.search(r"^1 ◂", text, re.M) and not re.search(r"^2 ◂", text, re.M)
+
+
+def test_run_summary_of_a_base_and_without_p95(make):
+    run = make.run(depths=(0,), train_depth=0)
+    result = run.result
+    result["curve"][0]["latency_p95_ms"] = None
+    text = drawn(run_summary(result, run.path))
+    assert "the base" in text and "p95" not in text and "◂" not in text and "sweep" not in text
+
+
+def test_comparison_keeps_accuracy_and_difference_at_80_columns(store):
+    (table,) = compare(store.root)
+    text = drawn(comparison(table))
+    assert fits(text, 80) and "\x1b" not in text
+    for e in table.entries:
+        assert words.interval(e.accuracy) in text and re.search(rf"^{e.label} ", text, re.M)
+        assert e.difference is None or words.difference(e.difference) in text
+    assert "≈" in text and "▲" in text and "▼" in text and "Not shown for want of room" in text
+    assert "latent base, paired over 300 users and 3 seeds" in text
+    wide = drawn(comparison(table), width=200)
+    assert "Not shown" not in wide and "p95 ms" in wide and "Pareto" in wide
+    assert drawn(comparison(table), ascii_only=True).isascii()
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, ""), (0.0, "0"), (1.234, "1.23"), (12.34, "12.3"), (0.012345, "0.0123"), (5123.4, "5,123"), (123.4, "123"),
+     (0.00001234, "1.23e-05"), (-0.5, "-0.500")],
+)  # fmt: skip
+def test_numbers_have_about_three_digits(value, text):
+    assert words.number(value) == text
+
+
+def test_output_is_light_to_import_and_plain_in_a_pipe():
+    code = (
+        "import sys; from reason.cli import output;"
+        "assert not any(m == 'rich' or m.startswith('rich.') for m in sys.modules);"
+        "output.show('[bold]x[/bold]'); output.say('[1, 2]'); output.emit_csv([{'a': 1, 'b': None}]); output.emit_json({'é': 1})"
+    )
+    env = {k: v for k, v in os.environ.items() if k not in ("FORCE_COLOR", "NO_COLOR")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
+    assert done.stdout == 'x\na,b\n1,\n{\n  "é": 1\n}\n' and done.stderr == "[1, 2]\n"
