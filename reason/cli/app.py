@@ -122,4 +122,4 @@ def main() -> None:
     """The console script."""
     completing = any(name.endswith("_COMPLETE") for name in os.environ)
     verb = sys.argv[1] if len(sys.argv) > 1 and not completing else None
-    build(verb if verb in VERBS else None)()
+    build(verb if verb in VERBS else None)(prog_name="reason")

@@ -13,7 +13,7 @@ KINDS = ("methods", "experiments", "sweeps", "datasets", "backbones", "runs")
 
 def list_(
     kind: Annotated[
-        str, typer.Argument(help=f"One of {', '.join(KINDS)}; left out, all that can be run.")
+        str, typer.Argument(metavar="[KIND]", help=f"One of {', '.join(KINDS)}; left out, all that can be run.")
     ] = "",
     json: Json = False,
     runs: Runs = RUNS,
@@ -102,5 +102,5 @@ def _runs(root) -> list[list[str]]:
         accuracy = result.get("accuracy")
         shown = f"{accuracy['name']} {accuracy['value']:.4f}" if accuracy else ""
         created = time.strftime("%Y-%m-%d %H:%M", time.localtime(folder.identity.get("created", 0)))
-        rows.append([folder.name, folder.status, str(result.get("depth", "")), shown, created])
+        rows.append([folder.name, folder.settle(), str(result.get("depth", "")), shown, created])
     return rows

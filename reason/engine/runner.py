@@ -100,14 +100,11 @@ def execute(folder: RunFolder, plan: Plan, kind: str, processes: int, *, quiet: 
 
     payload = {"folder": str(folder.path), "device": kind, "quiet": quiet}
     threads = threads_of(plan.config.hardware, processes)
-    with folder.lock():
-        if folder.events():
-            # An attempt that was killed could not say when: its last sign of life does.
-            folder.event("lost", until=folder.last_beat)
+    folder.settle()  # an attempt that was killed could not say so: its last sign of life bounds its cost
+    with signals(), folder.lock():
         folder.event("attempt", device=kind, devices=processes)
-        with Mirror(folder) as mirror, _heart(folder), signals():
+        with Mirror(folder) as mirror, _heart(folder):
             try:
-                mirror.start()
                 launch(work, payload, processes, threads)
                 status, problem = FINISHED, None
             except (KeyboardInterrupt, Terminated) as error:
@@ -346,7 +343,7 @@ def hours(folder: RunFolder, devices: int) -> dict[str, float]:
     start = phase = None
     held = devices
     for e in [*folder.events(), {"event": "now", "time": time.time()}]:
-        if start is not None and e["event"] in ("lost", "closed", "now"):
+        if start is not None and e["event"] in ("closed", "now"):
             end = max(min(e.get("until", e["time"]), e["time"]), start)
             total += (end - start) * held
             if phase is not None:
@@ -370,6 +367,8 @@ def _phase(folder: RunFolder, here: Any, phase: str) -> None:
 def _heart(folder: RunFolder) -> Iterator[None]:
     """Touch the folder's sign of life every second, from a thread."""
     stop = threading.Event()
+
+    folder.beat()
 
     def beat() -> None:
         while not stop.wait(BEAT_S):

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from reason.engine.config import Plan, resolve
-from reason.engine.launcher import Terminated
+from reason.engine.launcher import Terminated, signals
 from reason.engine.layers import sweeps
 from reason.engine.runner import hours, resume, run
 from reason.errors import ConfigError, ReasonError, SweepError
@@ -202,9 +202,9 @@ def _execute(folder: RunFolder, plan: SweepPlan, stop_on_error: bool, quiet: boo
         _say(f"{folder.name}: all {len(plan.trials)} trials are finished already", quiet)
         return folder
     failures: list[Trial] = []
-    with folder.lock(), Mirror(folder) as mirror:
+    folder.settle()
+    with signals(), folder.lock(), Mirror(folder) as mirror:
         folder.event("attempt", device="", devices=0)
-        mirror.start()
         status = KILLED
         try:
             for number, trial in enumerate(plan.trials, 1):

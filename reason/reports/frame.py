@@ -370,5 +370,5 @@ def overrides(point: Point) -> list[str]:
     origin = read_json(point.folder / "origin.json")
     skip = {"depth", "train_depth", "seed", "runs", "dataset.name"}
     typed = [k for k, where in origin.items() if where == "command line" and k not in skip]
-    words = [f"{k.removesuffix('.name')}={point.config[k]}" for k in typed if not k.startswith("hardware.")]
+    words = [f"{k.removesuffix('.name')}={point.config[k]}" for k in typed]
     return [f"dataset={point.result['dataset']}", *words]

@@ -424,20 +424,20 @@ class _ComparisonView:
             _Column("depth", [self._depth(e, signs) for e in entries]),
             _Column(f"{t.accuracy} [95%]", [words.interval(e.accuracy) for e in entries]),
             _Column("difference [95%]", [self._difference(e, signs) for e in entries], 1, right=False),
-            _Column("seeds", [str(len(e.points)) if e.points else "" for e in entries], 4),
-            _Column("p", [words.probability(e.p) for e in entries], 5),
-            _Column("validation", [f"{e.valid.value:.4f}" if e.valid else "" for e in entries], 6),
-            _Column("p50 ms", [words.number(e.costs.get("latency_p50_ms")) for e in entries], 2),
-            _Column("p95 ms", [words.number(e.costs.get("latency_p95_ms")) for e in entries], 8),
-            _Column("hours", [words.number(e.costs.get("device_hours")) for e in entries], 3),
+            _Column("seeds", [str(len(e.points)) if e.points else "" for e in entries], 5),
+            _Column("p", [words.probability(e.p) for e in entries], 6),
+            _Column("validation", [f"{e.valid.value:.4f}" if e.valid else "" for e in entries], 7),
+            _Column("p50 ms", [words.number(e.costs.get("latency_p50_ms")) for e in entries], 3),
+            _Column("p95 ms", [words.number(e.costs.get("latency_p95_ms")) for e in entries], 9),
+            _Column("hours", [words.number(e.costs.get("device_hours")) for e in entries], 4),
             _Column(
-                t.units["throughput"], [words.number(e.costs.get("throughput_per_s")) for e in entries], 9
+                t.units["throughput"], [words.number(e.costs.get("throughput_per_s")) for e in entries], 10
             ),
-            _Column("Pareto", [" ".join(_SHORT[c] for c in e.fronts) for e in entries], 7, right=False),
+            _Column("Pareto", [" ".join(_SHORT[c] for c in e.fronts) for e in entries], 8, right=False),
         ]
         if not t.one_device:
             columns.append(
-                _Column("device", ["; ".join(sorted({p.device for p in e.points})) for e in entries])
+                _Column("device", ["; ".join(sorted({p.device for p in e.points})) for e in entries], 2)
             )
         styles = [
             {"base": "cyan", "baseline": "dim"}.get(e.kind, "bold" if e.chosen else "") for e in entries
@@ -477,7 +477,7 @@ class _ComparisonView:
                 yield "With one seed the intervals speak of examples alone; three seeds tell luck from gain."
         if any(e.chosen for e in t.entries):
             yield f"{signs.chosen} the depth that validation chooses."
-        if any("hours" in c for e in t.entries for c in e.costs):
+        if "hours" not in dropped and any("device_hours" in e.costs for e in t.entries):
             yield "hours: device-hours per run, training included."
         if any(e.fronts for e in t.entries) and "Pareto" not in dropped:
             yield "Pareto: nothing is as accurate in less time per request (ms) or for fewer device-hours (h)."

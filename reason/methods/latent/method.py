@@ -43,7 +43,8 @@ class Latent(Method):
         if kind != "none":
             from reason.backbones.text import text_vectors
 
-            text = text_vectors(ctx.data.item_text, kind, self.config.backbone.text_dim)
+            width, offline = self.config.backbone.text_dim, self.config.offline
+            text = text_vectors(ctx.data.item_text, kind, width, offline=offline)
         model = ctx.backbone(num_items=ctx.data.num_items, steps=self.config.train_depth, text=text)
         if model.steps:
             nn.init.normal_(model.step_position, std=self.config.latent.step_std)
@@ -217,7 +218,7 @@ class Latent(Method):
             return {"error": str(error).replace("\n", " ")}
         answer: dict[str, Any] = {"items": [], "depth": depth}
         seen = None
-        if self.config.eval.candidates == "unseen" and history:
+        if self.config.eval.candidates != "all" and history:
             seen = (torch.zeros(len(history), dtype=torch.int64), torch.tensor(history))
             k = min(k, len(vectors) - len(set(history)))
         if history:

@@ -1,0 +1,93 @@
+"""Kill it anywhere: what was finished stays, what was not goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+from command import mlflow_runs, runs, timeless, until
+
+
+def slow(tiny):
+    """Long enough to be caught in the middle."""
+    return [*tiny, "train.epochs=40", "train.patience=0", "dataset.users=200", "train.every=4"]
+
+
+def trained(steps: int):
+    """A run whose checkpoint of at least ``steps`` is written."""
+    return lambda: next(
+        (r for r in runs() for c in (r / "checkpoints").glob("step-*") if int(c.name.split("-")[1]) >= steps), None
+    )
+
+
+def test_kill_9_and_resume_gives_the_same_metrics(spawn, reason, tiny, store):
+    process = spawn("run", "latent", *slow(tiny))
+    folder = until(trained(8))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert folder.result is None
+    assert reason("list", "runs").code == 0
+    assert folder.status == "killed"
+    assert reason("resume", folder.name).code == 0
+    assert mlflow_runs(store)[folder.name].info.status == "FINISHED" and len(mlflow_runs(store)) == 1
+    attempts = [e for e in folder.events() if e["event"] == "attempt"]
+    assert len(attempts) == 2
+    assert reason("run", "latent", *slow(tiny)).code == 0
+    whole = next(r for r in runs() if r.name != folder.name)
+    assert timeless(folder.result) == timeless(whole.result)
+
+
+@pytest.mark.parametrize(("sign", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signals_close_the_run(spawn, tiny, store, sign, code):
+    process = spawn("run", "latent", *slow(tiny))
+    folder = until(trained(4))
+    process.send_signal(sign)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert folder.status == "killed" and "Traceback" not in err
+    assert mlflow_runs(store)[folder.name].info.status == "KILLED"
+
+
+def test_a_sweep_killed_half_way_finishes_what_is_missing(spawn, reason, tiny, store):
+    words = [*tiny, "depth=0,1", "seed=0,1,2"]
+    process = spawn("sweep", "latent", *words)
+    until(lambda: sum(r.status == "finished" for r in runs()) >= 3)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    done = {r.name: (r / "result.json").stat().st_mtime_ns for r in runs() if (r / "result.json").exists()}
+    assert 3 <= len(done) < 6
+    (sweep,) = runs("sweep")
+    assert reason("resume", sweep.name).code == 0
+    assert len(runs()) == 6 and all(r.status == "finished" for r in runs())
+    assert {n: t for n, t in ((r.name, (r / "result.json").stat().st_mtime_ns) for r in runs()) if n in done} == done
+    assert sum(not r.identity["trained_by"] for r in runs()) == 3
+    assert len(mlflow_runs(store)) == 7
+    assert sweep.status == "finished"
+
+
+def test_two_runs_at_once_in_an_empty_folder(spawn, tiny, tmp_path):
+    both = [spawn("run", "latent", *tiny) for _ in range(2)]
+    for process in both:
+        _, err = process.communicate(timeout=200)
+        assert process.returncode == 0, err
+    assert len(runs()) == 2 and len(mlflow_runs(f"sqlite:///{tmp_path / 'mlflow.db'}")) == 2
+
+
+def test_a_rank_that_dies_fails_the_run(reason, tiny, store, monkeypatch):
+    """Two ranks; the loss is not finite: exit 1, one sentence, no children left."""
+    told = reason("run", "latent", *tiny, "hardware.gpus=2", "train.lr=1e30", "train.clip=0", "train.epochs=4")
+    assert told.code == 1 and "not finite" in told.err
+    assert runs()[0].status == "failed"
+
+
+def test_two_ranks_evaluate_like_one(reason, tiny, store):
+    quiet = [*tiny, "backbone.dropout=0", "latent.noise=0"]
+    assert reason("run", "latent", *quiet).code == 0
+    one = runs()[0]
+    assert reason("evaluate", one.name, "eval.limit=0").code == 0
+    assert reason("run", "latent", *quiet, "hardware.gpus=2").code == 0
+    results = [r.result for r in runs()]
+    two = next(r for r in results if r["world_size"] == 2)
+    assert two["accuracy"]["n"] == one.result["accuracy"]["n"]
+    assert two["accuracy"]["value"] == pytest.approx(one.result["accuracy"]["value"], abs=0.02)
