@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reason.backbones.config import SasrecConfig
-from reason.backbones.encoder import Block, SequenceEncoder
+from reason.backbones.encoder import SequenceEncoder
 from reason.backbones.losses import linear_cross_entropy
 from reason.methods.latent.config import LatentConfig
 from reason.methods.latent.objective import IGNORED, losses, temperatures
@@ -98,8 +98,10 @@ def row_contrast(noisy: Tensor, clean: Tensor, place: Tensor, tau: float) -> Ten
     return total
 
 
-def batches(histories: Tensor, rival_rows: int, by_length: bool) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Every prefix of histories (B, T + 1) as rows (R, T), their lengths and targets, in batches of R."""
+def batches(
+    histories: Tensor, rival_rows: int, by_length: bool
+) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Every prefix of histories (B, T + 1) as rows (R, T), with length, target and history, in batches of R."""
     B, T = histories.shape[0], histories.shape[1] - 1
     length = torch.arange(1, T + 1).repeat(B)
     source = torch.arange(B).repeat_interleave(T)
@@ -109,7 +111,7 @@ def batches(histories: Tensor, rival_rows: int, by_length: bool) -> list[tuple[T
         width = int(length[chosen].max()) if by_length else T
         rows = histories[source[chosen], :width].clone()
         rows[torch.arange(width) >= length[chosen][:, None]] = ITEMS
-        found.append((rows, length[chosen], histories[source[chosen], length[chosen]]))
+        found.append((rows, length[chosen], histories[source[chosen], length[chosen]], source[chosen]))
     return found
 
 
@@ -155,7 +157,7 @@ def main() -> int:
         (total / samples).backward()  # type: ignore[union-attr]
 
     def rows(scoring: bool, shared: bool) -> None:
-        for items, length, target in prepared[shared]:
+        for items, length, target, _ in prepared[shared]:
             noise = config.noise * torch.randn(STEPS, len(items), 64)
             clean, noisy = per_prefix(model, items, length, noise, shared)
             if scoring:
@@ -165,6 +167,8 @@ def main() -> int:
             (total / samples).backward()
 
     prepared = {shared: batches(histories, args.rows, by_length=shared) for shared in (False, True)}
+    _agree(model.eval(), histories, prepared)
+    model.train()
     variants: dict[str, Callable[[bool], None]] = {
         "trie (ours)": trie,
         "rows, as released": lambda scoring: rows(scoring, False),
@@ -209,6 +213,20 @@ def main() -> int:
     }
     print(json.dumps(result))
     return 0 if result["holds"] else 1
+
+
+def _agree(model: SequenceEncoder, histories: Tensor, prepared: dict) -> None:
+    """Without dropout all variants compute the same states; else the comparison would be void."""
+    with torch.no_grad():
+        noise = torch.randn(STEPS, *histories[:, 1:].shape, 64)
+        clean, noisy = model.reason(histories[:, :-1], noise=noise)
+        assert noisy is not None
+        for shared, parts in prepared.items():
+            for items, length, _, source in parts:
+                at = source, length - 1
+                states, loud = per_prefix(model, items, length, noise[:, at[0], at[1]], shared)
+                gap = max(float((states - clean[at]).abs().max()), float((loud - noisy[at]).abs().max()))
+                assert gap < 1e-4, f"the variants disagree by {gap}"
 
 
 def _histories(path: str | None, count: int) -> Tensor:

@@ -46,22 +46,31 @@ def main() -> int:
                 floor = seconds("pass", [], cwd)
                 bare.append(floor)
                 over[verb].append(seconds(OURS, arguments, cwd) - floor)
-        rival = statistics.median(seconds(RIVAL, ["--help"], cwd) - seconds("pass", [], cwd) for _ in range(2))
+        rival = statistics.median(
+            seconds(RIVAL, ["--help"], cwd) - seconds("pass", [], cwd) for _ in range(2)
+        )
     print(f"{'verb':<10} {'over bare, s':>12} {'quartiles':>15}")
     medians = {}
     for verb, values in over.items():
         low, mid, high = statistics.quantiles(values, n=4)
         medians[verb] = mid
         print(f"{verb:<10} {mid:>12.3f} {low:>7.3f}-{high:.3f}")
-    print(f"bare interpreter {statistics.median(bare):.3f} s; --help with torch and mlflow imported first: {rival:.2f} s over it")
+    print(
+        f"bare interpreter {statistics.median(bare):.3f} s; --help with torch and mlflow imported first: {rival:.2f} s over it"
+    )
     worst = max(medians.values())
     spread = [statistics.quantiles(v, n=4) for v in over.values()]
     print(
         json.dumps(
             {
-                "benchmark": "startup", "ratio": rival / worst, "worst_s": worst, "target": TARGET_S,
-                "holds": worst <= TARGET_S, "spread": [min(q[0] for q in spread), max(q[2] for q in spread)],
-                "verbs": medians, "pairs": pairs,
+                "benchmark": "startup",
+                "ratio": rival / worst,
+                "worst_s": worst,
+                "target": TARGET_S,
+                "holds": worst <= TARGET_S,
+                "spread": [min(q[0] for q in spread), max(q[2] for q in spread)],
+                "verbs": medians,
+                "pairs": pairs,
             }  # fmt: skip
         )
     )

@@ -31,9 +31,14 @@ def _anything(incomplete: str) -> list[str]:
     return _sweepable(incomplete) + _runs(incomplete)
 
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="A method or a named experiment.", autocompletion=_runnable)]
+Name = Annotated[
+    str, typer.Argument(metavar="NAME", help="A method or a named experiment.", autocompletion=_runnable)
+]
 SweepName = Annotated[
-    str, typer.Argument(metavar="NAME", help="A named sweep, an experiment or a method.", autocompletion=_sweepable)
+    str,
+    typer.Argument(
+        metavar="NAME", help="A named sweep, an experiment or a method.", autocompletion=_sweepable
+    ),
 ]
 RunName = Annotated[
     str,

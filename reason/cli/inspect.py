@@ -12,7 +12,9 @@ from reason.cli.arguments import RUNS, Json, RunName, Runs
 
 def inspect(
     run: RunName,
-    example: Annotated[str, typer.Argument(metavar="[EXAMPLE]", help="Id of an example; left out, the method chooses one.")] = "",
+    example: Annotated[
+        str, typer.Argument(metavar="[EXAMPLE]", help="Id of an example; left out, the method chooses one.")
+    ] = "",
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Also write the figures as one picture.", show_default=False)
     ] = None,

@@ -13,7 +13,8 @@ KINDS = ("methods", "experiments", "sweeps", "datasets", "backbones", "runs")
 
 def list_(
     kind: Annotated[
-        str, typer.Argument(metavar="[KIND]", help=f"One of {', '.join(KINDS)}; left out, all that can be run.")
+        str,
+        typer.Argument(metavar="[KIND]", help=f"One of {', '.join(KINDS)}; left out, all that can be run."),
     ] = "",
     json: Json = False,
     runs: Runs = RUNS,

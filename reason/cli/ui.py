@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import time
-
 from collections.abc import Iterator
 from typing import IO, Annotated
 

@@ -19,6 +19,7 @@ TOP = {
     "offline": "fetch nothing: only caches and local paths",
 }
 
+
 def meanings(plan: Any) -> dict[str, str]:
     """{dotted key: the comment beside its field}."""
     found = dict(TOP)
@@ -45,7 +46,9 @@ def comments(kind: type) -> dict[str, str]:
     body = ast.parse(source).body[0]
     assert isinstance(body, ast.ClassDef)
     return {
-        node.target.id: " ".join(said[n] for n in range(node.lineno, (node.end_lineno or node.lineno) + 1) if n in said)
+        node.target.id: " ".join(
+            said[n] for n in range(node.lineno, (node.end_lineno or node.lineno) + 1) if n in said
+        )
         for node in body.body
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
     }

@@ -50,7 +50,9 @@ def run(
     return folder
 
 
-def prepare(plan: Plan, data_digest: str, *, model: RunFolder | None = None, sweep: RunFolder | None = None) -> RunFolder:
+def prepare(
+    plan: Plan, data_digest: str, *, model: RunFolder | None = None, sweep: RunFolder | None = None
+) -> RunFolder:
     """A fresh folder that says what the run is, before its first attempt."""
     train_hash, config_hash = plan.hashes(data_digest)
     if model is not None and model.identity["train_hash"] != train_hash:

@@ -37,5 +37,3 @@ def mlflow_runs(address: str):
     experiment = client.get_experiment_by_name("reason")
     assert experiment is not None
     return {r.info.run_name: r for r in client.search_runs([experiment.experiment_id], max_results=100)}
-
-

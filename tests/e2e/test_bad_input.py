@@ -121,7 +121,7 @@ def test_predict_without_a_pipe(reason, monkeypatch):
     assert reason("predict", "last").code == 2
 
 
-PLUGIN = '''
+PLUGIN = """
 from dataclasses import dataclass
 from reason.methods.base import DepthAxis, MethodCard, Units
 
@@ -131,7 +131,7 @@ class Config:
 
 card = MethodCard("{name}", "from elsewhere", "none", Config, DepthAxis("steps", 0, 1, "none"), "sequences",
                   Units("user", "NDCG@10", "one request", "users/s"), "absent:Nothing", "sasrec", "synthetic-interactions")
-'''
+"""
 
 
 def test_a_broken_plugin_is_a_warning_in_list_and_an_error_in_run(spawn, tmp_path):

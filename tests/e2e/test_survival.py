@@ -17,7 +17,8 @@ def slow(tiny):
 def trained(steps: int):
     """A run whose checkpoint of at least ``steps`` is written."""
     return lambda: next(
-        (r for r in runs() for c in (r / "checkpoints").glob("step-*") if int(c.name.split("-")[1]) >= steps), None
+        (r for r in runs() for c in (r / "checkpoints").glob("step-*") if int(c.name.split("-")[1]) >= steps),
+        None,
     )
 
 
@@ -60,7 +61,9 @@ def test_a_sweep_killed_half_way_finishes_what_is_missing(spawn, reason, tiny, s
     (sweep,) = runs("sweep")
     assert reason("resume", sweep.name).code == 0
     assert len(runs()) == 6 and all(r.status == "finished" for r in runs())
-    assert {n: t for n, t in ((r.name, (r / "result.json").stat().st_mtime_ns) for r in runs()) if n in done} == done
+    assert {
+        n: t for n, t in ((r.name, (r / "result.json").stat().st_mtime_ns) for r in runs()) if n in done
+    } == done
     assert sum(not r.identity["trained_by"] for r in runs()) == 3
     assert len(mlflow_runs(store)) == 7
     assert sweep.status == "finished"
@@ -76,7 +79,9 @@ def test_two_runs_at_once_in_an_empty_folder(spawn, tiny, tmp_path):
 
 def test_a_rank_that_dies_fails_the_run(reason, tiny, store, monkeypatch):
     """Two ranks; the loss is not finite: exit 1, one sentence, no children left."""
-    told = reason("run", "latent", *tiny, "hardware.gpus=2", "train.lr=1e30", "train.clip=0", "train.epochs=4")
+    told = reason(
+        "run", "latent", *tiny, "hardware.gpus=2", "train.lr=1e30", "train.clip=0", "train.epochs=4"
+    )
     assert told.code == 1 and "not finite" in told.err
     assert runs()[0].status == "failed"
 

@@ -51,7 +51,10 @@ class TestRun:
         said = reason("evaluate", first.name, "depth=1", "eval.limit=10", "eval.curve=false")
         assert said.code == 0, said.err
         second = next(r for r in runs() if r.name != first.name)
-        assert second.identity["trained_by"] == first.name and second.identity["train_hash"] == first.identity["train_hash"]
+        assert (
+            second.identity["trained_by"] == first.name
+            and second.identity["train_hash"] == first.identity["train_hash"]
+        )
         assert second.result["training"] is None and second.result["accuracy"]["n"] == 10
         assert not list((second / "checkpoints").iterdir())
         assert reason("evaluate", first.name, "depth=3").code == 2
@@ -111,7 +114,9 @@ class TestSweep:
             metrics = child.result["metrics"]
             owner = child.identity["trained_by"] or child.name
             own = next(r for r in children if r.name == owner)
-            assert metrics["train_device_hours"] == pytest.approx(own.result["metrics"]["train_device_hours"], rel=1e-6)
+            assert metrics["train_device_hours"] == pytest.approx(
+                own.result["metrics"]["train_device_hours"], rel=1e-6
+            )
         total = sum(r.result["metrics"]["device_hours"] for r in children)
         assert sweep.result["metrics"]["device_hours"] == pytest.approx(total, rel=0.2)
 
@@ -156,7 +161,16 @@ class TestLooking:
 
 def test_the_folder_holds_what_it_says(ran):
     (folder,) = runs()
-    for name in ("config.yaml", "origin.json", "run.json", "env.json", "events.jsonl", "metrics.jsonl", "log.txt", "result.json"):
+    for name in (
+        "config.yaml",
+        "origin.json",
+        "run.json",
+        "env.json",
+        "events.jsonl",
+        "metrics.jsonl",
+        "log.txt",
+        "result.json",
+    ):
         assert (folder / name).exists(), name
     assert read_json(folder / "env.json")["versions"]["torch"]
     rows = folder.result["curve"][0]["rows"]

@@ -23,10 +23,17 @@ def plan(*words, name="latent", **kwargs):
 
 class TestLayers:
     def test_later_layers_win_and_origin_names_them(self, tmp_path):
-        Path("experiments.yaml").write_text("experiments:\n  mine:\n    method: latent\n    seed: 1\n    train: {lr: 0.5, epochs: 7}\n")
+        Path("experiments.yaml").write_text(
+            "experiments:\n  mine:\n    method: latent\n    seed: 1\n    train: {lr: 0.5, epochs: 7}\n"
+        )
         Path("more.yaml").write_text("train:\n  lr: 0.25\n")
         got = plan("train.clip=3", name="mine", files=[Path("more.yaml")], environ={"REASON_SEED": "4"})
-        assert (got.config.seed, got.config.train.lr, got.config.train.epochs, got.config.train.clip) == (4, 0.25, 7, 3.0)
+        assert (got.config.seed, got.config.train.lr, got.config.train.epochs, got.config.train.clip) == (
+            4,
+            0.25,
+            7,
+            3.0,
+        )
         assert got.origin["train.epochs"] == "./experiments.yaml: mine"
         assert got.origin["train.lr"] == "more.yaml"
         assert got.origin["seed"] == "REASON_SEED"
@@ -68,10 +75,16 @@ class TestLayers:
 class TestHashes:
     def test_devices_and_paths_change_neither(self):
         a = plan().hashes("d")
-        assert plan("hardware.device=cpu", "hardware.threads=7", "runs=elsewhere", "offline=true").hashes("d") == a
+        assert (
+            plan("hardware.device=cpu", "hardware.threads=7", "runs=elsewhere", "offline=true").hashes("d")
+            == a
+        )
 
     def test_depth_and_evaluation_change_only_the_config_hash(self):
-        a, b = plan("depth=1", "train_depth=2").hashes("d"), plan("depth=2", "train_depth=2", "eval.limit=3").hashes("d")
+        a, b = (
+            plan("depth=1", "train_depth=2").hashes("d"),
+            plan("depth=2", "train_depth=2", "eval.limit=3").hashes("d"),
+        )
         assert a[0] == b[0] and a[1] != b[1]
 
     @pytest.mark.parametrize("word", ["seed=1", "train.lr=0.1", "train_depth=3", "train.batch_size=7"])
@@ -187,7 +200,9 @@ class TestSweeps:
         assert set(firsts.values()) == {"3"}
 
     def test_a_named_sweep(self):
-        Path("experiments.yaml").write_text("sweeps:\n  wide: {run: latent, vary: {seed: [0, 1], depth: '0..1'}, set: {train.lr: 0.5}}\n")
+        Path("experiments.yaml").write_text(
+            "sweeps:\n  wide: {run: latent, vary: {seed: [0, 1], depth: '0..1'}, set: {train.lr: 0.5}}\n"
+        )
         got = plan_sweep("wide")
         assert len(got.trials) == 4 and got.trials[0].plan.config.train.lr == 0.5
         assert len(plan_sweep("wide", ["seed=7"]).trials) == 2

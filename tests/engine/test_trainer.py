@@ -76,10 +76,14 @@ class TestAccumulation:
 
     def test_declared_counts_are_those_of_the_loss(self, tiny):
         session, _ = begin(tiny)
-        trainer = Trainer(session.method, session.network, session.ctx, HERE, Checkpoints(Path("c"), HERE, "h"))
+        trainer = Trainer(
+            session.method, session.network, session.ctx, HERE, Checkpoints(Path("c"), HERE, "h")
+        )
         batch = session.ctx.data.train.batch(np.arange(5))
         own = session.method.counts(session.network, batch, trainer._place(0, 0))
-        base = super(type(session.method), session.method).counts(session.network, batch, trainer._place(0, 0))
+        base = super(type(session.method), session.method).counts(
+            session.network, batch, trainer._place(0, 0)
+        )
         assert own == base
 
 
