@@ -26,3 +26,4 @@ class Dataset(Protocol):
     name: str
     digest: str  # 32 hex digits of sha256 over canonical rows and the loader's version
     info: dict[str, Any]  # counts to print and log
+    notes: list[str]  # sentences that a reader of the results should know

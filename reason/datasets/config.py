@@ -13,6 +13,7 @@ from reason.errors import ConfigError, nearest
 
 Split = Literal["leave_one_out", "time"]
 Cold = Literal["auto", "keep", "drop"]
+Candidates = Literal["all", "unseen"]
 
 
 def path_field() -> Any:
@@ -37,11 +38,16 @@ class InteractionKeys:
     min_rating: float = 0.0  # rating; lower ones are dropped before anything else, 0 = keep all
     min_history: int = 1  # interactions before the target that a validation or test case needs at least
     cold: Cold = "auto"  # items that training never saw; auto = keep for leave_one_out, drop for time
+    candidates: Candidates = "all"  # ranked when judging: all items, or those unseen in the history (S3-Rec)
     stride: int = 0  # interactions between training windows; 0 = window length, each transition once
     tie_seed: int = 0  # seed of the order among a user's interactions with equal time
 
     def __post_init__(self):
-        for key, value, known in (("split", self.split, Split), ("cold", self.cold, Cold)):
+        for key, value, known in (
+            ("split", self.split, Split),
+            ("cold", self.cold, Cold),
+            ("candidates", self.candidates, Candidates),
+        ):
             if value not in get_args(known):
                 close = nearest(value, get_args(known))
                 hint = f"Did you mean {close!r}? " if close else ""

@@ -62,6 +62,7 @@ class Interactions:
     item_text: list[str]  # "Title (year). Genres: A, B."; the id where nothing is known
     item_fields: dict[str, list[str]]  # columns of the item table, "" where unknown; lists joined by |
     stride: int  # the key of that name, for the view
+    candidates: str  # who is ranked: "all" items, or the "unseen" ones
     info: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)  # what a reader of results should know, for people
 
@@ -189,6 +190,7 @@ def build(
         item_text=texts,
         item_fields=fields,
         stride=keys.stride,
+        candidates=keys.candidates,
         info=info,
         notes=notes,
     )
@@ -411,13 +413,15 @@ def sentence(names: list[str], values: list[str]) -> str:
 
 
 def digest(data: Interactions) -> str:
-    """32 hex digits over rows, ids, text, split and ``VERSION``: equal content, equal digest.
+    """32 hex digits over rows, ids, text, split, candidates and ``VERSION``: what results depend on.
 
     The format of the file, the order of its lines and the name of the dataset play no part.
     """
     whole = hashlib.sha256()
     texts = [data.user_ids, data.item_ids, data.item_text]
-    whole.update(json.dumps([VERSION, texts], ensure_ascii=False, separators=(",", ":")).encode())
+    whole.update(
+        json.dumps([VERSION, data.candidates, texts], ensure_ascii=False, separators=(",", ":")).encode()
+    )
     rows = [
         data.offsets,
         data.items,

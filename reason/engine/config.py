@@ -79,7 +79,6 @@ class EvalConfig:
     curve: bool = True  # also judge every depth below `depth`, so that a run shows its own curve
     latency_samples: int = 100  # requests timed one by one; below 20 no p95 is given
     resamples: int = 2000  # bootstrap resamples behind an interval
-    candidates: str = "all"  # TEMPORARY
 
     def __post_init__(self):
         _at_least(self, "eval", batch_size=1, limit=0, latency_samples=0, resamples=100)

@@ -162,6 +162,8 @@ def work(payload: dict[str, Any]) -> None:
             _phase(folder, here, "load")
             session = Session.begin(plan, here, folder.path, points.log if points else lambda *_: None)
             voice.say("  " + ", ".join(f"{k} {_short(v)}" for k, v in session.ctx.data.info.items()))
+            for note in session.dataset.notes:
+                voice.say(f"  note: {note}")
             training = None
             if identity["trained_by"]:
                 session.load_model(model_owner(folder), identity["train_hash"])

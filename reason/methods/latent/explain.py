@@ -77,7 +77,7 @@ def figures(config: Any, ctx: Context, model: SequenceEncoder, example: str) -> 
     items, target = batch["items"][0], int(batch["target"][0])
     titles = titles_of(ctx.dataset)
     seen: set[int] = set()
-    if config.eval.candidates != "all":
+    if config.dataset.candidates != "all":
         seen = set(cases.seen(np.array([index]))[1].tolist()) - {target}
     traced = trace(config, model, items.to(ctx.device), depth)
     who = str(cases.id[index])

@@ -129,7 +129,7 @@ class Latent(Method):
 
     def _seen(self, cases: Any, index: np.ndarray) -> tuple[Tensor, Tensor] | None:
         """(rows, items) that are no candidates, or None where all items are."""
-        if self.config.eval.candidates == "all":
+        if self.config.dataset.candidates == "all":
             return None
         rows, items = cases.seen(index)
         return torch.from_numpy(rows), torch.from_numpy(items)
@@ -218,7 +218,7 @@ class Latent(Method):
             return {"error": str(error).replace("\n", " ")}
         answer: dict[str, Any] = {"items": [], "depth": depth}
         seen = None
-        if self.config.eval.candidates != "all" and history:
+        if self.config.dataset.candidates != "all" and history:
             seen = (torch.zeros(len(history), dtype=torch.int64), torch.tensor(history))
             k = min(k, len(vectors) - len(set(history)))
         if history:

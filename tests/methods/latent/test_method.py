@@ -102,7 +102,7 @@ def test_cost_counters_grow_with_depth(session):
 
 
 def test_seen_items_are_no_candidates_when_asked(tmp_path):
-    session = begin(tmp_path, "eval.candidates=unseen")
+    session = begin(tmp_path, "dataset.candidates=unseen")
     cases = session.ctx.data.test
     found = judge(session, 2)
     for case in range(0, len(cases), 7):
