@@ -1,5 +1,9 @@
 """Claim: two cached latent steps cost at most +15 % of the encoder (B=64, d=256, L=50, one CPU thread).
 
+The encoder is the one of the paper: every position through every block (44 M multiply-adds a request; a
+step has 0.9 M). Ours answers without the work that nothing reads in the last block, which leaves less to
+compare with; the share of that trimmed encoder is printed and given as ``ratio_trimmed``.
+
 The rival is the same encoder with the mask of ReaRec's released code, whose (L+k, L+k) rows meet a single
 query: broadcasting then computes L+k rows of attention output, projection and feed-forward and throws
 all but the last away. Same numbers, paid for fifty times over; the agreement is checked here.
@@ -64,7 +68,8 @@ def main() -> int:
         return advance_broadcast(model, thought)
 
     variants: dict[str, Callable[[], Tensor]] = {
-        "encoder alone": lambda: run(model.advance, 0),
+        "encoder, every position": lambda: model.encode(items).states,
+        "encoder, trimmed (ours)": lambda: run(model.advance, 0),
         "+ 1 step": lambda: run(model.advance, 1),
         "+ 2 steps": lambda: run(model.advance, 2),
         "+ 2 steps, broadcast mask": lambda: run(broadcast, 2),
@@ -77,30 +82,33 @@ def main() -> int:
         assert gap < 1e-5, f"the variants disagree by {gap}"
         for turn in range(repeats + 2):
             for name, call in variants.items():
-                begin = (
-                    time.thread_time()
-                )  # the one thread's own time: neighbours on the machine do not count
+                # The one thread's own time: neighbours on the machine do not count.
+                begin = time.thread_time()
                 call()
                 if turn >= 2:  # the first two rounds warm up
                     times[name].append(1e3 * (time.thread_time() - begin))
-    base = np.array(times["encoder alone"])
+    ms = {name: np.array(t) for name, t in times.items()}
+    whole, trimmed = ms["encoder, every position"], ms["encoder, trimmed (ours)"]
+    ratios = {name: 1 + (t - trimmed) / whole for name, t in ms.items()}  # what the steps add, per round
     print(
         f"B={args.batch}, d=256, L={LENGTH}, 2 layers, 2 heads, ffn 300, fp32, 1 thread, median of {repeats} rounds"
     )
-    print(f"{'variant':28}{'CPU ms':>12}{'over the encoder':>19}")
-    for name, ms in times.items():
-        print(f"{name:28}{np.median(ms):12.2f}{np.median(np.array(ms) / base) - 1:+19.1%}")
-    print(f"{'largest difference':28}{gap:12.1e}")
-    ratios = np.array(times["+ 2 steps"]) / base
-    ratio = float(np.median(ratios))
+    print(f"{'':28}{'CPU ms':>10}{'of the encoder':>18}{'of the trimmed one':>20}")
+    for name, t in ms.items():
+        steps = "step" in name
+        share = f"{np.median(ratios[name]) - 1:+18.1%}{np.median(t / trimmed) - 1:+20.1%}" if steps else ""
+        print(f"{name:28}{np.median(t):10.2f}{share}")
+    print(f"{'largest difference':28}{gap:10.1e}")
+    ratio = float(np.median(ratios["+ 2 steps"]))
     result = {
         "benchmark": "latent_steps",
         "ratio": round(ratio, 4),
         "target": TARGET,
         "holds": ratio <= TARGET,
-        "spread": [round(float(q), 4) for q in np.quantile(ratios, [0.25, 0.75])],
-        "rival_ratio": round(float(np.median(np.array(times["+ 2 steps, broadcast mask"]) / base)), 4),
-        "encoder_ms": round(float(np.median(base)), 3),
+        "spread": [round(float(q), 4) for q in np.quantile(ratios["+ 2 steps"], [0.25, 0.75])],
+        "ratio_trimmed": round(float(np.median(ms["+ 2 steps"] / trimmed)), 4),
+        "ratio_rival": round(float(np.median(ratios["+ 2 steps, broadcast mask"])), 4),
+        "encoder_ms": round(float(np.median(whole)), 3),
     }
     print(json.dumps(result))
     return 0 if result["holds"] else 1

@@ -184,9 +184,8 @@ def main() -> int:
         for turn in range(repeats + 1):
             for name, call in variants.items():
                 model.zero_grad(set_to_none=True)
-                begin = (
-                    time.thread_time()
-                )  # the one thread's own time: neighbours on the machine do not count
+                # The one thread's own time: neighbours on the machine do not count.
+                begin = time.thread_time()
                 call(kind == "with scoring")
                 if turn:
                     times[name].append(time.thread_time() - begin)
