@@ -13,7 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 TINY = [
     "dataset=synthetic-interactions", "dataset.users=40", "dataset.items=32", "dataset.categories=4", "dataset.mean_length=9",
-    "backbone.hidden=16", "backbone.ffn=16", "backbone.max_length=10", "train.batch_size=16", "train.epochs=2",
+    "backbone.hidden=16", "backbone.ffn=16", "backbone.max_length=10", "train.batch_size=13", "train.epochs=2",
     "eval.resamples=100", "eval.latency_samples=4", "hardware.threads=1", "hardware.device=cpu",
 ]  # fmt: skip
 

@@ -38,7 +38,11 @@ def keep(name: str, root: Path, chosen: list[str], bare: bool) -> None:
     target.mkdir(parents=True, exist_ok=True)
     runs = [RunFolder.find(c, root) for c in chosen] if chosen else RunFolder.all(root)
     sweeps = {r.name for r in runs if r.identity.get("kind") == "sweep"}
-    runs = [r for r in RunFolder.all(root) if r.identity.get("parent") in sweeps or r.name in {x.name for x in runs}]
+    runs = [
+        r
+        for r in RunFolder.all(root)
+        if r.identity.get("parent") in sweeps or r.name in {x.name for x in runs}
+    ]
     for run in runs:
         if run.status != FINISHED or run.identity.get("kind") == "sweep":
             continue
@@ -142,7 +146,9 @@ def made_block(name: str) -> str:
     runs = RunFolder.all(_set(name))
     results = [r.result or {} for r in runs]
     env = read_json(runs[-1] / "env.json")
-    first, last = (time.strftime("%Y-%m-%d", time.gmtime(f(r["created"] for r in results))) for f in (min, max))
+    first, last = (
+        time.strftime("%Y-%m-%d", time.gmtime(f(r["created"] for r in results))) for f in (min, max)
+    )
     commits = sorted({str(read_json(r / "env.json").get("commit") or "")[:10] for r in runs} - {""})
     versions = env.get("versions", {})
     return (
@@ -158,7 +164,9 @@ BLOCKS = {"compare": compare_block, "results": results_block, "picture": picture
 
 def _set(name: str) -> Path:
     if not (DATA / name).is_dir():
-        raise ConfigError(f"There is no evidence in {DATA / name}.", f"python docs/results/pages.py keep {name} runs")
+        raise ConfigError(
+            f"There is no evidence in {DATA / name}.", f"python docs/results/pages.py keep {name} runs"
+        )
     return DATA / name
 
 
@@ -167,7 +175,9 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     verbs = parser.add_subparsers(dest="verb", required=True)
     keeping = verbs.add_parser("keep")
     keeping.add_argument("set")

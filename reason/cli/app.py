@@ -52,9 +52,6 @@ def guarded(verb: Callable[..., Any]) -> Callable[..., Any]:
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from None
-        except BrokenPipeError:  # the reader of our answer has gone: nothing is wrong
-            sys.stderr.close()
-            raise typer.Exit(0) from None
         except BaseException as error:
             if type(error).__name__ == "Terminated":  # the launcher's, named so as not to import it here
                 print("terminated", file=sys.stderr)
@@ -122,4 +119,20 @@ def main() -> None:
     """The console script."""
     completing = any(name.endswith("_COMPLETE") for name in os.environ)
     verb = sys.argv[1] if len(sys.argv) > 1 and not completing else None
-    build(verb if verb in VERBS else None)(prog_name="reason")
+    try:
+        build(verb if verb in VERBS else None)(prog_name="reason")
+    except BrokenPipeError:
+        _reader_has_gone()
+    except SystemExit as end:
+        try:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except BrokenPipeError:
+            _reader_has_gone()
+        raise end
+
+
+def _reader_has_gone() -> None:
+    """Whoever read our answer wanted no more of it (`reason list | head -1`): nothing is wrong."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    raise SystemExit(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -24,7 +25,7 @@ def _sweepable(incomplete: str) -> list[str]:
 def _runs(incomplete: str) -> list[str]:
     from reason.tracking.folder import RunFolder
 
-    return [r.name for r in RunFolder.all("runs") if r.name.startswith(incomplete)]
+    return [r.name for r in RunFolder.all(RUNS) if r.name.startswith(incomplete)]
 
 
 def _anything(incomplete: str) -> list[str]:
@@ -68,7 +69,7 @@ Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or
 Seed = Annotated[int | None, typer.Option("--seed", help="Short for seed=N.", show_default=False)]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved plan and stop.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Fetch nothing.")]
-RUNS = Path("runs")
+RUNS = Path(os.environ.get("REASON_RUNS", "runs"))
 Runs = Annotated[Path, typer.Option("--runs", help="The folder that holds the runs.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 

@@ -21,7 +21,7 @@ def evaluate(run: RunName, overrides: Overrides = None, device: Device = None, r
     if folder.status != FINISHED:
         raise RunError(
             f"{folder.name} is {folder.status}: there is no model to evaluate yet.",
-            f"Finish it with `reason resume {folder.name}`.",
+            f"Finish it with `reason resume {folder.path}`.",
         )
     keys = dict(split(word) for word in overrides or [])
     if device is not None:

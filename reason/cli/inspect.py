@@ -25,7 +25,7 @@ def inspect(
 
     Example: reason inspect last 196 --plot user.png
     """
-    from reason.cli.output import emit_json, stderr, stdout
+    from reason.cli.output import emit_json, say, stdout
     from reason.engine.session import open_run
     from reason.reports.figures import as_dict
     from reason.reports.plots import draw_figures
@@ -40,4 +40,4 @@ def inspect(
             stdout().print(figure(f))
     if plot is not None:
         draw_figures(figures, plot)
-        stderr().print(f"picture: {plot}", highlight=False)
+        say(f"picture: {plot}")

@@ -49,12 +49,13 @@ def list_(
 def _table(kind: str, columns: list[str], rows: list[list[str]]):
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(title=kind, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for i, column in enumerate(columns):
         table.add_column(column, no_wrap=i == 0, overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     if not rows:
         table.add_row("(none)", *[""] * (len(columns) - 1))
     return table
@@ -95,13 +96,17 @@ def _rows(kind: str, runs) -> tuple[list[str], list[list[str]], list[str]]:
 def _runs(root) -> list[list[str]]:
     import time
 
+    from reason.errors import RunError
     from reason.tracking.folder import RunFolder
 
     rows = []
     for folder in sorted(RunFolder.all(root), key=lambda r: r.identity.get("created", 0)):
-        result = folder.result or {}
+        try:
+            status, result = folder.settle(), folder.result or {}
+        except (OSError, RunError) as error:  # somebody else's folder, or a damaged one: still a row
+            status, result = folder.status if isinstance(error, OSError) else "damaged", {}
         accuracy = result.get("accuracy")
         shown = f"{accuracy['name']} {accuracy['value']:.4f}" if accuracy else ""
         created = time.strftime("%Y-%m-%d %H:%M", time.localtime(folder.identity.get("created", 0)))
-        rows.append([folder.name, folder.settle(), str(result.get("depth", "")), shown, created])
+        rows.append([folder.name, status, str(result.get("depth", "")), shown, created])
     return rows

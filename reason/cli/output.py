@@ -25,7 +25,10 @@ PIPE_WIDTH = 100
 def _console(stderr: bool) -> Console:
     from rich.console import Console
 
-    piped = not (sys.stderr if stderr else sys.stdout).isatty()
+    stream = sys.stderr if stderr else sys.stdout
+    if stream is None:  # closed by whoever started us: there is nobody to tell
+        return Console(file=open(os.devnull, "w"), width=PIPE_WIDTH)
+    piped = not stream.isatty()
     width = PIPE_WIDTH if piped and not os.environ.get("COLUMNS", "").isdecimal() else None
     return Console(stderr=stderr, width=width, highlight=False, soft_wrap=False)
 
@@ -52,12 +55,13 @@ def say(text: str) -> None:
 
 def emit_json(value: Any) -> None:
     """One JSON object on stdout, without colour. NaN is refused: honest or absent."""
-    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    if sys.stdout is not None:
+        sys.stdout.write(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def emit_csv(rows: Sequence[dict[str, Any]]) -> None:
     """Rows as CSV on stdout; the columns are the keys of the first row, absent values are empty."""
-    if not rows:
+    if not rows or sys.stdout is None:
         return
     writer = csv.DictWriter(sys.stdout, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()

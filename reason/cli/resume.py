@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from reason.cli.arguments import RUNS, RunName, Runs
+from reason.cli.arguments import RUNS, Device, Gpus, RunName, Runs
 from reason.cli.run import draw_result
 from reason.cli.sweep import draw_sweep
 
 
-def resume(run: RunName, runs: Runs = RUNS) -> None:
+def resume(run: RunName, gpus: Gpus = None, device: Device = None, runs: Runs = RUNS) -> None:
     """Finish a run from its last checkpoint, or a sweep from its plan.
 
     Example: reason resume last
     """
     from reason.engine import runner
     from reason.engine import sweep as engine
-    from reason.tracking.folder import RunFolder
+    from reason.errors import ConfigError
+    from reason.tracking.folder import FINISHED, RunFolder
 
     folder = RunFolder.find(run, runs)
+    parent = folder.identity.get("parent")
+    if run == "last" and parent:  # the newest run is a trial: what was interrupted is its sweep
+        sweep = RunFolder(folder.path.parent / parent)
+        folder = folder if sweep.status == FINISHED else sweep
+    keys = {k: v for k, v in {"hardware.gpus": gpus, "hardware.device": device}.items() if v is not None}
     if folder.identity.get("kind") == "sweep":
+        if keys:
+            raise ConfigError("A sweep goes on where it was started.", "Leave --device and --gpus out.")
         draw_sweep(engine.resume_sweep(folder))
     else:
-        draw_result(runner.resume(folder))
+        draw_result(runner.resume(folder, keys))

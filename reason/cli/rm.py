@@ -25,15 +25,15 @@ def rm(
     from reason.tracking.folder import RUNNING, RunFolder
     from reason.tracking.mirror import forget
 
-    chosen = [RunFolder.find(name, runs) for name in names]
-    gone = {r.name for r in chosen}
+    chosen = list({(r := RunFolder.find(name, runs)).path.resolve(): r for name in names}.values())
+    gone = {r.path.resolve() for r in chosen}
     for folder in chosen:
         if folder.status == RUNNING:
             raise RunError(f"{folder.name} is running.", "Stop it first.")
         users = [
             r.name
-            for r in RunFolder.all(runs)
-            if r.identity.get("trained_by") == folder.name and r.name not in gone
+            for r in RunFolder.all(folder.path.parent)
+            if r.identity.get("trained_by") == folder.name and r.path.resolve() not in gone
         ]
         if users:
             raise ConfigError(
@@ -43,7 +43,7 @@ def rm(
     if not yes:
         if not sys.stdin.isatty():
             raise ConfigError("Deleting asks for consent, and there is no terminal to ask on.", "Add --yes.")
-        typer.confirm(f"Delete {', '.join(sorted(gone))}?", abort=True, err=True)
+        typer.confirm(f"Delete {', '.join(sorted(r.name for r in chosen))}?", abort=True, err=True)
     for folder in chosen:
         forget(folder)
         shutil.rmtree(folder.path)

@@ -21,13 +21,20 @@ def show(
     from reason import registry
     from reason.cli.output import emit_json, stdout
     from reason.engine import config, layers
+    from reason.errors import ConfigError
     from reason.tracking.folder import RunFolder
 
     if name in layers.sweeps():
         from reason.cli.sweep import draw_plan as draw_sweep_plan
         from reason.engine.sweep import plan_sweep
 
-        draw_sweep_plan(plan_sweep(name, overrides or []))
+        sweep = plan_sweep(name, overrides or [], files=c or [])
+        if json:
+            emit_json(
+                {"sweep": name, "trials": [{"varied": t.varied, "config": t.plan.flat} for t in sweep.trials]}
+            )
+        else:
+            draw_sweep_plan(sweep)
         return
     if name in registry.names("methods") or name in layers.experiments() or not _is_run(name, runs):
         plan = config.resolve(name, overrides or [], files=c or [])
@@ -40,6 +47,11 @@ def show(
             draw_plan(plan, origin)
         return
     folder = RunFolder.find(name, runs)
+    if overrides or c:
+        raise ConfigError(
+            f"{folder.name} is a run: what it was is what it is.",
+            f"To judge it differently: reason evaluate {folder.name} KEY=VALUE",
+        )
     if json:
         emit_json({"run": folder.name, "status": folder.status, **folder.identity, "result": folder.result})
         return
@@ -50,7 +62,7 @@ def show(
             draw_sweep(folder)
         else:
             stdout().print(
-                f"{folder.name} is {folder.status}. `reason resume {folder.name}` finishes it.",
+                f"{folder.name} is {folder.status}. `reason resume {folder.path}` finishes it.",
                 highlight=False,
             )
         return
@@ -67,7 +79,7 @@ def show(
         draw_result(folder)
     else:
         stdout().print(
-            f"{folder.name} is {folder.status}. `reason resume {folder.name}` goes on with it.",
+            f"{folder.name} is {folder.status}. `reason resume {folder.path}` goes on with it.",
             highlight=False,
         )
 
@@ -101,6 +113,7 @@ def draw_plan(plan, origin: bool = False) -> None:
     """Every key of a resolved plan: value, layer that set it, meaning."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     from reason.cli.output import stdout
     from reason.engine.describe import meanings
@@ -121,12 +134,11 @@ def draw_plan(plan, origin: bool = False) -> None:
     for key, value in plan.flat.items():
         shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
         layer = plan.origin.get(key, "default")
-        style = "" if layer == "default" else "bold"
         table.add_row(
             key,
-            f"[{style}]{shown}[/{style}]" if style else shown,
-            *([layer] if origin else []),
-            said.get(key, ""),
+            Text(shown, style="" if layer == "default" else "bold"),
+            *([Text(layer)] if origin else []),
+            Text(said.get(key, "")),
         )
     stdout().print(table)
     stdout().print(

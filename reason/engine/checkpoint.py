@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -81,6 +81,12 @@ def load_network(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) 
             "The code or the backbone has changed since it was trained; train again.",
         )
     network.load_state_dict(dict(tensors))
+
+
+def network_state(wrapped: nn.Module) -> dict[str, Tensor]:
+    """The whole weights of the network inside a wrapped objective, on CPU; every rank calls, rank 0 gets them."""
+    state = get_model_state_dict(wrapped, options=_FULL)
+    return {name.removeprefix("network."): cast(Tensor, tensor) for name, tensor in state.items()}
 
 
 class Checkpoints:

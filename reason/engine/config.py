@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -60,8 +61,8 @@ class TrainConfig:
     def __post_init__(self):
         _at_least(self, "train", epochs=1, steps=0, batch_size=1, accumulate=1, every=0, patience=0, clip=0)
         _within(self, "train", warmup=(0, 1), cooldown=(0, 1), beta1=(0, 1), beta2=(0, 1))
-        if self.lr <= 0:
-            raise ValueError(f"train.lr is {self.lr}; it must be above 0.")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"train.lr is {self.lr}; it must be above 0 and finite.")
         if self.warmup + (self.cooldown if self.schedule == "trapezoid" else 0) > 1:
             raise ValueError("train.warmup and train.cooldown together exceed the whole training.")
         if self.batch_size < self.accumulate:
@@ -99,7 +100,7 @@ class HardwareConfig:
 
 def _at_least(section: Any, name: str, **least: float) -> None:
     for key, low in least.items():
-        if getattr(section, key) < low:
+        if not low <= getattr(section, key) < math.inf:
             raise ValueError(f"{name}.{key} is {getattr(section, key)}; it must be at least {low}.")
 
 
@@ -172,6 +173,7 @@ def resolve(
     *,
     files: Iterable[Path] = (),
     flags: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, Any] | None = None,
     environ: Mapping[str, str] | None = None,
     cwd: Path | None = None,
 ) -> Plan:
@@ -182,12 +184,13 @@ def resolve(
         overrides: words ``key=value`` from the command line.
         files: ``-c`` files, later ones win.
         flags: dotted keys set by command-line flags (``{"hardware.gpus": 4}``); None values are unset.
+        defaults: dotted keys below every other layer but the method's preset.
     Raises:
         ConfigError: an unknown name, key, choice or a value of the wrong type.
     """
     environ = os.environ if environ is None else environ
     cwd = Path.cwd() if cwd is None else cwd
-    layers = [*experiment_layers(name, cwd)]
+    layers = [("default of a sweep", dict(defaults or {})), *experiment_layers(name, cwd)]
     layers += [(str(path), flatten(read_yaml(path))) for path in map(Path, files)]
     layers += environment_layers(environ)
     spoken = [split(word) for word in overrides]
@@ -228,6 +231,10 @@ def _assemble(name: str, layers: list[Layer]) -> Plan:
                 raise unknown_key(key, where, fields, method)
             values[key], origin[key] = text, where
     config = typed(schema, fields, values, origin)
+    for section in (config.backbone, config.dataset):  # a run may be resumed and read from anywhere
+        for f in dataclasses.fields(section):
+            if f.metadata.get("path") and getattr(section, f.name) not in ("", "-"):
+                setattr(section, f.name, str(Path(getattr(section, f.name)).expanduser().absolute()))
     _settle_depth(config, card, origin)
     return Plan(name, card, config, dict(values_of(config)), origin)
 
@@ -287,34 +294,31 @@ def _shorthand(key: str) -> str:
     return f"{key}.name" if key in ("dataset", "backbone") else key
 
 
-def _choose_dataset(layers: list[Layer], default: str) -> tuple[list[Layer], Any]:
-    """The dataset's card; a path given as its name means one's own interactions at that path."""
-    name = str(_last(layers, "dataset.name") or default)
-    known = registry.names("datasets")
-    if name not in known and _looks_like_path(name):
-        layers = [
-            (
-                where,
-                {("dataset.path" if k == "dataset.name" and v == name else k): v for k, v in values.items()},
-            )
-            for where, values in layers
-        ]
-        name = "interactions"
-    # Keys of a dataset that a later layer replaced mean nothing to the new one.
-    setter = max(
-        (i for i, (_, v) in enumerate(layers) if {"dataset.name", "dataset.path"} & v.keys()), default=-1
-    )
-    card = registry.card("datasets", name)
-    allowed = {f"dataset.{f.name}" for f in dataclasses.fields(card.Config)}
-    layers = [
-        (
-            where,
-            {k: v for k, v in values.items() if i >= setter or not k.startswith("dataset.") or k in allowed},
-        )
-        for i, (where, values) in enumerate(layers)
-    ]
-    layers = [(where, {k: v for k, v in values.items() if k != "dataset.name"}) for where, values in layers]
-    return layers, card
+def _choose_dataset(layers: list[Layer], name: str) -> tuple[list[Layer], Any]:
+    """The dataset's card, and the layers without keys of datasets that a later layer replaced.
+
+    A path given as the name means one's own interactions at that path.
+    """
+    kept: list[Layer] = []
+    for where, values in layers:
+        asked = values.get("dataset.name")
+        if asked is not None:
+            asked, values = str(asked), {k: v for k, v in values.items() if k != "dataset.name"}
+            if asked not in registry.names("datasets") and _looks_like_path(asked):
+                asked, values = "interactions", {"dataset.path": asked, **values}
+            if asked != name:
+                gone = _replaced(name, asked)
+                kept = [(w, {k: v for k, v in lower.items() if k not in gone}) for w, lower in kept]
+            name, values = asked, {"dataset.name": asked, **values}
+        kept.append((where, values))
+    return kept, registry.card("datasets", name)
+
+
+def _replaced(old: str, new: str) -> set[str]:
+    """Keys of one dataset that mean nothing, or another place, to the other."""
+    before, after = (dataclasses.fields(registry.card("datasets", n).Config) for n in (old, new))
+    shared = {f.name for f in after if not f.metadata.get("path")}
+    return {f"dataset.{f.name}" for f in before if f.name not in shared} | {"dataset.name"}
 
 
 def _looks_like_path(name: str) -> bool:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from reason import errors
 from reason.errors import ReasonError, RunError
 from reason.files import read_json, write_json
 
@@ -66,7 +67,8 @@ def launch(work: Callable[..., Any], payload: dict[str, Any], processes: int, th
     except ChildFailedError as error:
         if failure.exists():
             said = read_json(failure)
-            raise RunError(said["message"], said["hint"]) from None
+            kind = getattr(errors, said["kind"])
+            raise kind(*said["arguments"]) from None
         rank, first = error.get_first_failure()
         raise RunError(
             f"Rank {rank} ended with exit code {first.exitcode}.",
@@ -81,5 +83,6 @@ def _guarded(work: Callable[..., Any], payload: dict[str, Any]) -> None:
     except ReasonError as error:
         failure = Path(payload["folder"]) / FAILURE
         if not failure.exists():
-            write_json(failure, {"message": error.message, "hint": error.hint})
+            kind, arguments = error.__reduce__()
+            write_json(failure, {"kind": kind.__name__, "arguments": list(arguments)})
         raise SystemExit(1) from None

@@ -70,6 +70,11 @@ class World:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def broadcast(self, tensor: Tensor) -> None:
+        """Rank 0's values, in place, on every rank."""
+        if self.size > 1:
+            dist.broadcast(tensor, src=0)
+
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -76,15 +76,20 @@ def prepare(
     return folder
 
 
-def resume(folder: RunFolder, *, quiet: bool = False) -> RunFolder:
-    """Go on with a run that was interrupted, killed or failed; a finished one is left as it is."""
+def resume(folder: RunFolder, hardware: Mapping[str, Any] | None = None, *, quiet: bool = False) -> RunFolder:
+    """Go on with a run that was interrupted, killed or failed; a finished one is left as it is.
+
+    Args:
+        hardware: dotted keys that say where it goes on, if elsewhere than it began.
+    """
     from reason.engine.parallel import choose_device
     from reason.engine.session import load_dataset, recorded_plan
 
     if folder.status == FINISHED:
         return folder
-    plan = recorded_plan(folder)
+    plan = recorded_plan(folder, dict(hardware or {}))
     kind, processes = choose_device(plan.config.hardware)
+    _check_batch(plan, processes)
     digest = load_dataset(plan).digest
     if digest != folder.identity["data_digest"]:
         raise RunError(
@@ -92,6 +97,9 @@ def resume(folder: RunFolder, *, quiet: bool = False) -> RunFolder:
             "Start a new run.",
         )
     _say(f"{folder.name}: resuming", quiet)
+    if hardware:
+        with atomic(folder / "config.yaml") as f:
+            f.write(plan.to_yaml())
     execute(folder, plan, kind, processes, quiet=quiet)
     return folder
 
@@ -165,7 +173,7 @@ def work(payload: dict[str, Any]) -> None:
             for note in session.dataset.notes:
                 voice.say(f"  note: {note}")
             training = None
-            if identity["trained_by"]:
+            if identity["trained_by"] is not None:
                 session.load_model(model_owner(folder), identity["train_hash"])
                 voice.say(f"  model trained by {identity['trained_by']}")
             else:
@@ -227,16 +235,12 @@ def _train(session: Any, folder: RunFolder, train_hash: str, voice: Any) -> dict
     report = trainer.fit()
     for note in report.notes:
         voice.say(f"  note: {note}")
-    if session.world.mode == "fsdp2":  # judged and kept whole from here on
-        trainer.wrapped.unshard()  # pyright: ignore
-    session.method.calibrate(session.ctx, session.network, session.ctx.data.valid)
-    if session.world.is_main:
-        try:
-            session.save_model(folder, train_hash)
-        except OSError as error:
-            raise RunError(
-                f"The model could not be written: {error}.", "Free some space and `reason resume` the run."
-            ) from error
+    try:
+        session.keep_trained(trainer.wrapped, folder, train_hash)
+    except OSError as error:
+        raise RunError(
+            f"The model could not be written: {error}.", "Free some space and `reason resume` the run."
+        ) from error
     session.world.barrier()
     voice.progress("training", 1, 1)
     why = "validation stopped gaining" if report.stopped == "early" else "as planned"
@@ -346,7 +350,8 @@ def hours(folder: RunFolder, devices: int) -> dict[str, float]:
     total = train = 0.0
     start = phase = None
     held = devices
-    for e in [*folder.events(), {"event": "now", "time": time.time()}]:
+    now = time.time() if folder.is_locked() else folder.last_beat
+    for e in [*folder.events(), {"event": "now", "time": now}]:
         if start is not None and e["event"] in ("closed", "now"):
             end = max(min(e.get("until", e["time"]), e["time"]), start)
             total += (end - start) * held

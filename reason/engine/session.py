@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from reason import registry
-from reason.engine.checkpoint import load_network, load_tensors, save_tensors
+from reason.engine.checkpoint import load_network, load_tensors, network_state, save_tensors
 from reason.engine.config import Plan, restore
 from reason.engine.meter import silent
 from reason.engine.parallel import World, choose_device, threads_of
@@ -65,15 +65,28 @@ class Session:
         network = method.build(ctx)
         return cls(plan, world, dataset, method, ctx, network.to(world.device))
 
-    def save_model(self, folder: RunFolder, train_hash: str) -> None:
-        """The trained network, as safetensors, under the run's ``model/``."""
-        path = folder / MODEL
-        path.parent.mkdir(exist_ok=True)
-        aside = path.with_name(".model.tmp")
-        save_tensors(
-            aside, self.network.state_dict(), {"train_hash": train_hash, "method": self.plan.card.name}
-        )
-        aside.rename(path)
+    def keep_trained(self, wrapped: nn.Module, folder: RunFolder, train_hash: str) -> None:
+        """Calibrate what was trained and write it under the run's ``model/``. Every rank calls.
+
+        A network that FSDP2 has cut up is replaced by a whole one with the same weights.
+        """
+        if self.world.mode == "fsdp2":
+            tensors = network_state(wrapped)
+            torch.manual_seed(self.plan.config.seed)
+            self.network = self.method.build(self.ctx).to(self.world.device)
+            for name, tensor in self.network.state_dict().items():
+                if self.world.is_main:
+                    tensor.copy_(tensors[name])
+                self.world.broadcast(tensor)
+        self.method.calibrate(self.ctx, self.network, self.ctx.data.valid)
+        if self.world.is_main:
+            path = folder / MODEL
+            path.parent.mkdir(exist_ok=True)
+            aside = path.with_name(".model.tmp")
+            save_tensors(
+                aside, self.network.state_dict(), {"train_hash": train_hash, "method": self.plan.card.name}
+            )
+            aside.rename(path)
 
     def load_model(self, folder: RunFolder, train_hash: str) -> None:
         """Weights that another run trained.
@@ -136,8 +149,8 @@ def recorded_plan(folder: RunFolder, overrides: dict[str, Any] | None = None) ->
     return restore(folder.identity["experiment"], folder.config, overrides)
 
 
-def open_run(folder: RunFolder, overrides: dict[str, Any] | None = None) -> LoadedRun:
-    """Load a finished run's model onto this machine's device.
+def open_run(folder: RunFolder) -> LoadedRun:
+    """Load a finished run's model onto one device of this machine, whatever it was trained on.
 
     Raises:
         RunError: the run is not finished, or its model is gone or does not fit.
@@ -145,9 +158,9 @@ def open_run(folder: RunFolder, overrides: dict[str, Any] | None = None) -> Load
     if folder.status != FINISHED:
         raise RunError(
             f"{folder.name} is {folder.status}: it has no model yet.",
-            f"Finish it with `reason resume {folder.name}`.",
+            f"Finish it with `reason resume {folder.path}`.",
         )
-    plan = recorded_plan(folder, overrides)
+    plan = recorded_plan(folder, {"hardware.device": "auto", "hardware.gpus": 0})
     kind, _ = choose_device(plan.config.hardware)
     torch.set_num_threads(threads_of(plan.config.hardware, 1))
     session = Session.begin(plan, World(0, 1, torch.device(kind)), folder.path)
@@ -156,6 +169,18 @@ def open_run(folder: RunFolder, overrides: dict[str, Any] | None = None) -> Load
 
 
 def model_owner(folder: RunFolder) -> RunFolder:
-    """The run folder that holds the model this run used: its own or the one it was trained by."""
+    """The run folder that holds the model this run used: its own or the one it was trained by.
+
+    Raises:
+        RunError: the run that trained it is not beside it.
+    """
     owner = folder.identity.get("trained_by")
-    return RunFolder(folder.path.parent / owner) if owner else folder
+    if owner is None:
+        return folder
+    beside = RunFolder(folder.path.parent / owner)
+    if not (beside / "run.json").is_file():
+        raise RunError(
+            f"The model of {folder.name} belongs to {owner}, which is not beside it.",
+            f"Bring {owner} into {folder.path.parent} too.",
+        )
+    return beside

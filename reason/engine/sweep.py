@@ -14,15 +14,17 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import filelock
 
 from reason.engine.config import Plan, resolve
 from reason.engine.launcher import Terminated, signals
 from reason.engine.layers import sweeps
 from reason.engine.runner import hours, resume, run
-from reason.errors import ConfigError, ReasonError, SweepError
+from reason.errors import ConfigError, ReasonError, RunError, SweepError
 from reason.files import atomic, read_json, write_json
 from reason.tracking import provenance
 from reason.tracking.folder import FAILED, FINISHED, INTERRUPTED, KILLED, RunFolder
@@ -61,7 +63,7 @@ def axes(overrides: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
     """Cut words into what varies (``depth=0,1,2``, ``seed=0..2``) and what is fixed (the rest).
 
     A value with a comma varies; ``a..b`` is every whole number from a to b. Brackets keep a comma
-    from varying (``key=[1,2]`` is one list).
+    from varying (``key=[a,b]`` is the one value ``a,b``).
     """
     vary: dict[str, list[str]] = {}
     fixed = []
@@ -77,8 +79,8 @@ def axes(overrides: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
 
 def expand(value: str) -> list[str]:
     """``0,1,2`` -> three values; ``0..2`` -> the same; anything else -> itself."""
-    if value.startswith("["):
-        return [value]
+    if value.startswith("[") and value.endswith("]"):
+        return [value[1:-1]]
     found: list[str] = []
     for part in value.split(","):
         low, dots, high = part.partition("..")
@@ -98,11 +100,12 @@ def expand(value: str) -> list[str]:
 
 def plan_sweep(
     name: str, overrides: Sequence[str] = (), *, files: Sequence[Path] = (), flags: Mapping[str, Any] | None = None,
-    digest_of: Callable[[Plan], str] = lambda plan: "",
+    digest_of: Callable[[Plan], str] | None = None,
 ) -> SweepPlan:  # fmt: skip
     """Resolve every trial of a grid. ``name`` is a sweep of an experiments file, an experiment or a method.
 
-    train_depth defaults to the largest depth of the sweep, so that one model serves them all.
+    train_depth defaults to the largest depth of the sweep, so that one model serves them all. Without
+    ``digest_of`` no data is read, and what a path holds is taken to be its own.
     """
     named = sweeps().get(name)
     vary: dict[str, list[str]] = {}
@@ -121,22 +124,29 @@ def plan_sweep(
         raise ConfigError(
             "Nothing varies in this sweep.", f"Name some values: reason sweep {name} depth=0,1,2 seed=0..2"
         )
-    said_train_depth = "train_depth" in vary or any(w.startswith("train_depth=") for w in fixed)
-    shared = []
-    if "depth" in vary and not said_train_depth:
-        shared = [f"train_depth={max(_whole(v, 'depth') for v in vary['depth'])}"]
-    if not any(w.startswith("eval.curve=") for w in fixed) and "eval.curve" not in vary:
-        shared.append("eval.curve=false")
+    for key in (k for k, v in (flags or {}).items() if v is not None and k in vary):
+        if key in spoken:
+            raise ConfigError(f"{key} varies and is also set by a flag.", "Leave one of them out.")
+        del vary[key]
+    if "runs" in vary:
+        raise ConfigError("A sweep lives in one folder of runs.", "Give runs=PATH once.")
+    defaults: dict[str, Any] = {"eval.curve": "false"}
+    if "depth" in vary:
+        defaults["train_depth"] = str(max(_whole(v, "depth") for v in vary["depth"]))
     trials = []
     for values in itertools.product(*vary.values()):
         varied = dict(zip(vary, values, strict=True))
-        words = [*shared, *fixed, *(f"{k}={v}" for k, v in varied.items())]
-        plan = replace(resolve(base, words, files=files, flags=flags), experiment=base)
-        trials.append(Trial(varied, plan, *plan.hashes(digest_of(plan))))
+        words = [*fixed, *(f"{k}={v}" for k, v in varied.items())]
+        plan = resolve(base, words, files=files, flags=flags, defaults=defaults)
+        trials.append(Trial(varied, plan, *plan.hashes((digest_of or _where)(plan))))
     # The deepest trial of each model comes first: it trains. Python's sort keeps the rest in order.
     first = {t.train_hash: i for i, t in reversed(list(enumerate(trials)))}
     trials.sort(key=lambda t: (first[t.train_hash], -t.plan.config.depth))
     return SweepPlan(name, trials)
+
+
+def _where(plan: Plan) -> str:
+    return json.dumps({k: v for k, v in plan.flat.items() if k.startswith("dataset.")}, sort_keys=True)
 
 
 def _whole(value: str, key: str) -> int:
@@ -159,23 +169,32 @@ def sweep(
 
     plan = plan_sweep(name, overrides, files=files, flags=flags, digest_of=lambda p: load_dataset(p).digest)
     root = Path(plan.trials[0].plan.config.runs)
-    stem = f"{name}-sweep-{plan.digest[:8]}"
-    folder = RunFolder(root / f"{stem}-1")
-    if not (folder / "run.json").exists():
-        folder = RunFolder.create(root, f"{name}-sweep", plan.digest)
-        write_json(folder / "env.json", provenance.capture(Path.cwd()))
-        with atomic(folder / "plan.json") as f:
-            json.dump({"name": name, "trials": [_recorded(t) for t in plan.trials]}, f, indent=1)
-        write_json(
-            folder / "run.json",
-            {
-                "kind": "sweep", "experiment": name, "method": plan.trials[0].plan.card.name,
-                "config_hash": plan.digest, "train_hash": "", "parent": None, "trained_by": None,
-                "data_digest": load_dataset(plan.trials[0].plan).digest,
-                "created": time.time(), "argv": ["reason", *sys.argv[1:]],
-            },
-        )  # fmt: skip
+    root.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(root / ".sweeps.lock"):  # the same command started twice is one sweep
+        folder = _same(root, plan) or _make(root, plan, load_dataset(plan.trials[0].plan).digest)
     return _execute(folder, plan, stop_on_error, quiet)
+
+
+def _same(root: Path, plan: SweepPlan) -> RunFolder | None:
+    """The sweep that this same command started earlier."""
+    for folder in RunFolder.all(root):
+        told = folder.identity
+        if told["kind"] == "sweep" and (told["experiment"], told["config_hash"]) == (plan.name, plan.digest):
+            return folder
+    return None
+
+
+def _make(root: Path, plan: SweepPlan, data_digest: str) -> RunFolder:
+    folder = RunFolder.create(root, f"{plan.name}-sweep", plan.digest)
+    write_json(folder / "env.json", provenance.capture(Path.cwd()))
+    write_json(folder / "plan.json", {"name": plan.name, "trials": [_recorded(t) for t in plan.trials]})
+    identity = {
+        "kind": "sweep", "experiment": plan.name, "method": plan.trials[0].plan.card.name,
+        "config_hash": plan.digest, "train_hash": "", "parent": None, "trained_by": None,
+        "data_digest": data_digest, "created": time.time(), "argv": ["reason", *sys.argv[1:]],
+    }  # fmt: skip
+    write_json(folder / "run.json", identity)
+    return folder
 
 
 def resume_sweep(folder: RunFolder, *, stop_on_error: bool = False, quiet: bool = False) -> RunFolder:
@@ -183,8 +202,9 @@ def resume_sweep(folder: RunFolder, *, stop_on_error: bool = False, quiet: bool 
     from reason.engine.config import restore
 
     recorded = read_json(folder / "plan.json")
+    here = {"runs": str(folder.path.parent)}
     trials = [
-        Trial(t["varied"], restore(t["experiment"], t["flat"]), t["train_hash"], t["config_hash"])
+        Trial(t["varied"], restore(t["experiment"], t["flat"], here), t["train_hash"], t["config_hash"])
         for t in recorded["trials"]
     ]
     return _execute(folder, SweepPlan(recorded["name"], trials), stop_on_error, quiet)
@@ -198,10 +218,11 @@ def _recorded(trial: Trial) -> dict[str, Any]:
 
 
 def _execute(folder: RunFolder, plan: SweepPlan, stop_on_error: bool, quiet: bool) -> RunFolder:
-    if folder.status == FINISHED:
+    if folder.status == FINISHED and all(_finished(folder, t) for t in plan.trials):
         _say(f"{folder.name}: all {len(plan.trials)} trials are finished already", quiet)
         return folder
     failures: list[Trial] = []
+    untrained: dict[str, str] = {}  # train_hash of a model that could not be trained -> why
     folder.settle()
     with signals(), folder.lock(), Mirror(folder) as mirror:
         folder.event("attempt", device="", devices=0)
@@ -211,10 +232,14 @@ def _execute(folder: RunFolder, plan: SweepPlan, stop_on_error: bool, quiet: boo
                 label = " ".join(f"{k}={v}" for k, v in trial.varied.items())
                 _say(f"[{number}/{len(plan.trials)}] {label}", quiet)
                 try:
+                    if trial.train_hash in untrained:
+                        raise RunError(f"Its model could not be trained: {untrained[trial.train_hash]}")
                     trial.run = _one(folder, trial, quiet).name
                 except ReasonError as error:
                     trial.problem = str(error)
                     failures.append(trial)
+                    if not _trained(folder, trial):
+                        untrained.setdefault(trial.train_hash, error.message)
                     _say(f"  failed: {error}", quiet)
                     if stop_on_error:
                         break
@@ -232,29 +257,45 @@ def _execute(folder: RunFolder, plan: SweepPlan, stop_on_error: bool, quiet: boo
     if failures:
         raise SweepError(
             f"{len(failures)} of {len(plan.trials)} trials failed; the first: {failures[0].problem.splitlines()[0]}",
-            f"Mend the cause, then `reason resume {folder.name}` runs what is missing.",
+            f"Mend the cause, then `reason resume {folder.path}` runs what is missing.",
         )
     return folder
 
 
 def _one(folder: RunFolder, trial: Trial, quiet: bool) -> RunFolder:
     """A trial's finished run: found, resumed or executed now."""
-    children = [r for r in RunFolder.all(folder.path.parent) if r.identity.get("kind") == "run"]
-    same = [r for r in children if r.identity["config_hash"] == trial.config_hash]
-    done = [r for r in same if r.status == FINISHED]
-    own = [r for r in done if r.identity["parent"] == folder.name]
-    if done:
-        found = (own or done)[-1]
+    same = [r for r in _children(folder) if r.identity["config_hash"] == trial.config_hash]
+    if found := _finished(folder, trial):
         _say(f"  finished already: {found.name}", quiet)
         return found
     for child in same:
         if child.identity["parent"] == folder.name and child.status in (INTERRUPTED, KILLED, FAILED):
             return resume(child, quiet=quiet)
-    trained = [
-        r for r in children
-        if r.identity["train_hash"] == trial.train_hash and r.status == FINISHED and not r.identity["trained_by"]
-    ]  # fmt: skip
-    return run(trial.plan, model=trained[-1] if trained else None, sweep=folder, quiet=quiet)
+    return run(trial.plan, model=_trained(folder, trial), sweep=folder, quiet=quiet)
+
+
+def _children(folder: RunFolder) -> list[RunFolder]:
+    """Every run beside the sweep, its own trials and others."""
+    return [r for r in RunFolder.all(folder.path.parent) if r.identity["kind"] == "run"]
+
+
+def _finished(folder: RunFolder, trial: Trial) -> RunFolder | None:
+    """A finished run with the trial's hash; one of this sweep's own, if there is one."""
+    found = [
+        r
+        for r in _children(folder)
+        if r.identity["config_hash"] == trial.config_hash and r.status == FINISHED
+    ]
+    return max(found, key=lambda r: r.identity["parent"] == folder.name, default=None)
+
+
+def _trained(folder: RunFolder, trial: Trial) -> RunFolder | None:
+    """A finished run that trained the trial's model."""
+    for r in _children(folder):
+        told = r.identity
+        if told["train_hash"] == trial.train_hash and told["trained_by"] is None and r.status == FINISHED:
+            return r
+    return None
 
 
 def _summary(folder: RunFolder, plan: SweepPlan) -> dict[str, Any]:

@@ -65,11 +65,9 @@ class Trainer:
                 f"{examples} training examples cannot feed {least} micro-batches.",
                 "Use fewer ranks, train.accumulate=1 or more data.",
             )
-        # A last batch too small to give every rank and micro-batch an example is left out.
-        full, rest = divmod(examples, self.config.batch_size)
-        self.per_epoch = full + (rest >= least)
-        if not self.per_epoch:
-            self.per_epoch = 1
+        # A last batch that is not full is left out (each epoch another one), so that the number of
+        # steps does not depend on how a batch is cut.
+        self.per_epoch = max(examples // self.config.batch_size, 1)
         self.steps = self.config.steps or self.config.epochs * self.per_epoch
         self.every = self.config.every or self.per_epoch
 

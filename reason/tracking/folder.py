@@ -87,7 +87,7 @@ class RunFolder:
         """
         direct = Path(name)
         if (direct / "run.json").is_file():
-            return cls(direct)
+            return cls(direct.absolute().resolve())
         runs = {run.name: run for run in cls.all(root)}
         if name in runs:
             return runs[name]
@@ -153,19 +153,24 @@ class RunFolder:
             return FINISHED
         if self.is_locked():
             return RUNNING
-        closing = [e for e in self.events() if e["event"] == "closed"]
-        opened = [e for e in self.events() if e["event"] == "attempt"]
-        if closing and (not opened or closing[-1]["time"] >= opened[-1]["time"]):
-            return closing[-1]["status"]
-        return INTERRUPTED
+        last = self._last_of("attempt", "closed")
+        if last is None or last["event"] != "closed" or last["status"] == FINISHED:
+            return (
+                INTERRUPTED  # closed as finished, and yet no result: it was deleted and has to be made again
+            )
+        return last["status"]
 
     def settle(self) -> str:
-        """The status, once an interrupted run is closed as killed, at its last sign of life."""
-        status = self.status
-        if status != INTERRUPTED:
+        """The status, once an attempt that ended without a word is closed, at its last sign of life."""
+        status, last = self.status, self._last_of("attempt", "closed")
+        if status in (RUNNING, FAILED, KILLED) or last is None or last["event"] == "closed":
             return status
-        self.event("closed", status=KILLED, until=self.last_beat, why="the process ended without a word")
+        closing = FINISHED if status == FINISHED else KILLED
+        self.event("closed", status=closing, until=self.last_beat, why="the process ended without a word")
         return self.status
+
+    def _last_of(self, *names: str) -> dict[str, Any] | None:
+        return next((e for e in reversed(self.events()) if e["event"] in names), None)
 
     # --- the log of events and points ------------------------------------------------------
 

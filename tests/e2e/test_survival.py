@@ -96,3 +96,34 @@ def test_two_ranks_evaluate_like_one(reason, tiny, store):
     two = next(r for r in results if r["world_size"] == 2)
     assert two["accuracy"]["n"] == one.result["accuracy"]["n"]
     assert two["accuracy"]["value"] == pytest.approx(one.result["accuracy"]["value"], abs=0.02)
+
+
+def test_a_deleted_result_is_made_again(reason, tiny, store):
+    assert reason("run", "latent", *tiny).code == 0
+    (folder,) = runs()
+    before = timeless(folder.result)
+    (folder / "result.json").write_text("{")
+    assert "damaged" in reason("list", "runs").out
+    (folder / "result.json").unlink()
+    assert folder.status == "interrupted"
+    assert reason("resume", "last").code == 0
+    assert timeless(folder.result) == before
+
+
+def test_a_run_can_be_read_from_anywhere(reason, tiny, store, tmp_path, monkeypatch):
+    assert reason("run", "latent", *tiny).code == 0
+    (folder,) = runs()
+    assert reason("evaluate", "last", "eval.limit=5", "eval.curve=false").code == 0
+    second = next(r for r in runs() if r.name != folder.name)
+    (tmp_path / "moved").mkdir()
+    monkeypatch.chdir(folder.path)
+    assert reason("evaluate", ".", "eval.limit=6", "eval.curve=false").code == 0
+    assert all(
+        r.identity["trained_by"] in (None, folder.name) for r in folder.all(folder.path.parent.resolve())
+    )
+    monkeypatch.chdir(tmp_path)
+    (second.path).rename(tmp_path / "moved" / second.name)
+    told = reason("predict", str(tmp_path / "moved" / second.name))
+    assert told.code in (1, 2) and "Traceback" not in told.err
+    told = reason("evaluate", str(tmp_path / "moved" / second.name), "eval.limit=4")
+    assert told.code == 1 and "not beside it" in told.err

@@ -165,7 +165,7 @@ class TestDepth:
 class TestDatasets:
     def test_a_path_is_ones_own_data(self):
         got = plan("dataset=some/file.csv").config.dataset
-        assert (got.name, got.path) == ("interactions", "some/file.csv")
+        assert (got.name, got.path) == ("interactions", str(Path("some/file.csv").absolute()))
 
     def test_keys_of_a_replaced_dataset_are_dropped(self):
         Path("experiments.yaml").write_text(
@@ -179,7 +179,7 @@ class TestSweeps:
     def test_words_vary_by_comma_and_range(self):
         vary, fixed = axes(["depth=0,1,2", "seed=0..2", "train.lr=0.1", "latent.x=[1,2]"])
         assert vary == {"depth": ["0", "1", "2"], "seed": ["0", "1", "2"]}
-        assert fixed == ["train.lr=0.1", "latent.x=[1,2]"]
+        assert fixed == ["train.lr=0.1", "latent.x=1,2"]
 
     @given(st.integers(-50, 50), st.integers(0, 30))
     def test_a_range_is_inclusive(self, low, length):
@@ -224,3 +224,53 @@ def test_every_shipped_sweep_resolves(name):
 
 def test_nested_is_the_inverse_of_flat():
     assert nested({"a.b": 1, "a.c": 2, "d": 3}) == {"a": {"b": 1, "c": 2}, "d": 3}
+
+
+class TestSweepLayers:
+    def test_a_flag_replaces_a_varied_key_of_the_file_and_refuses_a_spoken_one(self):
+        Path("experiments.yaml").write_text(
+            "sweeps:\n  wide: {run: latent, vary: {seed: '0..1', depth: '0..1'}}\n"
+        )
+        got = plan_sweep("wide", flags={"seed": 7})
+        assert len(got.trials) == 2 and {t.plan.config.seed for t in got.trials} == {7}
+        with pytest.raises(ConfigError, match="also set by a flag"):
+            plan_sweep("latent", ["seed=0,1"], flags={"seed": 7})
+
+    def test_its_defaults_lie_below_every_file(self):
+        Path("f.yaml").write_text("train_depth: 4\neval: {curve: true}\n")
+        got = plan_sweep("latent", ["depth=0,1"], files=[Path("f.yaml")]).trials[0].plan
+        assert got.config.train_depth == 4 and got.config.eval.curve is True
+        assert (
+            plan_sweep("latent", ["depth=0,1"]).trials[0].plan.origin["train_depth"] == "default of a sweep"
+        )
+
+    def test_brackets_keep_a_comma(self):
+        assert axes(["dataset.text=[title,genres]"]) == ({}, ["dataset.text=title,genres"])
+
+    def test_trials_on_other_paths_are_other_trainings(self):
+        assert plan_sweep("latent", ["dataset=./a.csv,./b.csv"]).trainings == 2
+
+    def test_one_folder_of_runs(self):
+        with pytest.raises(ConfigError, match="one folder"):
+            plan_sweep("latent", ["runs=a,b"])
+
+
+class TestReplacedDatasets:
+    def test_a_path_does_not_leak_to_another_dataset(self):
+        Path("f.yaml").write_text("dataset: {name: interactions, path: mine.csv, user: u}\n")
+        got = plan("dataset=movielens-100k", files=[Path("f.yaml")])
+        assert got.config.dataset.path == "" and got.origin["dataset.name"] == "command line"
+
+    def test_a_slip_below_is_still_a_slip(self):
+        Path("f.yaml").write_text("dataset: {userz: 4}\n")
+        with pytest.raises(ConfigError, match="userz"):
+            plan("dataset=synthetic-interactions", files=[Path("f.yaml")])
+
+    def test_paths_are_recorded_from_the_root(self):
+        assert plan("dataset=x.csv").config.dataset.path == str(Path("x.csv").absolute())
+
+
+@pytest.mark.parametrize("word", ["train.lr=nan", "train.lr=inf", "train.clip=nan", "train.warmup=nan"])
+def test_numbers_are_numbers(word):
+    with pytest.raises(ConfigError):
+        plan(word)

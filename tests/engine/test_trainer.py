@@ -91,11 +91,11 @@ class TestPlan:
     @pytest.mark.parametrize(
         ("words", "factors"),
         [
-            ([], [1, 1, 1, 1]),
+            (["train.schedule=constant"], [1, 1, 1, 1]),
             (["train.schedule=linear"], [1, 0.75, 0.5, 0.25]),
             (["train.schedule=cosine"], [1, 0.853553, 0.5, 0.146447]),
             (["train.schedule=trapezoid", "train.cooldown=0.5"], [1, 1, 1, 0.5]),
-            (["train.warmup=0.5"], [1 / 3, 2 / 3, 1, 1]),
+            (["train.schedule=constant", "train.warmup=0.5"], [1 / 3, 2 / 3, 1, 1]),
         ],
     )
     def test_schedules(self, tiny, words, factors):
@@ -116,7 +116,7 @@ class TestPlan:
         trainer = Trainer(session.method, session.network, session.ctx, HERE, checkpoints)
         batches = trainer._batches(0)
         epoch = np.concatenate([next(batches) for _ in range(trainer.per_epoch)])
-        assert sorted(epoch) == list(range(len(session.ctx.data.train)))
+        assert len(set(epoch)) == len(epoch) == len(session.ctx.data.train) // 7 * 7, "a last part is left out"
         again = trainer._batches(2)  # resumed in the middle of the epoch
         assert np.array_equal(next(again), epoch[14:21])
 
@@ -196,8 +196,9 @@ class TestWork:
 
     def test_result(self, tiny):
         folder = self.folder(tiny)
-        folder.event("attempt", device="cpu", devices=1)
-        result = self.work(folder)
+        with folder.lock():
+            folder.event("attempt", device="cpu", devices=1)
+            result = self.work(folder)
         assert [e["depth"] for e in result["curve"]] == [0, 1, 2]
         assert result["metrics"]["accuracy"] == result["curve"][-1]["accuracy"]["value"]
         assert result["metrics"]["gpu_hours"] == 0 and result["metrics"]["device_hours"] > 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from pathlib import Path
 
@@ -12,23 +11,12 @@ from tracking_samples import CONFIG
 
 from reason.files import write_json
 from reason.tracking.folder import RunFolder
-from reason.tracking.store import open_store
-
-
-@pytest.fixture(scope="session")
-def template(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    open_store(f"sqlite:///{path}")._tracking_client.store._dispose_engine()
-    return path
 
 
 @pytest.fixture
-def uri(template, tmp_path, monkeypatch) -> str:
+def uri(store) -> str:
     """A store of this test's own, with the right schema and no runs."""
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
-    shutil.copy(template, tmp_path / "mlflow.db")
-    return f"sqlite:///{tmp_path / 'mlflow.db'}"
+    return store
 
 
 @pytest.fixture
