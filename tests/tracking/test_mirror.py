@@ -108,6 +108,7 @@ def test_many_and_long_params(uri, make):
 def test_a_second_sync_changes_nothing(uri, make, root, tmp_path):
     done, running, broken = make("done"), make("running"), make("broken")
     sweep = make("plan", kind="sweep", config=None)
+    sweep.event("attempt")
     child = make("child", parent=sweep.name)
     for folder in (done, child):
         folder.log_points(curve("train/loss", 30))
