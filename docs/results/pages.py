@@ -118,8 +118,8 @@ def compare_block(name: str) -> str:
 
 def results_block(name: str) -> str:
     lines = [
-        "| run | seed | depth | NDCG@10 [95%] | NDCG@20 | Recall@10 | Recall@20 | validation NDCG@10 | popularity NDCG@10 | epochs | device-hours |",
-        "| --- | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| run | seed | depth | NDCG@10 [95%] | NDCG@20 | Recall@10 | Recall@20 | validation NDCG@10 | popularity NDCG@10 | successor NDCG@10 | epochs | device-hours |",
+        "| --- | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for run in RunFolder.all(_set(name)):
         r = run.result or {}
@@ -128,7 +128,8 @@ def results_block(name: str) -> str:
             cells = [
                 r["experiment"], r["seed"], e["depth"], f"{a['value']:.4f} [{a['low']:.4f}, {a['high']:.4f}]",
                 *(f"{m[k]['value']:.4f}" for k in ("NDCG@20", "Recall@10", "Recall@20")),
-                f"{e['valid_accuracy']['value']:.4f}", f"{r['baselines']['popularity']['accuracy']['value']:.4f}",
+                f"{e['valid_accuracy']['value']:.4f}",
+                *(f"{r['baselines'][k]['accuracy']['value']:.4f}" for k in ("popularity", "successor")),
                 f"{r['training']['epochs']:.0f}", f"{r['metrics']['device_hours']:.3f}",
             ]  # fmt: skip
             lines.append("| " + " | ".join(map(str, cells)) + " |")
