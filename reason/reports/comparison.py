@@ -361,7 +361,7 @@ def _hints(table: Comparison) -> list[str]:
             continue
         seeds = sorted({p.seed for p in points})
         verb = "run" if len(seeds) == 1 else "sweep"
-        words = [points[0].result["experiment"], *overrides(points[0]), "train_depth=0"]
+        words = [points[0].result["experiment"], *overrides(points[0].folder), "train_depth=0"]
         words += ["depth=0"] * (verb == "sweep") + [f"seed={','.join(map(str, seeds))}"]
         hints.append(
             f"{points[0].result['experiment']} has no base run on this data, so differences are against its "

@@ -8,6 +8,7 @@ other units) never meets in one frame. The statistics are ``reason.reports.compa
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -362,13 +363,18 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
-def overrides(point: Point) -> list[str]:
-    """The words ``key=value`` that repeat this run from its experiment, but for depth and seed.
+def overrides(folder: RunFolder) -> list[str]:
+    """The words ``key=value`` that repeat a run from its experiment, but for depth, seed and device.
 
-    They are those that were typed; and the dataset, which decides what other keys there are.
+    They are those that were typed, and the dataset where it is not the default.
     """
-    origin = read_json(point.folder / "origin.json")
-    skip = {"depth", "train_depth", "seed", "runs", "dataset.name"}
-    typed = [k for k, where in origin.items() if where == "command line" and k not in skip]
-    words = [f"{k.removesuffix('.name')}={point.config[k]}" for k in typed]
-    return [f"dataset={point.result['dataset']}", *words]
+    try:
+        origin, config = read_json(folder / "origin.json"), dict(_flat(folder.config))
+    except (OSError, ValueError):
+        return []
+    skip = ("depth", "train_depth", "seed", "runs", "hardware.")
+    typed = [k for k, where in origin.items() if where == "command line" and not k.startswith(skip)]
+    words = [f"{k.removesuffix('.name')}={config[k]}" for k in typed]
+    if "dataset.name" not in typed and origin.get("dataset.name", "default") != "default":
+        words.insert(0, f"dataset={config['dataset.name']}")
+    return [shlex.quote(word) for word in words]

@@ -22,7 +22,8 @@ from rich.text import Text
 from reason.methods.figures import Figure, HeatMap, Lines, Table, Tokens
 from reason.metrics.statistics import Interval, paired_difference
 from reason.reports import words
-from reason.reports.frame import device, read_rows
+from reason.reports.frame import device, overrides, read_rows
+from reason.tracking.folder import RunFolder
 
 if TYPE_CHECKING:
     from reason.reports.comparison import Comparison, Entry
@@ -372,15 +373,17 @@ class _RunSummary:
     def _next(self) -> list[tuple[str, str]]:
         """Commands worth trying after this run, each with a remark."""
         r, example = self.result, self.result["units"]["example"]
-        name = r["experiment"]
+        name, said = r["experiment"], r["experiment"]
+        if self.folder is not None:
+            said = " ".join([name, *overrides(RunFolder(self.folder))])
         depths = [e["depth"] for e in r["curve"]]
         varied = ",".join(map(str, depths if len(depths) > 1 else range(r["train_depth"] + 1)))
         commands = []
         if r["train_depth"] and depths[0] == 0:
-            commands.append((f"reason run {name} train_depth=0", "the base: the model without the method"))
+            commands.append((f"reason run {said} train_depth=0", "the base: the model without the method"))
         if r["train_depth"]:
             commands.append(
-                (f"reason sweep {name} depth={varied} seed=0..2", "three seeds tell luck from gain")
+                (f"reason sweep {said} depth={varied} seed=0..2", "three seeds tell luck from gain")
             )
         commands.append((f"reason compare {name}", "its runs side by side"))
         commands.append((f"reason inspect {r['run']}", f"what happened on one {example}"))

@@ -116,7 +116,9 @@ class TestPlan:
         trainer = Trainer(session.method, session.network, session.ctx, HERE, checkpoints)
         batches = trainer._batches(0)
         epoch = np.concatenate([next(batches) for _ in range(trainer.per_epoch)])
-        assert len(set(epoch)) == len(epoch) == len(session.ctx.data.train) // 7 * 7, "a last part is left out"
+        assert len(set(epoch)) == len(epoch) == len(session.ctx.data.train) // 7 * 7, (
+            "a last part is left out"
+        )
         again = trainer._batches(2)  # resumed in the middle of the epoch
         assert np.array_equal(next(again), epoch[14:21])
 

@@ -58,16 +58,12 @@ def test_without_a_base_the_least_depth_is_the_reference_and_a_hint_says_what_to
     table = table_of(make.root)
     assert [e.reference for e in table.entries] == ["", *["latent at depth 0"] * 3]
     (hint,) = table.hints
-    assert hint.endswith("reason run latent dataset=movielens-100k train.lr=0.003 train_depth=0 seed=0")
+    assert hint.endswith("reason run latent train.lr=0.003 train_depth=0 seed=0")
 
 
 def test_the_hint_names_all_seeds_and_a_base_silences_it(make):
     make.sweep(depths=(0, 1), seeds=(0, 1, 2))
-    assert (
-        table_of(make.root)
-        .hints[0]
-        .endswith("reason sweep latent dataset=movielens-100k train_depth=0 depth=0 seed=0,1,2")
-    )
+    assert table_of(make.root).hints[0].endswith("reason sweep latent train_depth=0 depth=0 seed=0,1,2")
     make.bases()
     assert table_of(make.root).hints == []
 

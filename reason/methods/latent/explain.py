@@ -164,7 +164,7 @@ def _attention(traced: Trace, named: list[str]) -> HeatMap:
     skip = max(n - SHOWN, 0)
     shown = traced.attention[:, skip:]
     columns = [*named[skip:], *(f"latent {k + 1}" for k in range(depth))]
-    note = "Softmax weights, mean over layers and heads; the last columns are the latent tokens themselves."
+    note = "Softmax weights, mean over layers and heads; the last are the latent tokens themselves."
     if skip:
         note += f" {skip} older items are not shown: " + ", ".join(
             f"{w:.0%} of step {k + 1}" for k, w in enumerate(traced.attention[:, :skip].sum(1).tolist())
