@@ -19,8 +19,10 @@ import sys
 import time
 from pathlib import Path
 
+import yaml
+
 from reason.errors import ConfigError, ReasonError
-from reason.files import read_json
+from reason.files import read_json, write_json
 from reason.reports.comparison import as_dict, compare
 from reason.reports.plots import draw_comparison
 from reason.tracking.folder import FINISHED, RunFolder
@@ -49,8 +51,14 @@ def keep(name: str, root: Path, chosen: list[str], bare: bool) -> None:
         place = target / run.name
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
-        for file in ("run.json", "env.json", "config.yaml", "result.json"):
+        for file in ("env.json", "result.json"):
             shutil.copy(run / file, place / file)
+        write_json(place / "run.json", {k: v for k, v in run.identity.items() if k != "argv"})
+        config = run.config
+        for key in ("path", "items"):  # where the data lay is nobody's business; the digest says what it was
+            if isinstance(config["dataset"].get(key), str):
+                config["dataset"][key] = Path(config["dataset"][key]).name
+        (place / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
         if not bare:
             slim_rows(run, place)
         print(f"kept {run.name}", file=sys.stderr)
