@@ -58,7 +58,7 @@ def compare(
     elif csv:
         emit_csv([line for t in tables for line in as_lines(t)])
     else:
-        from reason.reports.terminal import comparison
+        from reason.reports.tables import comparison
 
         for table in tables:
             show(comparison(table))

@@ -16,7 +16,8 @@ from reason.methods.figures import HeatMap, Lines, Table
 from reason.reports import words
 from reason.reports.comparison import compare
 from reason.reports.figures import as_dict, from_dict
-from reason.reports.terminal import comparison, figure, run_summary
+from reason.reports.tables import comparison, run_summary
+from reason.reports.terminal import figure
 
 
 def drawn(renderable, width=80, ascii_only=False, **keys) -> str:
