@@ -20,7 +20,7 @@ class Voice:
         self._task: Any = None
         self._phase = ""
         self._last_line = 0.0
-        self._started = 0.0
+        self._began = (0.0, 0.0)  # when this phase was first seen, and how far it was
 
     def say(self, text: str) -> None:
         """One line to the log, and to stderr on rank 0."""
@@ -49,10 +49,10 @@ class Voice:
             return
         now = time.monotonic()
         if phase != self._phase:
-            self._phase, self._started, self._last_line = phase, now, now
-        elif now - self._last_line >= LINE_EVERY_S and done:
+            self._phase, self._began, self._last_line = phase, (now, done), now
+        elif now - self._last_line >= LINE_EVERY_S and done > self._began[1]:
             self._last_line = now
-            left = (now - self._started) * (total - done) / done
+            left = (now - self._began[0]) * (total - done) / (done - self._began[1])  # a resumed run began later
             print(
                 f"  {phase} {done:.0f}/{total:.0f}  {text}  {_duration(left)} left",
                 file=sys.stderr,
