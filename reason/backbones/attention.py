@@ -87,10 +87,11 @@ def trie_attention(
 # --- which kernel -----------------------------------------------------------------------------------
 
 # Seconds per unit of work, forward only and forward + backward. CPU: fitted to SDPA in float32 on one
-# thread of an AVX-512 server core (torch 2.13), S = 16..1024, D = 32..128, within a factor of 1.5. What
-# decides is their ratio: a call weighs as much as about 4,000 pairs at H * D = 64. CUDA: orders of
-# magnitude only, not yet fitted on a device: masked SDPA visits every pair at a third of FlexAttention's rate, which
-# in turn pays for tens of small launches that build the BlockMask.
+# thread of an AVX-512 server core (torch 2.13), S = 16..1024, D = 32..128: SDPA itself within a factor of
+# 1.5, the tree's gathers only within 4 at batch 8. What decides is their ratio: a call weighs as much as
+# about 4,000 pairs at H * D = 64. CUDA: orders of magnitude only, not yet fitted on a device: masked SDPA
+# visits every pair at a third of FlexAttention's rate, which in turn pays for tens of small launches that
+# build the BlockMask.
 _PAIR = {"cpu": (60e-12, 220e-12), "cuda": (3e-15, 10e-15)}  # per query-key pair and channel
 _ROW = {"cpu": (0.5e-9, 2.0e-9), "cuda": (1e-12, 3e-12)}  # per gathered row and channel
 _CALL = {"cpu": (20e-6, 120e-6), "cuda": (20e-6, 50e-6)}  # per SDPA call with its gathers

@@ -52,7 +52,9 @@ class Voice:
             self._phase, self._began, self._last_line = phase, (now, done), now
         elif now - self._last_line >= LINE_EVERY_S and done > self._began[1]:
             self._last_line = now
-            left = (now - self._began[0]) * (total - done) / (done - self._began[1])  # a resumed run began later
+            left = (
+                (now - self._began[0]) * (total - done) / (done - self._began[1])
+            )  # a resumed run began later
             print(
                 f"  {phase} {done:.0f}/{total:.0f}  {text}  {_duration(left)} left",
                 file=sys.stderr,

@@ -13,7 +13,10 @@ def test_lines_and_the_time_left_of_a_resumed_run(tmp_path, capsys, monkeypatch)
     for done in (100, 105, 110, 112, 120):  # 1 a second, from 100 on
         voice.progress("training", done, 200, "loss 1")
     lines = capsys.readouterr().err.splitlines()
-    assert lines == ["  training 110/200  loss 1  1 min 30 s left", "  training 120/200  loss 1  1 min 24 s left"]
+    assert lines == [
+        "  training 110/200  loss 1  1 min 30 s left",
+        "  training 120/200  loss 1  1 min 24 s left",
+    ]
 
 
 def test_every_rank_keeps_a_log_and_only_the_first_speaks(tmp_path, capsys):
