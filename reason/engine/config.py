@@ -2,8 +2,7 @@
 
 Every layer (preset, experiments file, ``-c`` file, environment, command line) is flattened to
 dotted keys and *text*; the text takes the type its field declares, so a value means the same
-wherever it is written and a string such as ``00123`` stays what it is. Typed checking and
-``${...}`` interpolation are OmegaConf's. Nothing here imports torch.
+wherever it is written and a string such as ``00123`` stays what it is. Nothing here imports torch.
 """
 
 from __future__ import annotations

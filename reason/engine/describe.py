@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import inspect
-import io
-import textwrap
-import tokenize
+import linecache
+import re
+import sys
 from typing import Any
 
 TOP = {
@@ -32,23 +30,27 @@ def meanings(plan: Any) -> dict[str, str]:
     return found
 
 
+_FIELD = re.compile(r"    (\w+)\s*:")
+_SAID = re.compile(r"  #\s*(.+?)\s*$")  # two spaces before it, as formatters leave them
+_END = re.compile(r"\S|    (def|@|class)\b")
+
+
 def comments(kind: type) -> dict[str, str]:
-    """{field: the comment on its lines} of a dataclass, from its source; {} where there is no source."""
-    try:
-        source = textwrap.dedent(inspect.getsource(kind))
-    except (OSError, TypeError):
-        return {}
-    said = {
-        token.start[0]: token.string.lstrip("# ").strip()
-        for token in tokenize.generate_tokens(io.StringIO(source).readline)
-        if token.type == tokenize.COMMENT
-    }
-    body = ast.parse(source).body[0]
-    assert isinstance(body, ast.ClassDef)
-    return {
-        node.target.id: " ".join(
-            said[n] for n in range(node.lineno, (node.end_lineno or node.lineno) + 1) if n in said
-        )
-        for node in body.body
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-    }
+    """{field: the comment on its lines} of a top-level dataclass, from its source; {} where there is none.
+
+    Read by pattern rather than by parser: this stands between a user and ``show``.
+    """
+    lines = linecache.getlines(getattr(sys.modules.get(kind.__module__), "__file__", None) or "")
+    opening = re.compile(rf"class {kind.__name__}\b")
+    start = next((i for i, line in enumerate(lines) if opening.match(line)), len(lines))
+    found: dict[str, str] = {}
+    field = ""
+    for line in lines[start + 1 :]:
+        if _END.match(line):
+            break
+        if match := _FIELD.match(line):
+            field = match[1]
+            found[field] = ""
+        if field and (match := _SAID.search(line)) and not line.lstrip().startswith("#"):
+            found[field] = f"{found[field]} {match[1]}".strip()
+    return found

@@ -5,6 +5,7 @@ Every scalar is kept as the text that was written; its declared type is applied 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -98,9 +99,9 @@ def environment_layers(environ: Mapping[str, str]) -> list[Layer]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping whose scalars are all text, as written."""
+    """A YAML mapping whose scalars are all text, as written. Not to be changed: it is read once."""
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+        content = _parsed(path, path.stat().st_mtime_ns)
     except FileNotFoundError as error:
         raise ConfigError(f"There is no file {path}.", "Check the path given to -c.") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -112,6 +113,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds no mapping.", "Write `key: value` lines.")
     return content
+
+
+@functools.cache
+def _parsed(path: Path, changed: int) -> Any:
+    loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
+    return yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
 
 
 def split(word: str) -> tuple[str, str]:

@@ -8,8 +8,6 @@ import typing
 from collections.abc import Iterable
 from typing import Any, Literal
 
-import yaml
-
 from reason.errors import ConfigError, nearest
 
 
@@ -33,40 +31,57 @@ def values_of(config: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
 
 
 def typed(schema: type, fields: dict[str, Any], values: dict[str, Any], origin: dict[str, str]) -> Any:
-    """Build the schema's object from dotted keys and text."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+    """Build the schema's object from dotted keys and text; the rest keeps its defaults.
 
-    tree = OmegaConf.structured(schema)
+    Raises:
+        ConfigError: a value that is not of its declared type, or that its dataclass refuses.
+    """
+    tree: dict[str, Any] = {}
     for key, text in values.items():
-        kind = fields[key]
         try:
-            OmegaConf.update(tree, key, _parse(text, kind))
-        except (OmegaConfBaseException, ValueError) as error:
-            raise _wrong_type(key, text, kind, origin.get(key, "")) from error
+            value = parse(text, fields[key])
+        except ValueError as error:
+            raise _wrong_type(key, text, fields[key], origin.get(key, "")) from error
+        section, _, leaf = key.rpartition(".")
+        tree.setdefault(section, {})[leaf] = value
     try:
-        return OmegaConf.to_object(tree)
-    except OmegaConfBaseException as error:
-        raise ConfigError(
-            f"The configuration does not resolve: {error}", "Check the ${...} in it."
-        ) from error
+        top = tree.pop("", {})
+        kinds = typing.get_type_hints(schema)
+        return schema(**top, **{section: kinds[section](**leaves) for section, leaves in tree.items()})
+    except ConfigError:
+        raise
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
 
-def _parse(text: Any, kind: Any) -> Any:
-    """Text to what OmegaConf checks: raw for strings, null for optionals, YAML for lists."""
-    if not isinstance(text, str):
-        return text
-    choices = typing.get_args(kind)
-    optional = isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union
-    if optional and text.lower() in ("null", "none", "~", ""):
-        return None
-    if typing.get_origin(kind) is Literal and text not in choices:
-        raise ValueError(text)
+_TRUE, _FALSE, _NULL = ("true", "yes", "on", "1"), ("false", "no", "off", "0"), ("null", "none", "~", "")
+
+
+def parse(value: Any, kind: Any) -> Any:
+    """Text to what the field declares. What is not text (a preset, a recorded run) is taken by its spelling.
+
+    Raises:
+        ValueError: it is not of that type.
+    """
+    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
+        (inner,) = (k for k in typing.get_args(kind) if k is not type(None))
+        return None if value is None or str(value).lower() in _NULL else parse(value, inner)
     if typing.get_origin(kind) in (list, tuple):
-        return yaml.safe_load(f"[{text.strip('[]')}]")
-    return text
+        parts = value if isinstance(value, (list, tuple)) else str(value).strip("[] ").split(",")
+        return [
+            parse(p.strip() if isinstance(p, str) else p, typing.get_args(kind)[0]) for p in parts if p != ""
+        ]
+    text = str(value)
+    if typing.get_origin(kind) is Literal:
+        if text not in typing.get_args(kind):
+            raise ValueError(text)
+        return text
+    if kind is bool:
+        if text.lower() not in _TRUE + _FALSE:
+            raise ValueError(text)
+        return text.lower() in _TRUE
+    assert kind in (int, float, str), f"a configuration field cannot be {kind}"
+    return kind(text)
 
 
 def _wrong_type(key: str, text: Any, kind: Any, where: str) -> ConfigError:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = (
-    *("reason-lab", "torch", "numpy", "mlflow", "transformers", "safetensors", "pyarrow", "omegaconf"),
+    *("reason-lab", "torch", "numpy", "mlflow", "transformers", "safetensors", "pyarrow", "pyyaml"),
     *("scikit-learn", "scipy", "matplotlib", "typer", "ray", "optuna", "gguf", "accelerate", "triton"),
 )
 VARIABLES = (

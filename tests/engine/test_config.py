@@ -14,6 +14,7 @@ from reason.engine.config import resolve, restore
 from reason.engine.describe import meanings
 from reason.engine.layers import experiments, nested, sweeps
 from reason.engine.sweep import axes, expand, plan_sweep
+from reason.engine.typed import parse
 from reason.errors import ConfigError
 
 
@@ -274,3 +275,29 @@ class TestReplacedDatasets:
 def test_numbers_are_numbers(word):
     with pytest.raises(ConfigError):
         plan(word)
+
+
+class TestTypes:
+    @pytest.mark.parametrize(
+        ("text", "kind", "value"),
+        [
+            ("007", int, 7), ("1e-3", float, 1e-3), ("5", float, 5.0), ("On", bool, True), ("no", bool, False),
+            ("00123", str, "00123"), ("null", int | None, None), ("4", int | None, 4), ("[1, 2]", list[int], [1, 2]),
+            ("a,b", list[str], ["a", "b"]), ("", list[int], []), (True, bool, True), (1e-05, float, 1e-05), (3, str, "3"),
+            (None, int | None, None), ([1, 2], list[int], [1, 2]),
+        ],
+    )  # fmt: skip
+    def test_parse(self, text, kind, value):
+        got = parse(text, kind)
+        assert got == value and type(got) is type(value)
+
+    @pytest.mark.parametrize(
+        ("text", "kind"), [("1.5", int), ("x", float), ("maybe", bool), ("1,x", list[int]), ("x", int | None)]
+    )
+    def test_what_is_not_of_the_type_is_refused(self, text, kind):
+        with pytest.raises(ValueError):
+            parse(text, kind)
+
+    @given(st.floats(allow_nan=False, allow_infinity=False) | st.integers() | st.booleans() | st.text())
+    def test_a_value_survives_its_spelling(self, value):
+        assert parse(str(value), type(value)) == value
