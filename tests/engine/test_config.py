@@ -118,6 +118,11 @@ class TestRefusals:
             (["train.epochs=0"], "at least 1"),
             (["train.warmup=2"], "must lie in"),
             (["train.lr=-1"], "above 0"),
+            (["backbone.heads=3"], "backbone.heads=2"),
+            (["backbone.text=tf-idf"], "tfidf"),
+            (["backbone.dropout=1"], "backbone.dropout"),
+            (["latent.tau=0"], "latent.tau"),
+            (["dataset.split=timed"], "time"),
         ],
     )
     def test_a_wrong_word_names_the_mend(self, words, said):
