@@ -20,7 +20,7 @@ import functools
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -198,7 +198,6 @@ class _Plan:
     order: Tensor  # (S,) where each row's result lies when all results are put end to end
     pairs: int = 0
     rows: int = 0
-    shapes: list[tuple[int, int, int]] = field(default_factory=list)
 
 
 def _plan_for(exit: Tensor, S: int, grad: bool, channels: int) -> _Plan | None:

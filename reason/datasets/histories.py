@@ -86,10 +86,6 @@ class Interactions:
         """The code of a user. Raises DataError, with the nearest id."""
         return _find("user", user_id, self.user_ids)
 
-    def find_item(self, item_id: str) -> int:
-        """The code of an item. Raises DataError, with the nearest id."""
-        return _find("item", item_id, self.item_ids)
-
     def history(self, user: int) -> np.ndarray:
         """All item codes of user code ``user``, oldest first."""
         return self.items[self.offsets[user] : self.offsets[user + 1]]

@@ -104,7 +104,7 @@ def test_the_lock_outlasts_someone_who_only_looks(make):
     probe.acquire()
     threading.Timer(0.1, probe.release).start()
     with folder.lock():
-        pass
+        assert folder.is_locked() and not probe.is_locked
 
 
 def test_torn_lines_are_passed_over_and_nothing_else(make):
