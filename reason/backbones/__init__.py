@@ -1,7 +1,7 @@
 """Networks that methods work on, and what they share. Here stand only the cards: importing this is cheap."""
 
 from reason.backbones.base import BackboneCard
-from reason.backbones.config import SasrecConfig
+from reason.backbones.config import Bert4recConfig, SasrecConfig, UnisrecConfig
 
 sasrec = BackboneCard(
     name="sasrec",
@@ -9,4 +9,20 @@ sasrec = BackboneCard(
     kind="sequence encoder",
     Config=SasrecConfig,
     target="reason.backbones.encoder:SequenceEncoder",
+)
+
+bert4rec = BackboneCard(
+    name="bert4rec",
+    summary="Self-attention both ways within each prefix of a history; latent steps see the prefix and each other.",
+    kind="sequence encoder",
+    Config=Bert4recConfig,
+    target="reason.backbones.bidirectional:Bert4Rec",
+)
+
+unisrec = BackboneCard(
+    name="unisrec",
+    summary="Causal self-attention over item vectors made from frozen texts by whitening and a mixture of experts.",
+    kind="sequence encoder",
+    Config=UnisrecConfig,
+    target="reason.backbones.adaptor:UniSRec",
 )

@@ -29,6 +29,7 @@ VERBS = {
     "list": ("See", "list:list_"),
     "show": ("See", "show:show"),
     "compare": ("See", "compare:compare"),
+    "study": ("See", "study:study"),
     "inspect": ("See", "inspect:inspect"),
     "predict": ("See", "predict:predict"),
     "ui": ("See", "ui:ui"),

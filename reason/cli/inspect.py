@@ -16,28 +16,59 @@ def inspect(
         str, typer.Argument(metavar="[EXAMPLE]", help="Id of an example; left out, the method chooses one.")
     ] = "",
     plot: Annotated[
-        Path | None, typer.Option("--plot", help="Also write the figures as one picture.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--plot", metavar="FILE", help="Also write the figures as one picture.", show_default=False
+        ),
+    ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            "--html",
+            metavar="FILE",
+            help="Also write them as one page that opens in any browser.",
+            show_default=False,
+        ),
     ] = None,
     json: Json = False,
     runs: Runs = RUNS,
 ) -> None:
-    """Show one example step by step: in the terminal, and as a picture with --plot.
+    """Show one example step by step: in the terminal, as a picture with --plot, as a page with --html.
 
-    Example: reason inspect last 196 --plot user.png
+    Example: reason inspect last 196 --html user.html
     """
-    from reason.cli.output import emit_json, say, stdout
+    if plot is not None:
+        from reason.reports.plots import check_picture
+
+        check_picture(plot)
+    if html is not None:
+        from reason.reports.html import check_page
+
+        check_page(html)
+    from reason.cli.output import emit_json, say, show
     from reason.engine.session import open_run
-    from reason.reports.figures import as_dict
-    from reason.reports.plots import draw_figures
-    from reason.reports.terminal import figure
     from reason.tracking.folder import RunFolder
 
-    figures = open_run(RunFolder.find(run, runs)).inspect(example)
+    loaded = open_run(RunFolder.find(run, runs))
+    figures = loaded.inspect(example)
     if json:
+        from reason.reports.figures import as_dict
+
         emit_json({"figures": [as_dict(f) for f in figures]})
     else:
+        from reason.reports.terminal import figure
+
         for f in figures:
-            stdout().print(figure(f))
+            show(figure(f))
     if plot is not None:
+        from reason.reports.plots import draw_figures
+
         draw_figures(figures, plot)
         say(f"picture: {plot}")
+    if html is not None:
+        from reason.files import atomic
+        from reason.reports.html import about, page
+
+        with atomic(html) as f:
+            f.write(page(figures, **about(loaded.result, example)))
+        say(f"page: {html}")

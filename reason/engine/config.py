@@ -135,25 +135,25 @@ class Plan:
     def hashes(self, data_digest: str) -> tuple[str, str]:
         """(train_hash, config_hash): which model this is, and which result. 64 hex digits each.
 
-        Devices and paths are left out of both; depth and evaluation keys of the first.
+        Devices and paths are left out of both; depth and evaluation keys of the first: those of
+        ``eval`` and those that a method's Config marks (``evaluation_key``).
         """
         whole = {
             k: v for k, v in self.flat.items() if not k.startswith("hardware.") and k not in self._paths()
         }
         whole["data_digest"] = data_digest
-        train = {k: v for k, v in whole.items() if k != "depth" and not k.startswith("eval.")}
+        judging = {"depth", *self._marked(self.card.name, "evaluation")}
+        train = {k: v for k, v in whole.items() if k not in judging and not k.startswith("eval.")}
         return _digest(train), _digest(whole)
 
     def _paths(self) -> set[str]:
         """Keys that say where something lies: the data digest speaks for them."""
-        paths = {"runs", "offline"}
-        for section in ("dataset", "backbone"):
-            paths |= {
-                f"{section}.{f.name}"
-                for f in dataclasses.fields(getattr(self.config, section))
-                if f.metadata.get("path")
-            }
-        return paths
+        return {"runs", "offline", *self._marked("dataset", "path"), *self._marked("backbone", "path")}
+
+    def _marked(self, section: str, mark: str) -> set[str]:
+        """Keys of a section whose fields carry ``mark`` in their metadata."""
+        fields = dataclasses.fields(getattr(self.config, section))
+        return {f"{section}.{f.name}" for f in fields if f.metadata.get(mark)}
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(nested(self.flat), sort_keys=False, allow_unicode=True)
@@ -235,6 +235,8 @@ def _assemble(name: str, layers: list[Layer]) -> Plan:
             if f.metadata.get("path") and getattr(section, f.name) not in ("", "-"):
                 setattr(section, f.name, str(Path(getattr(section, f.name)).expanduser().absolute()))
     _settle_depth(config, card, origin)
+    if settle := getattr(getattr(config, card.name), "settle", None):
+        settle(config)
     return Plan(name, card, config, dict(values_of(config)), origin)
 
 

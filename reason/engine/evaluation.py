@@ -61,7 +61,7 @@ def judge(
             cost[name] = cost.get(name, 0.0) + count
     units, seconds = sum(r[0] for _, _, r in parts), max(r[1] for _, _, r in parts)
     return Judged(
-        Evaluation(rows, mine.accuracy, mine.metrics, cost),
+        replace(mine, rows=rows, cost=cost),
         meter.latency(),
         units / seconds if seconds > 0 else None,
     )

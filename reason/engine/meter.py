@@ -38,9 +38,9 @@ class Stopwatch:
 
     @contextmanager
     def request(self) -> Iterator[None]:
-        start = self._now()
+        start = self.now()
         yield
-        elapsed = self._now() - start
+        elapsed = self.now() - start
         if self._warm:
             self._warm -= 1
         else:
@@ -48,11 +48,11 @@ class Stopwatch:
 
     @contextmanager
     def batch(self, units: int) -> Iterator[None]:
-        start = self._now()
+        start = self.now()
         yield
-        self._batches.append((self._now() - start, units))
+        self._batches.append((self.now() - start, units))
 
-    def _now(self) -> float:
+    def now(self) -> float:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         elif self.device.type == "mps":

@@ -173,6 +173,7 @@ def work(payload: dict[str, Any]) -> None:
             for note in session.dataset.notes:
                 voice.say(f"  note: {note}")
             training = None
+            session.method.check(session.ctx, session.network)
             if identity["trained_by"] is not None:
                 session.load_model(model_owner(folder), identity["train_hash"])
                 voice.say(f"  model trained by {identity['trained_by']}")
@@ -180,6 +181,7 @@ def work(payload: dict[str, Any]) -> None:
                 _phase(folder, here, "train")
                 training = _train(session, folder, identity["train_hash"], voice)
             _phase(folder, here, "evaluate")
+            session.calibrate(folder, model_owner(folder))
             result = _evaluate(session, folder, voice)
             if here.is_main:
                 if points:
@@ -212,7 +214,7 @@ def work(payload: dict[str, Any]) -> None:
 
 
 def _train(session: Any, folder: RunFolder, train_hash: str, voice: Any) -> dict[str, Any]:
-    """Train (or go on training), calibrate on validation, keep the model."""
+    """Train (or go on training) and keep the model."""
     from dataclasses import asdict
 
     from reason.engine.checkpoint import Checkpoints
@@ -299,6 +301,7 @@ def _evaluate(session: Any, folder: RunFolder, voice: Any) -> dict[str, Any]:
                 "metrics": {m: report(evaluation, m, resamples) for m in evaluation.metrics if m != name},
                 "throughput_per_s": judged.throughput, "effective_depth": judged.effective_depth,
                 "cost": evaluation.cost, **judged.latency,
+                "overall": evaluation.overall(evaluation.rows) if evaluation.overall else {},
             }  # fmt: skip
         curve.append(entry)
     if not here.is_main:
@@ -318,7 +321,10 @@ def _evaluate(session: Any, folder: RunFolder, voice: Any) -> dict[str, Any]:
         "accuracy": head["accuracy"]["value"], "valid_accuracy": head["valid_accuracy"]["value"],
         "latency_p50_ms": head["latency_p50_ms"], "latency_p95_ms": head["latency_p95_ms"],
         "throughput_per_s": head["throughput_per_s"], "effective_depth": head["effective_depth"],
-    } | {f"eval/{_metric_key(m)}": r["value"] for m, r in head["metrics"].items()} | {f"cost/{k}": v for k, v in head["cost"].items()}  # fmt: skip
+    }  # fmt: skip
+    flat |= {f"eval/{_metric_key(m)}": r["value"] for m, r in head["metrics"].items()}
+    flat |= {f"eval/{_metric_key(m)}": v for m, v in head["overall"].items()}
+    flat |= {f"cost/{k}": v for k, v in head["cost"].items()}
     return {
         "accuracy": head["accuracy"], "valid_accuracy": head["valid_accuracy"], "curve": curve,
         "baselines": baselines, "metrics": {k: v for k, v in flat.items() if v is not None},

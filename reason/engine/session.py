@@ -21,11 +21,13 @@ from reason.engine.config import Plan, restore
 from reason.engine.meter import silent
 from reason.engine.parallel import World, choose_device, threads_of
 from reason.errors import RunError
+from reason.files import read_json, sha256, write_json
 from reason.methods.base import Context, Method
 from reason.methods.figures import Figure
 from reason.tracking.folder import FINISHED, RunFolder
 
 MODEL = "model/model.safetensors"
+CALIBRATION = "calibration.json"
 
 
 @dataclass
@@ -66,7 +68,7 @@ class Session:
         return cls(plan, world, dataset, method, ctx, network.to(world.device))
 
     def keep_trained(self, wrapped: nn.Module, folder: RunFolder, train_hash: str) -> None:
-        """Calibrate what was trained and write it under the run's ``model/``. Every rank calls.
+        """Write what was trained under the run's ``model/``. Every rank calls.
 
         A network that FSDP2 has cut up is replaced by a whole one with the same weights.
         """
@@ -78,7 +80,6 @@ class Session:
                 if self.world.is_main:
                     tensor.copy_(tensors[name])
                 self.world.broadcast(tensor)
-        self.method.calibrate(self.ctx, self.network, self.ctx.data.valid)
         if self.world.is_main:
             path = folder / MODEL
             path.parent.mkdir(exist_ok=True)
@@ -96,6 +97,44 @@ class Session:
         """
         path = folder / MODEL
         load_network(self.network, load_tensors(path, train_hash=train_hash), path)
+
+    def calibrate(self, folder: RunFolder, owner: RunFolder) -> None:
+        """Fit to validation what the method fits after training, and keep it in ``folder``. Every rank calls.
+
+        owner: the run whose model this is.
+        """
+        self.network.eval()
+        with torch.no_grad():
+            fitted = self.method.calibrate(self.ctx, self.network, self.ctx.data.valid)
+        fitted = self.world.same(fitted)
+        self.ctx.calibration = fitted
+        if self.world.is_main and fitted is not None:
+            write_json(
+                folder / CALIBRATION,
+                {"model": sha256(owner / MODEL), "data_digest": self.dataset.digest, "fitted": fitted},
+            )
+
+    def load_calibration(self, folder: RunFolder, owner: RunFolder) -> None:
+        """What ``calibrate`` kept.
+
+        Raises:
+            RunError: it was fitted to another model or other data.
+        """
+        path = folder / CALIBRATION
+        if not path.exists():
+            return
+        kept = read_json(path)
+        for key, what, mine in (
+            ("model", "model", sha256(owner / MODEL)),
+            ("data_digest", "dataset", self.dataset.digest),
+        ):
+            if kept.get(key) != mine:
+                raise RunError(
+                    f"{path} was fitted to another {what} ({str(kept.get(key))[:8]}, here {mine[:8]}): "
+                    "its thresholds mean nothing here.",
+                    f"Fit it anew: reason evaluate {folder.name}",
+                )
+        self.ctx.calibration = kept["fitted"]
 
 
 _datasets: dict[str, Any] = {}  # the last two, by their configuration
@@ -164,7 +203,9 @@ def open_run(folder: RunFolder) -> LoadedRun:
     kind, _ = choose_device(plan.config.hardware)
     torch.set_num_threads(threads_of(plan.config.hardware, 1))
     session = Session.begin(plan, World(0, 1, torch.device(kind)), folder.path)
-    session.load_model(model_owner(folder), folder.identity["train_hash"])
+    owner = model_owner(folder)
+    session.load_model(owner, folder.identity["train_hash"])
+    session.load_calibration(folder, owner)
     return LoadedRun(folder, session)
 
 

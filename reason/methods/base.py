@@ -49,13 +49,25 @@ class Units:
 
 
 @dataclass(frozen=True)
+class Cohort:
+    """A way of cutting examples into groups by a column of the rows, as ``reason study`` reads it."""
+
+    column: str  # of the rows, the same whatever the model and the depth
+    label: str  # what it says of an example, for people: "items in the history"
+    edges: tuple[float, ...] = ()  # upper bounds of groups, inclusive; none = four of equal mass, ties together
+    known: bool = True  # before the answer is, so that requests can be routed by it; a target's is not
+
+
+@dataclass(frozen=True)
 class MethodCard:
     """A method as the command line sees it. The entry point in group ``reason.methods`` names one."""
 
     name: str
     summary: str
     paper: str  # authors, title, arXiv id
-    Config: type  # dataclass of the method's own keys; a comment with unit and source on every field
+    # Dataclass of the method's own keys, a comment with unit and source on every field. It may define
+    # ``settle(config)``: called with the whole configuration, to refuse or fill in what depends on other sections.
+    Config: type
     depth: DepthAxis
     view: str  # what it reads of a dataset: "sequences", "chats", "problems", "text"
     units: Units
@@ -64,6 +76,12 @@ class MethodCard:
     dataset: str  # default dataset
     preset: Mapping[str, Any] = field(default_factory=dict)  # dotted keys over the dataclass defaults
     trains: bool = True
+    cohorts: tuple[Cohort, ...] = ()  # groups of examples that deeper reasoning may serve differently
+
+
+def evaluation_key(default: Any) -> Any:
+    """A field of a method's Config that shapes how a model is judged, not the model: a sweep over it trains once."""
+    return field(default=default, metadata={"evaluation": True})
 
 
 # --- what flows through it --------------------------------------------------------------------------
@@ -107,12 +125,15 @@ class Evaluation:
         and the columns that ``metrics`` name; further columns (rank, cohort keys) are welcome.
     accuracy: the key of ``metrics`` that is *the* accuracy.
     cost: counters summed over examples: "steps", "tokens", "flops" (multiply-adds x 2). Never times.
+    overall: numbers of the evaluation as a whole that are no ratio of sums over rows (coverage of a
+        catalogue), computed from the joined rows; they carry no interval.
     """
 
     rows: pa.Table
     accuracy: str
     metrics: dict[str, Ratio]
     cost: dict[str, float] = field(default_factory=dict)
+    overall: Callable[[pa.Table], dict[str, float]] | None = None
 
 
 class Examples(Protocol):
@@ -154,6 +175,10 @@ class Meter(Protocol):
         """Time one batched call that serves ``units`` of the throughput unit."""
         ...
 
+    def now(self) -> float:
+        """Seconds on a clock that only goes forward, the device synchronised."""
+        ...
+
 
 @dataclass
 class Context:
@@ -170,6 +195,7 @@ class Context:
     workdir: Path  # a folder of the run, for files the method wants to keep
     meter: Meter
     limit: int = 0  # judge at most this many examples of a split; 0 = all
+    calibration: Mapping[str, Any] | None = None  # what ``Method.calibrate`` found; None while training
 
     def shard(self, examples: int) -> np.ndarray:
         """The indices of 0..examples-1 that this rank judges; over ranks each appears once.
@@ -226,8 +252,18 @@ class Method(ABC):
         """Called after each optimiser step, e.g. for a router's balance bias."""
         return None
 
-    def calibrate(self, ctx: Context, model: nn.Module, valid: Examples) -> None:
-        """Fit thresholds and temperatures on validation data only. Keep them in buffers of the model."""
+    def check(self, ctx: Context, model: nn.Module) -> None:
+        """Refuse what this network on this machine cannot do, before anything is trained."""
+        return None
+
+    def calibrate(self, ctx: Context, model: nn.Module, valid: Examples) -> dict[str, Any] | None:
+        """Fit thresholds and temperatures to a trained model, on validation data only.
+
+        Returns JSON data. The engine keeps it with the run, bound to the model and the data by hash,
+        and hands it back as ``ctx.calibration`` to ``evaluate``, ``predict`` and ``inspect``. Every
+        run calibrates for itself, one that took over another's model too, so that what is fitted may
+        depend on keys of evaluation. On several ranks the first one's answer counts.
+        """
         return None
 
     @abstractmethod

@@ -82,3 +82,20 @@ def ranking_columns(
     columns |= {f"recall@{k}": (places <= k).astype(np.float64) for k in ks}
     columns["mrr"] = 1 / places
     return columns
+
+
+def diversity(top: Sequence[np.ndarray], num_items: int, k: int = 10) -> dict[str, float]:
+    """How an evaluation as a whole spreads its answers over the catalogue.
+
+    Args:
+        top: n times (k,) codes of the items answered.
+    Returns:
+        ``coverage@k``: the share of the catalogue that anyone is shown; ``gini@k``: inequality of how
+        often items are shown, 0 = all equally often, 1 = one item takes all (Fleder and Hosanagar,
+        Management Science 2009).
+    """
+    shown = np.concatenate([np.asarray(row) for row in top])
+    times = np.sort(np.bincount(shown, minlength=num_items)).astype(np.float64)  # ascending
+    place = np.arange(1, num_items + 1)
+    gini = float(((2 * place - num_items - 1) * times).sum() / (num_items * times.sum()))
+    return {f"coverage@{k}": float((times > 0).mean()), f"gini@{k}": gini}

@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-_CELLS = 2_000_000  # resampled values held at once
+_CELLS = 100_000  # counts of resampled rows held at once: what a core keeps near
 _NORMAL = NormalDist()
 
 
@@ -49,6 +49,17 @@ class Rows:
     id: np.ndarray  # (n,) of str, each once
     numerator: np.ndarray  # (n,)
     denominator: np.ndarray | None = None  # (n,); None = all ones, the metric is a mean
+
+    @property
+    def value(self) -> float:
+        """The metric."""
+        total = len(self.numerator) if self.denominator is None else self.denominator.sum()
+        return float(self.numerator.sum() / total)
+
+    def take(self, index: np.ndarray) -> Rows:
+        """Some of the examples: by place, or by a mask (n,) of bool."""
+        down = None if self.denominator is None else self.denominator[index]
+        return Rows(self.id[index], self.numerator[index], down)
 
 
 @dataclass(frozen=True)
@@ -149,7 +160,7 @@ def seeded_interval(
             only.numerator, only.denominator, level=level, resamples=resamples, seed=seed
         )
         return Interval(value, *bounds, len(table))
-    value, draws = _two_level([table], resamples, np.random.default_rng(seed))
+    ((value, draws),) = _two_level([[table]], resamples, seed)
     low, high = np.nanquantile(draws, ((1 - level) / 2, (1 + level) / 2))
     return Interval(value, float(low), float(high), table.shape[0], table.shape[1])
 
@@ -173,18 +184,56 @@ def paired_difference(
     Raises:
         ValueError: no seed in common, or the examples differ.
     """
-    shared = sorted(a.keys() & b.keys())
-    if not shared:
-        raise ValueError(
-            f"No seed in common: one side has {sorted(a)}, the other {sorted(b)}. "
-            "Run both with the same seeds."
-        )
-    tables = _aligned([[a[s] for s in shared], [b[s] for s in shared]])
-    value, draws = _two_level(tables, resamples, np.random.default_rng(seed))
-    low, high = np.nanquantile(draws, ((1 - level) / 2, (1 + level) / 2))
-    tail = min(np.sum(draws <= 0), np.sum(draws >= 0))
-    p = min(1.0, 2 * (1 + float(tail)) / (resamples + 1))
-    return Difference(value, float(low), float(high), p, tables[0].shape[0], len(shared))
+    return paired_differences([(a, b)], level=level, resamples=resamples, seed=seed)[0]
+
+
+def paired_differences(
+    pairs: Sequence[tuple[Mapping[int, Rows], Mapping[int, Rows]]],
+    *,
+    level: float = 0.95,
+    resamples: int = 5000,
+    seed: int = 0,
+) -> list[Difference]:
+    """``paired_difference`` of several pairs on the same examples, from the same resamples of these.
+
+    Drawing is what costs; ten pairs cost little more than one.
+    """
+    sides, counts = [], []
+    for a, b in pairs:
+        shared = sorted(a.keys() & b.keys())
+        if not shared:
+            raise ValueError(
+                f"No seed in common: one side has {sorted(a)}, the other {sorted(b)}. "
+                "Run both with the same seeds."
+            )
+        sides += [[a[s] for s in shared], [b[s] for s in shared]]
+        counts.append(len(shared))
+    tables = _aligned(sides)
+    found = _two_level([tables[i : i + 2] for i in range(0, len(tables), 2)], resamples, seed)
+    differences = []
+    for (value, draws), seeds in zip(found, counts, strict=True):
+        low, high = np.nanquantile(draws, ((1 - level) / 2, (1 + level) / 2))
+        tail = min(np.sum(draws <= 0), np.sum(draws >= 0))
+        p = min(1.0, 2 * (1 + float(tail)) / (resamples + 1))
+        differences.append(Difference(value, float(low), float(high), p, len(tables[0]), seeds))
+    return differences
+
+
+def blend(parts: Sequence[tuple[float | np.ndarray, Rows]]) -> Rows:
+    """The expected outcome where each example is served by one of several runs, drawn by weight.
+
+    Args:
+        parts: (weight, outcome) pairs on the same examples in the same order. A weight is a
+            probability, for all examples or (n,) for each; an example's weights sum to 1. (Weights 1
+            and -1 give the difference of two means, example by example.)
+    """
+    first = parts[0][1]
+    up = sum((w * rows.numerator for w, rows in parts), start=np.zeros(len(first.id)))
+    if all(rows.denominator is None for _, rows in parts):
+        return Rows(first.id, up)
+    ones = np.ones(len(first.id))
+    down = sum((w * (ones if r.denominator is None else r.denominator) for w, r in parts), start=0 * ones)
+    return Rows(first.id, up, down)
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -200,28 +249,48 @@ def holm(p: Sequence[float]) -> list[float]:
 # --- the machinery ----------------------------------------------------------------------------------
 
 
-def _two_level(
-    tables: list[np.ndarray], resamples: int, rng: np.random.Generator
-) -> tuple[float, np.ndarray]:
-    """A metric (one table) or the difference of two, and draws of it over examples and seeds.
+def _two_level(metrics: list[list[np.ndarray]], resamples: int, seed: int) -> list[tuple[float, np.ndarray]]:
+    """Each metric (of one table) or difference (of two), and draws of it over examples and seeds.
 
-    tables: one or two of (n, S, 2), the last axis numerator and denominator.
+    metrics: one or two tables of (n, S, 2) each, the last axis numerator and denominator; n is the
+    same for all, and so are the resamples of examples.
     """
+    columns = [_to_resample(tables) for tables in metrics]
+    sums = _resampled(np.concatenate(columns, axis=1), resamples, np.random.default_rng(seed))
+    ends = np.cumsum([c.shape[1] for c in columns])
+    found = []
+    for tables, own in zip(metrics, np.split(sums, ends[:-1], axis=1), strict=True):
+        n, seeds, _ = tables[0].shape
+        value = float(_signed([_ratio(table.sum((0, 1))) for table in tables]))
+        if own.shape[1] == 1:
+            draws = own[:, 0] / n
+        else:
+            draws = _signed([_ratio(own[:, 2 * i : 2 * i + 2]) for i in range(len(tables))])
+        if seeds > 1:
+            draws = draws + _between_seeds(tables, resamples, np.random.default_rng([seed, 1]))
+        found.append((value, draws))
+    return found
+
+
+def _to_resample(tables: list[np.ndarray]) -> np.ndarray:
+    """Sums over seeds, example by example: (n, 2) for each table. Means and their difference are one column."""
+    pooled = [table.sum(1) for table in tables]
+    if all(np.all(table[:, 1] == table[0, 1]) for table in pooled):
+        return _signed([table[:, 0] / table[:, 1] for table in pooled])[:, None]
+    return np.concatenate(pooled, axis=1)
+
+
+def _between_seeds(tables: list[np.ndarray], resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """(resamples,): draws of what the seeds add to the chance of the examples."""
     n, seeds, _ = tables[0].shape
-    pooled = [table.sum(1) for table in tables]  # (n, 2): sums over seeds, example by example
-    value = float(_signed([_ratio(table.sum(0)) for table in pooled]))
-    sums = _resampled(np.concatenate(pooled, axis=1), resamples, rng)  # (resamples, 2 or 4)
-    draws = _signed([_ratio(sums[:, 2 * i : 2 * i + 2]) for i in range(len(tables))])
-    if seeds > 1:
-        per_seed = _signed([_ratio(table.sum(0)) for table in tables])  # (S,)
-        # What each example adds to a seed's number, to first order, and what of it is the example's
-        # alone, whatever the seed. The rest is noise that makes seeds look different.
-        influence = _signed([_influence(table) for table in tables])  # (n, S)
-        rest = influence - influence.mean(1, keepdims=True)
-        noise = float(np.sum(rest**2)) / ((n - 1) * (seeds - 1)) / n if n > 1 else 0.0
-        between = max(0.0, float(per_seed.var(ddof=1)) - noise)
-        draws = draws + np.sqrt(between / seeds) * rng.standard_t(seeds - 1, size=resamples)
-    return value, draws
+    per_seed = _signed([_ratio(table.sum(0)) for table in tables])  # (S,)
+    # What each example adds to a seed's number, to first order, and what of it is the example's
+    # alone, whatever the seed. The rest is noise that makes seeds look different.
+    influence = _signed([_influence(table) for table in tables])  # (n, S)
+    rest = influence - influence.mean(1, keepdims=True)
+    noise = float(np.sum(rest**2)) / ((n - 1) * (seeds - 1)) / n if n > 1 else 0.0
+    between = max(0.0, float(per_seed.var(ddof=1)) - noise)
+    return np.sqrt(between / seeds) * rng.standard_t(seeds - 1, size=resamples)
 
 
 def _signed(sides: list[np.ndarray]) -> np.ndarray:
@@ -244,22 +313,26 @@ def _ratio(sums: np.ndarray) -> np.ndarray:
 def _resampled(table: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
     """Column sums of ``resamples`` samples with replacement of the rows of ``table``.
 
-    (n, c) -> (resamples, c). Rows that are equal are drawn together, as one multinomial count: a
-    ranking metric has a dozen distinct values however many users there are.
+    (n, c) -> (resamples, c). Rows that are equal are drawn together, as one multinomial count, where
+    there are many of each: a ranking metric has a dozen distinct values however many users there
+    are. Else the most common row (no hit) is counted, and only the others are drawn one by one.
     """
     n = len(table)
     distinct, counts = np.unique(table, axis=0, return_counts=True)
-    if len(distinct) * 20 < n:
+    common = distinct[np.argmax(counts)]
+    others = n - counts.max()
+    if len(distinct) * 20 < others:
         return rng.multinomial(n, counts / n, size=resamples) @ distinct
-    sums = np.empty((resamples, table.shape[1]))
-    at_once = max(1, _CELLS // n)
-    columns = [np.ascontiguousarray(column) for column in table.T]
-    constant = [bool(np.all(column == column[0])) for column in columns]
-    for start in range(0, resamples, at_once):
-        stop = min(resamples, start + at_once)
-        index = rng.integers(0, n, size=(stop - start, n), dtype=np.int32)
-        for c, column in enumerate(columns):
-            sums[start:stop, c] = column[0] * n if constant[c] else column[index].sum(1)
+    sums = np.tile(common * n, (resamples, 1))
+    drawn = rng.binomial(n, others / n, size=resamples)  # how many rows of a sample are not the common one
+    rest = table[np.any(table != common, axis=1)] - common
+    at_once = max(1, _CELLS // max(others, 1))
+    for start in range(0, resamples if others else 0, at_once):
+        here = drawn[start : start + at_once]
+        index = rng.integers(0, others, size=here.sum(), dtype=np.int32)
+        index += np.repeat(np.arange(len(here), dtype=np.int32) * others, here)
+        counts = np.bincount(index, minlength=len(here) * others).reshape(len(here), others)
+        sums[start : start + at_once] += counts.astype(np.float64) @ rest
     return sums
 
 

@@ -47,8 +47,10 @@ def check_picture(path: Path) -> None:
     """Refuse, before anything is computed, a path that no picture can be written to.
 
     Raises:
-        ConfigError: an unknown ending, or a folder that does not exist.
+        ConfigError: a folder, an unknown ending, or a place in a folder that does not exist.
     """
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder.", f"Name a file in it: {path / 'picture.png'}")
     if path.suffix.lower() not in FORMATS:
         raise ConfigError(
             f"{path} does not end like a picture.",

@@ -154,12 +154,8 @@ class _HeatMapView:
 
 
 def _shade(share: float) -> Style:
-    """Dark blue to yellow, a path that stays readable for colour-blind eyes, with a legible text colour."""
-    share = min(1.0, max(0.0, share))
-    dark, light = (12, 34, 84), (253, 231, 76)
-    rgb = tuple(round(a + (b - a) * share) for a, b in zip(dark, light, strict=True))
-    text = "black" if share > 0.5 else "white"
-    return Style.parse(f"{text} on rgb({rgb[0]},{rgb[1]},{rgb[2]})")
+    back, ink = words.shade(share)
+    return Style.parse(f"{ink} on {back}")
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Numbers and names as people read them: shared by the terminal and the plots."""
+"""Numbers and names as people read them, and the shades that stand for numbers: shared by all that draws."""
 
 from __future__ import annotations
 
@@ -63,3 +63,17 @@ def cell(value: object) -> str:
     if isinstance(value, float):
         return number(value, 4)
     return "" if value is None else str(value)
+
+
+_DARK, _LIGHT = (12, 34, 84), (253, 231, 76)
+
+
+def shade(share: float) -> tuple[str, str]:
+    """A background for a share of a range, and the ink that is legible on it, both as #rrggbb.
+
+    Dark blue to yellow: a path that stays readable for colour-blind eyes. The ink changes where
+    black and white stand out alike, at a contrast of 4.5.
+    """
+    share = min(1.0, max(0.0, share))
+    red, green, blue = (round(a + (b - a) * share) for a, b in zip(_DARK, _LIGHT, strict=True))
+    return f"#{red:02x}{green:02x}{blue:02x}", "#000000" if share > 0.435 else "#ffffff"

@@ -60,6 +60,8 @@ class Maker:
         typed: dict[str, Any] | None = None,
         device_name: str = "Test CPU",
         latency: float = 1.0,
+        cohorts: bool = False,  # whether the rows have what tells users apart, and the evaluation its overall numbers
+        used: np.ndarray | None = None,  # (users,) depth given to each user: a policy, judged at its cap depths[-1]
     ) -> RunFolder:
         self.made += 1
         self.clock += 60
@@ -86,20 +88,24 @@ class Maker:
             entry: dict[str, Any] = {"depth": depth}
             for split, gains in (("valid", valid_gain if valid_gain is not None else gain), ("test", gain)):
                 path = f"rows/{split}-depth{depth}.arrow"
-                rank = ranks(split, users, gains.get(depth, 0.0), seed, depth, train_depth)
-                records = self._rows(folder, path, rank, float(depth), accuracy)
+                given = np.full(users, depth) if used is None else used
+                at = {d: ranks(split, users, gains.get(d, 0.0), seed, d, train_depth) for d in set(given.tolist())}
+                rank = np.array([at[d][user] for user, d in enumerate(given.tolist())])
+                more = known(users) | {"step_cosine": np.full(users, 0.9)} if cohorts else {}
+                records = self._rows(folder, path, rank, given, accuracy, more)
                 if split == "valid":
                     entry |= {"valid_accuracy": records[accuracy], "valid_rows": path}
                     continue
                 entry |= {
                     "accuracy": records.pop(accuracy), "rows": path, "metrics": records,
                     "latency_p50_ms": latency * (1 + 0.3 * depth), "latency_p95_ms": latency * (1.6 + 0.4 * depth),
-                    "latency_n": 100, "throughput_per_s": 5000 / (1 + 0.2 * depth), "effective_depth": float(depth),
+                    "latency_n": 100, "throughput_per_s": 5000 / (1 + 0.2 * depth), "effective_depth": float(given.mean()),
+                    "overall": {"coverage@10": 0.5 - 0.1 * depth, "gini@10": 0.9} if cohorts else {},
                     "cost": {"steps": users * depth, "tokens": users * 50, "flops": 1e6 * users * (1 + depth)},
                 }  # fmt: skip
             curve.append(entry)
         popular = self._rows(
-            folder, "rows/test-popularity.arrow", ranks("popular", users, -0.6, 0, 0, 0), 0.0, accuracy
+            folder, "rows/test-popularity.arrow", ranks("popular", users, -0.6, 0, 0, 0), np.zeros(users), accuracy
         )
         head = curve[-1]
         hours = 0.002 if trained_by else 0.02 + 0.004 * train_depth
@@ -148,11 +154,12 @@ class Maker:
         return [self.run(depths=(0,), train_depth=0, seed=seed, **keys) for seed in seeds]
 
     def _rows(
-        self, folder: RunFolder, path: str, rank: np.ndarray, depth: float, accuracy: str
-    ) -> dict[str, Any]:
+        self, folder: RunFolder, path: str, rank: np.ndarray, depth: np.ndarray, accuracy: str,
+        more: dict[str, np.ndarray] | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
         values = ranking_columns(rank)
         table = pa.table({
-            "id": [f"user-{i}" for i in range(len(rank))], "depth_used": np.full(len(rank), depth), "rank": rank, **values,
+            "id": [f"user-{i}" for i in range(len(rank))], "depth_used": depth.astype(float), "rank": rank, **values, **(more or {}),
         })  # fmt: skip
         feather.write_feather(table, folder / path, compression="zstd")
         wanted = {accuracy: "ndcg@10", "Recall@10": "recall@10", "MRR": "mrr"}
@@ -172,6 +179,17 @@ def ranks(split: str, users: int, gain: float, seed: int, depth: int, train_dept
     luck = np.random.default_rng([seed, depth, train_depth])
     score = 1.5 * own + gain + 0.02 * luck.normal() + 0.4 * luck.normal(size=users)
     return 1.0 + np.floor(40 * np.exp(-score))
+
+
+def known(users: int) -> dict[str, np.ndarray]:
+    """What the card of ``latent`` tells users apart by: the same for all runs."""
+    rng = np.random.default_rng(5)
+    count = rng.geometric(0.02, size=users)
+    return {
+        "history": rng.geometric(0.08, size=users) + 2,
+        "target_count": count,
+        "target_head": (count > np.quantile(count, 0.7)).astype(float),
+    }
 
 
 FIGURES = [

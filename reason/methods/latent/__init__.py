@@ -1,6 +1,6 @@
 """Latent reasoning for sequential recommendation (ReaRec): the card. Importing this is cheap."""
 
-from reason.methods.base import DepthAxis, MethodCard, Units
+from reason.methods.base import Cohort, DepthAxis, MethodCard, Units
 from reason.methods.latent.config import LatentConfig
 
 card = MethodCard(
@@ -27,4 +27,10 @@ card = MethodCard(
         "latent.alpha": 1.5,
         "latent.contrast_weight": 0.1,
     },
+    cohorts=(
+        Cohort("history", "items in the history, in quarters"),
+        Cohort("history", "items in the history", edges=(5, 10, 20, 50)),
+        Cohort("target_count", "occurrences of the target in training, in quarters", known=False),
+        Cohort("target_head", "target among the 20 % most frequent items", known=False),
+    ),
 )

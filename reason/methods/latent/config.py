@@ -3,7 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from reason.errors import ConfigError, unknown
+from reason.methods.base import evaluation_key
+
+Policy = Literal["fixed", "cos", "kl", "margin", "overlap", "entropy", "router"]
+FEATURES = ("history", "distinct", "popularity", "norm", "entropy", "margin")
+
+# Where a threshold can do something: (least, most), the ends excluded where nothing would ever, or always, stop.
+THRESHOLDS = {
+    "cos": (-1.0, 1.0, "the cosine of two states, stops at or above"),
+    "kl": (0.0, float("inf"), "nats between two steps' answers, stops at or below"),
+    "margin": (0.0, 1.0, "lead of the first answer over the second in probability, stops at or above"),
+    "overlap": (0.0, 1.0, "share of the top ten that stayed, stops at or above"),
+    "entropy": (0.0, 1.0, "entropy of the answers over its largest value, stops at or below"),
+}
 
 
 @dataclass
@@ -36,10 +51,83 @@ class LatentConfig:
         0.02  # initial standard deviation of the step positions ([C]; states have norm ~sqrt(d))
     )
 
+    policy: Policy = evaluation_key("fixed")  # who decides the depth: nobody, a stop test, or a router
+    threshold: float | None = evaluation_key(None)  # of the stop test, in its units; null = fitted
+    mean_depth: float | None = evaluation_key(None)  # latent steps to spend on average; null = the middle
+    min_depth: int = evaluation_key(1)  # latent steps taken before a stop test is asked (ours)
+    deadline_ms: float = evaluation_key(0.0)  # most a request may take, by measured times; 0 = no deadline
+    shortlist: int = evaluation_key(200)  # items of step 0 that tests of the answer look at (ours)
+    features: str = evaluation_key(",".join(FEATURES))  # of a request, that the router reads, by comma (ours)
+
     def __post_init__(self):
+        self._check_policy()
         for key in ("tau", "alpha", "contrast_tau", "kl_bound"):
             if getattr(self, key) <= 0:
                 raise ValueError(f"latent.{key} is {getattr(self, key)}; it must be above 0.")
         for key in ("step_weight", "contrast_weight", "noise", "kl_weight", "anytime", "step_std"):
             if getattr(self, key) < 0:
                 raise ValueError(f"latent.{key} is {getattr(self, key)}; it must not be below 0.")
+
+    def settle(self, config: Any) -> None:
+        """Refuse a budget that no threshold meets; with a policy judge at ``depth`` alone, its cap."""
+        if self.policy == "fixed":
+            return
+        config.eval.curve = False  # below its cap a policy is another policy
+        least = 0 if self.policy == "router" else min(self.min_depth, config.depth)
+        if self.mean_depth is not None and not least <= self.mean_depth <= config.depth:
+            raise ConfigError(
+                f"latent.mean_depth={self.mean_depth:g} cannot be spent: a request takes {least} to {config.depth} steps.",
+                f"Set it between {least} and {config.depth}, or change depth or latent.min_depth.",
+            )
+
+    def _check_policy(self) -> None:
+        if self.min_depth < 0 or self.shortlist < 20 or not 0 <= self.deadline_ms < float("inf"):
+            raise ConfigError(
+                f"latent.min_depth={self.min_depth}, latent.shortlist={self.shortlist}, latent.deadline_ms={self.deadline_ms:g}.",
+                "min_depth and deadline_ms are 0 or more, a shortlist holds 20 items or more.",
+            )
+        for name in self.feature_names:
+            if name not in FEATURES:
+                error = unknown("router feature", name, FEATURES)
+                error.hint += " A router reads only what is known before the answer."
+                raise error
+        if not self.feature_names:
+            raise ConfigError(
+                "latent.features is empty: a router that sees nothing cannot decide.",
+                f"Choose from {', '.join(FEATURES)}.",
+            )
+        if self.policy == "fixed":
+            for key in ("threshold", "mean_depth"):
+                if getattr(self, key) is not None:
+                    raise ConfigError(
+                        f"latent.{key} is set, and latent.policy=fixed does not read it.",
+                        f"Choose a policy: latent.policy=cos, or {', '.join(list(THRESHOLDS)[1:])}, router.",
+                    )
+        if self.threshold is None:
+            return
+        if self.mean_depth is not None:
+            raise ConfigError(
+                "latent.threshold and latent.mean_depth are both set.",
+                "The second fits the first: leave one out.",
+            )
+        if self.policy == "router":
+            raise ConfigError(
+                "latent.threshold means nothing to the router, whose score is fitted.",
+                "Say what it may spend instead: latent.mean_depth=1",
+            )
+        low, high, meaning = THRESHOLDS[self.policy]
+        never = self.threshold > high if self.policy in ("cos", "overlap") else self.threshold <= low
+        if self.policy == "margin":
+            never = self.threshold >= high
+        always = (
+            self.threshold <= low if self.policy in ("cos", "margin", "overlap") else self.threshold > high
+        )
+        if never or always:
+            raise ConfigError(
+                f"latent.threshold={self.threshold:g} would {'never' if never else 'always'} stop a request ({meaning}).",
+                f"Set it between {low:g} and {high:g}, or leave it out and set latent.mean_depth.",
+            )
+
+    @property
+    def feature_names(self) -> list[str]:
+        return [name.strip() for name in self.features.split(",") if name.strip()]

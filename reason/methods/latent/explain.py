@@ -1,194 +1,152 @@
-"""What each latent step did to one answer, as figures.
+"""What latent reasoning did to one answer, in numbers.
 
-Nothing here is a reason in words: the steps are numeric refinements of a vector, and the figures show
-what they change. The change of a score is exact: ``z_k = E r_k`` is linear in the state, so an item's
-score after K steps is its score before any step plus one contribution ``(r_k - r_{k-1}) . e_i`` a step.
+Two questions are kept apart. *What did the steps change?* ``Explainer.trace`` follows one request; the change
+of a score is exact, for scores are linear in the state that answers. *Which items of the history does the
+answer rest on?* Three attributions, each one number an item: ``Trace.looked`` (what the steps attended to),
+``Explainer.gradient`` (slope of the score times the item's vector) and ``Explainer.occlusion`` (what happens
+without the item). Only the last is an experiment; ``faithfulness.py`` asks how far the others agree with it.
 
-Knows the encoder and the readout; knows nothing of training.
+Knows the encoder and the readout; knows nothing of training or of how anything is shown.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from reason.methods.base import Context
-from reason.methods.figures import Figure, HeatMap, Lines, Table
 from reason.methods.latent import objective
 
 if TYPE_CHECKING:
     from reason.backbones.encoder import SequenceEncoder
 
-TOP = 10
-SHOWN = 20  # items of the history that figures name, the last ones
-SAYING = "Latent steps are numeric refinements of a state, not reasons in words."
-
 
 @dataclass(frozen=True)
 class Trace:
-    """One request followed step by step. K is the number of steps taken, n the items read."""
+    """One request followed step by step: n items read, K steps taken, L layers."""
 
     states: Tensor  # (K + 1, d), r_0..r_K
-    scores: Tensor  # (K + 1, N), z_k = E r_k, before any temperature
-    answers: Tensor  # (K + 1, N), the scores that would answer if it stopped after step k
-    attention: Tensor  # (K, n + K), of each step over items, then latent tokens; mean over layers and heads
+    scores: Tensor  # (K + 1, N), of the state that would answer after each step, before any temperature
+    attention: Tensor  # (K, L, n + K), of each step over items, then latent tokens; mean over heads
 
     @property
     def contributions(self) -> Tensor:
-        """(K, N): what each step added to each item's score. Sums over steps to z_K - z_0."""
+        """(K, N): what each step added to each item's score. Sums over steps to the last less the first."""
         return self.scores[1:] - self.scores[:-1]
 
+    @property
+    def looked(self) -> Tensor:
+        """(n,): the share of each item in the attention of the latent steps, over all steps and layers."""
+        return self.attention.mean((0, 1))[: self.attention.shape[2] - len(self.attention)]
 
-def trace(config: Any, model: SequenceEncoder, items: Tensor, depth: int) -> Trace:
-    """Follow one history (n,) of item codes through ``depth`` steps."""
-    thought = model.start(items[None], torch.tensor([len(items)], device=items.device), depth)
-    states, rows = [thought.state], []
-    for _ in range(depth):
+
+class Explainer:
+    """A trained encoder that answers after ``depth`` steps, asked why."""
+
+    def __init__(self, config: Any, model: SequenceEncoder, depth: int):
+        self.config, self.model, self.depth = config.latent, model, depth
+        self.vectors = model.item_vectors().detach()  # (N, d)
+
+    @torch.no_grad()
+    def trace(self, items: Tensor) -> Trace:
+        """Follow one history (n,) of item codes."""
         weights: list[Tensor] = []
-        states.append(model.advance(thought, weights))
-        seen = torch.stack(weights).mean((0, 2))[0]  # (n + k,)
-        rows.append(torch.nn.functional.pad(seen, (0, len(items) + depth - len(seen))))
-    run = torch.cat(states)  # (K + 1, d)
-    read = torch.stack([objective.read(config.latent, run[: k + 1]) for k in range(depth + 1)])
-    vectors = model.item_vectors()
-    attention = torch.stack(rows) if rows else run.new_zeros(0, len(items))
-    return Trace(run, run @ vectors.T, read @ vectors.T, attention)
+        states = self._follow(items[None], weights)[0]
+        steps = range(self.depth + 1)
+        read = torch.stack([objective.read(self.config, states[: k + 1]) for k in steps])
+        width = len(items) + self.depth
+        rows = [F.pad(w.mean(1)[0], (0, width - w.shape[-1])) for w in weights]  # K * L of (n + K,)
+        attention = torch.stack(rows).unflatten(0, (self.depth, -1)) if rows else read.new_zeros(0, 1, width)
+        return Trace(states, read @ self.vectors.T, attention)
+
+    @torch.no_grad()
+    def score(self, items: Tensor, item: int) -> Tensor:
+        """(B, n) histories without padding -> (B,), the score of ``item``."""
+        return objective.read(self.config, self._follow(items)) @ self.vectors[item]
+
+    def occlusion(self, items: Tensor, item: int) -> Tensor:
+        """(n,): how far the score of ``item`` falls when one item of the history (n,) is left out.
+
+        The item is removed, as if it had never been: later ones move up, and nothing older comes in.
+
+        Raises:
+            ValueError: the history has one item, without which there is nothing to answer from.
+        """
+        n = len(items)
+        if n < 2:
+            raise ValueError("A history of one item cannot do without it.")
+        place = torch.arange(n, device=items.device).expand(n, n)
+        others = place[place != place.T].view(n, n - 1)  # row i: all places but i
+        return self.score(items[None], item) - self.score(items[others], item)
+
+    def gradient(self, items: Tensor, item: int) -> Tensor:
+        """(n,): slope of the score of ``item`` in each input vector, times that vector, summed over d.
+
+        Each place of the history has an input vector of its own, also where an item is repeated; the
+        vector that ``item`` is scored with is held fixed. A history is no longer than the catalogue.
+        """
+        n = len(items)
+        if n > len(self.vectors):
+            raise ValueError(f"A history of {n} items is longer than the catalogue of {len(self.vectors)}.")
+        with torch.enable_grad():
+            own = self.vectors[items].requires_grad_()  # (n, d), which the first n codes now stand for
+            place, vectors = torch.arange(n, device=items.device), torch.cat([own, self.vectors[n:]])
+            states, _ = self.model.reason(
+                place[None], self.depth, vectors=vectors
+            )  # ``advance`` has no slope
+            score = objective.read(self.config, states[0, -1]) @ self.vectors[item]
+            (slope,) = torch.autograd.grad(score, own)
+        return (slope * own).sum(-1).detach()
+
+    def _follow(self, items: Tensor, weights: list[Tensor] | None = None) -> Tensor:
+        """(B, n) histories without padding -> (B, depth + 1, d), the state after each step."""
+        length = torch.full((len(items),), items.shape[1], device=items.device)
+        thought = self.model.start(items, length, self.depth, self.vectors)
+        first = thought.state
+        later = [self.model.advance(thought, weights) for _ in range(self.depth)]
+        return torch.stack([first, *later], 1)
 
 
-def figures(config: Any, ctx: Context, model: SequenceEncoder, example: str) -> list[Figure]:
-    """History, top ten per step, score contributions, attention and confidence for one test case.
+def nearest(states: Tensor, vectors: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Cosines and codes of the items nearest to each state (S, d): two (S, count), nearest first."""
+    found = (F.normalize(states, dim=-1) @ F.normalize(vectors, dim=-1).T).topk(min(count, len(vectors)))
+    return found.values, found.indices
+
+
+def category_mass(probability: Tensor, categories: Sequence[Sequence[str]]) -> dict[str, list[float]]:
+    """Probability of each category after each step, the largest at the end first.
 
     Args:
-        example: id of a test case or user; '' takes a history of median length.
-
-    Raises:
-        DataError: there is no such user (the nearest is given).
+        probability: (S, N), each row sums to 1.
+        categories: of each item; an item of several shares its probability equally among them, one of
+            none counts for the category "none".
     """
-    from reason.methods.latent.method import titles_of
-
-    cases, depth = cast(Any, ctx.data.test), config.depth
-    index = cases.find(example) if example else int(np.argsort(cases.history, kind="stable")[len(cases) // 2])
-    batch = cases.batch(np.array([index]))
-    items, target = batch["items"][0], int(batch["target"][0])
-    titles = titles_of(ctx.dataset)
-    seen: set[int] = set()
-    if config.dataset.candidates != "all":
-        seen = set(cases.seen(np.array([index]))[1].tolist()) - {target}
-    traced = trace(config, model, items.to(ctx.device), depth)
-    who = str(cases.id[index])
-    named = [titles[i] for i in items.tolist()]
-    order = _orders(traced.answers, seen)
-    found: list[Figure] = [
-        _history(who, named, int(cases.history[index]), titles[target]),
-        _top(order, titles, target),
-    ]
-    if depth:
-        best = order[-1][:TOP]
-        found += [*_contributions(traced, best, titles), _attention(traced, named)]
-    found.append(_confidence(traced, objective.temperatures(config.latent, model.steps)))
-    return found
+    names = {name: column for column, name in enumerate(dict.fromkeys(c for own in categories for c in own))}
+    share = probability.new_zeros(len(categories), len(names) + 1)
+    for item, own in enumerate(categories):
+        for name in own:
+            share[item, names[name]] += 1 / len(own)
+        share[item, -1] = not own
+    mass = probability @ share  # (S, C + 1)
+    columns = [*names, "none"] if share[:, -1].any() else [*names]
+    ranked = sorted(range(len(columns)), key=lambda column: -float(mass[-1, column]))
+    return {columns[column]: mass[:, column].tolist() for column in ranked}
 
 
-def _orders(answers: Tensor, seen: set[int]) -> list[list[int]]:
-    """For each step the candidates, best first."""
-    if seen:
-        answers = answers.clone()
-        answers[:, sorted(seen)] = -torch.inf
-    keep = answers.shape[1] - len(seen)
-    return [row[:keep].tolist() for row in answers.argsort(dim=-1, descending=True, stable=True)]
+def spearman(a: Tensor, b: Tensor) -> float | None:
+    """Rank correlation of two (n,), ties sharing their rank; None where one of them does not vary."""
+    x, y = (_ranks(v.double().cpu().numpy()) for v in (a, b))
+    if x.std() == 0 or y.std() == 0:
+        return None
+    return float(np.corrcoef(x, y)[0, 1])
 
 
-def _history(who: str, named: list[str], whole: int, target: str) -> Table:
-    last = list(enumerate(named, whole - len(named) + 1))[-SHOWN:]
-    note = f"The next item was {target}."
-    if whole > len(last):
-        note = f"The last {len(last)} of {whole} items; the encoder reads {len(named)}. {note}"
-    return Table(f"History of user {who}", ["place", "item"], [[place, name] for place, name in last], note)
-
-
-def _top(order: list[list[int]], titles: list[str], target: int) -> Table:
-    columns = ["place"]
-    rows: list[list[Any]] = [[place + 1] for place in range(min(TOP, len(order[0])))]
-    for k, ranked in enumerate(order):
-        columns.append(f"step {k}")
-        before = {item: place for place, item in enumerate(order[k - 1][:TOP])} if k else {}
-        for place, row in enumerate(rows):
-            item = ranked[place]
-            mark = " *" if item == target else ""
-            row.append(f"{titles[item]}{mark}{_move(before.get(item), place) if k else ''}")
-    where = ", ".join(f"{ranked.index(target) + 1} (step {k})" for k, ranked in enumerate(order))
-    return Table(
-        "Top ten if it stopped after each step",
-        columns,
-        rows,
-        f"* the true next item; its place among all candidates: {where}. {SAYING}",
-    )
-
-
-def _move(before: int | None, place: int) -> str:
-    if before is None:
-        return " (new)"
-    return "" if before == place else f" ↑{before - place}" if before > place else f" ↓{place - before}"
-
-
-def _contributions(traced: Trace, best: list[int], titles: list[str]) -> list[Figure]:
-    steps = [f"step {k + 1}" for k in range(len(traced.contributions))]
-    parts = traced.contributions[:, best].T  # (10, K)
-    first, final = traced.scores[0, best], traced.scores[-1, best]
-    table = Table(
-        "Where the scores come from",
-        ["item", "step 0", *steps, "total"],
-        [
-            [titles[item], *(round(x, 3) for x in (float(a), *part.tolist(), float(z)))]
-            for item, a, part, z in zip(best, first, parts, final, strict=True)
-        ],
-        "Dot products of state and item, before the temperature. Step 0 plus the steps is the total, exactly.",
-    )
-    heat = HeatMap(
-        "What each step added to the score",
-        parts.tolist(),
-        [titles[i] for i in best],
-        steps,
-        "(r_k - r_(k-1)) . e_i for the items of the final answer.",
-    )
-    return [table, heat]
-
-
-def _attention(traced: Trace, named: list[str]) -> HeatMap:
-    n, depth = len(named), len(traced.attention)
-    skip = max(n - SHOWN, 0)
-    shown = traced.attention[:, skip:]
-    columns = [*named[skip:], *(f"latent {k + 1}" for k in range(depth))]
-    note = "Softmax weights, mean over layers and heads; the last are the latent tokens themselves."
-    if skip:
-        note += f" {skip} older items are not shown: " + ", ".join(
-            f"{w:.0%} of step {k + 1}" for k, w in enumerate(traced.attention[:, :skip].sum(1).tolist())
-        )
-    rows = [f"step {k + 1}" for k in range(depth)]
-    return HeatMap("What each latent step attends to", shown.tolist(), rows, columns, note)
-
-
-def _confidence(traced: Trace, tau: list[float]) -> Lines:
-    steps = range(len(traced.answers))
-    p = torch.stack([(traced.answers[k].double() / tau[k]).softmax(-1) for k in steps])  # (K + 1, N)
-    best = p.topk(min(2, p.shape[1]), -1).values
-    entropy = torch.special.entr(p).sum(-1) / math.log(max(p.shape[1], 2))
-    return Lines(
-        "Confidence after each step",
-        [float(k) for k in steps],
-        {
-            "top probability": best[:, 0].tolist(),
-            "lead over the second": (best[:, 0] - best[:, -1]).tolist(),
-            "entropy (1 = uniform)": entropy.tolist(),
-        },
-        "latent step",
-        "share",
-        "Softmax over the catalogue at the temperature that each step is trained with: "
-        + ", ".join(f"{t:.3g}" for t in tau[: len(steps)])
-        + ".",
-    )
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """(n,) -> (n,), equal values at the middle of their places."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts + 1) / 2)[inverse]

@@ -6,7 +6,9 @@ latent token, ``depth`` times; the state after that is scored against the whole 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -18,17 +20,21 @@ from reason.backbones.encoder import SequenceEncoder
 from reason.errors import DataError
 from reason.methods.base import Context, Evaluation, Examples, Losses, Method, Ratio, Splits, Step
 from reason.methods.figures import Figure
-from reason.methods.latent import objective
-from reason.metrics.ranking import ranking_columns, target_rank
+from reason.methods.latent import calibrate, objective
+from reason.methods.latent.answer import TOP, Answerer, mask
+from reason.metrics.ranking import diversity, ranking_columns, target_rank
 
-TOP = 10  # items of an answer
-METRICS = {
+RANKING = {
     "NDCG@10": Ratio("ndcg@10"),
     "NDCG@20": Ratio("ndcg@20"),
     "Recall@5": Ratio("recall@5"),
     "Recall@10": Ratio("recall@10"),
     "Recall@20": Ratio("recall@20"),
     "MRR": Ratio("mrr"),
+}
+METRICS = RANKING | {
+    "Popularity@10": Ratio("popularity@10", larger_is_better=False),
+    "Tail share@10": Ratio("tail@10"),
 }
 
 
@@ -73,18 +79,37 @@ class Latent(Method):
 
     # --- judging -------------------------------------------------------------------------------
 
+    def check(self, ctx: Context, model: nn.Module) -> None:
+        """Refuse a deadline that the encoder alone misses. Its time does not depend on its weights."""
+        latent = self.config.latent
+        if not latent.deadline_ms:
+            return
+        was_training = model.training
+        model.eval()
+        with torch.inference_mode():
+            encoder = cast(SequenceEncoder, model)
+            times = calibrate.times_ms(self.config, ctx, encoder, encoder.item_vectors(), ctx.data.valid, 0)
+        model.train(was_training)
+        calibrate.affordable(times, latent.deadline_ms)
+
+    def calibrate(self, ctx: Context, model: nn.Module, valid: Examples) -> dict[str, Any]:
+        """Temperatures of the steps; thresholds and router of the policy, if there is one."""
+        return calibrate.fit(self.config, ctx, cast(SequenceEncoder, model), valid)
+
     def evaluate(self, ctx: Context, model: nn.Module, split: Examples, depth: int) -> Evaluation:
         """Full ranking of the catalogue for each user, scored a batch at a time.
 
         Columns: id, rank (ties count half), ndcg@k, recall@k, mrr, depth_used; history (its true
-        length), target (code), target_count (its occurrences in training), popularity@10 (mean
-        occurrences of the ten items answered); step_cosine, where a step was taken (cosine of the
-        last two states: 1 means the last step changed nothing).
+        length), target (code), target_count (its occurrences in training), target_head (1 where it is
+        among the fifth of the items that occur most); top@10 (the codes answered), popularity@10 (their
+        mean occurrences), tail@10 (the share of them outside that fifth); step_cosine, where a step
+        was taken (cosine of the last two states: 1 means the last step changed nothing).
         """
-        encoder, cases = cast(SequenceEncoder, model), cast(Any, split)
+        cases = cast(Any, split)
         with torch.inference_mode():
-            vectors = encoder.item_vectors()
+            answer = Answerer(self.config, ctx, cast(SequenceEncoder, model))
             counts = torch.as_tensor(ctx.data.train_counts, device=ctx.device)
+            head = torch.from_numpy(head_items(ctx.data.train_counts)).to(ctx.device)
             mine = ctx.shard(len(split))
             by_length = np.argsort(cases.length[mine], kind="stable")[
                 ::-1
@@ -96,36 +121,39 @@ class Latent(Method):
                 batch = cases.batch(index)
                 seen = self._seen(cases, index)
                 with ctx.meter.batch(len(index)):
-                    states, scores, exclude, top = self._answer(
-                        ctx, encoder, vectors, batch["items"], batch["length"], depth, seen
-                    )
-                rank = target_rank(scores, batch["target"].to(ctx.device), exclude).cpu().numpy()
+                    found = answer(batch["items"], batch["length"], depth, seen, watch=depth > 0)
+                rank = target_rank(found.scores, batch["target"].to(ctx.device), found.exclude).cpu().numpy()
                 columns = {"rank": rank, **ranking_columns(rank)}
                 columns["target"] = batch["target"].numpy()
-                columns["popularity@10"] = counts[top].double().mean(1).cpu().numpy()
-                if depth:
-                    moved = torch.cosine_similarity(states[:, -1], states[:, -2])
-                    columns["step_cosine"] = moved.cpu().numpy()
+                columns["target_head"] = head[batch["target"].to(ctx.device)].double().cpu().numpy()
+                columns["top@10"] = found.top.cpu().numpy()
+                columns["popularity@10"] = counts[found.top].double().mean(1).cpu().numpy()
+                columns["tail@10"] = (~head[found.top]).double().mean(1).cpu().numpy()
+                columns["depth_used"] = found.served.depth.double().numpy()
+                if found.served.moved is not None:
+                    columns["step_cosine"] = found.served.moved.cpu().numpy()
                 for name, column in columns.items():
                     parts.setdefault(name, []).append(column)
-                flops += float(encoder.flops(batch["length"], depth).sum())
-                tokens += float(batch["length"].sum()) + depth * len(index)
-            self._time_requests(ctx, encoder, vectors, cases, depth)
+                flops += float(answer.flops(batch["length"], found.served.depth).sum())
+                tokens += float(batch["length"].sum() + found.served.depth.sum())
+            for i in ctx.meter.requests(len(cases)):
+                index = np.array([i])
+                batch, seen = cases.batch(index), self._seen(cases, index)
+                with ctx.meter.request():
+                    answer(batch["items"], batch["length"], depth, seen)
         back = np.empty_like(by_length)
         back[by_length] = np.arange(len(by_length))
         columns = {name: np.concatenate(part)[back] for name, part in parts.items()}
-        rows = _rows(ctx, cases, mine, columns, depth)
-        cost = {"steps": float(depth * len(mine)), "tokens": tokens, "flops": flops}
-        return Evaluation(rows, "NDCG@10", METRICS, cost)
-
-    def _time_requests(
-        self, ctx: Context, model: SequenceEncoder, vectors: Tensor, cases: Any, depth: int
-    ) -> None:
-        for i in ctx.meter.requests(len(cases)):
-            index = np.array([i])
-            batch, seen = cases.batch(index), self._seen(cases, index)
-            with ctx.meter.request():
-                self._answer(ctx, model, vectors, batch["items"], batch["length"], depth, seen)
+        steps = float(columns["depth_used"].sum())
+        rows = _rows(ctx, cases, mine, columns)
+        num_items = ctx.data.num_items
+        return Evaluation(
+            rows,
+            "NDCG@10",
+            METRICS,
+            {"steps": steps, "tokens": tokens, "flops": flops},
+            lambda whole: diversity(whole.column("top@10").to_numpy(), num_items),
+        )
 
     def _seen(self, cases: Any, index: np.ndarray) -> tuple[Tensor, Tensor] | None:
         """(rows, items) that are no candidates, or None where all items are."""
@@ -133,31 +161,6 @@ class Latent(Method):
             return None
         rows, items = cases.seen(index)
         return torch.from_numpy(rows), torch.from_numpy(items)
-
-    def _answer(
-        self,
-        ctx: Context,
-        model: SequenceEncoder,
-        vectors: Tensor,
-        items: Tensor,
-        length: Tensor,
-        depth: int,
-        seen: tuple[Tensor, Tensor] | None = None,
-        k: int = TOP,
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        """Serve a batch of histories: encode, reason, score, pick.
-
-        Returns states (B, depth + 1, d); scores (B, N); the items seen, which are no candidates, as a mask
-        (B, N) or None; the k best candidates (B, k).
-        """
-        thought = model.start(items.to(ctx.device), length.to(ctx.device), depth)
-        states = torch.stack([thought.state, *(model.advance(thought) for _ in range(depth))], 1)
-        scores = objective.read(self.config.latent, states) @ vectors.T
-        candidates, exclude = scores, None
-        if seen is not None:
-            exclude = _mask(seen, scores.shape).to(ctx.device)
-            candidates = scores.masked_fill(exclude, -torch.inf)
-        return states, scores, exclude, candidates.topk(min(k, scores.shape[1])).indices
 
     # --- trivial rivals ------------------------------------------------------------------------
 
@@ -174,7 +177,7 @@ class Latent(Method):
             batch = cases.batch(chunk)
             last = batch["items"][torch.arange(len(chunk)), batch["length"] - 1]
             seen = self._seen(cases, chunk)
-            exclude = None if seen is None else _mask(seen, (len(chunk), data.num_items))
+            exclude = None if seen is None else mask(seen, (len(chunk), data.num_items))
             plain = popularity.expand(len(chunk), -1)
             followed = successors.scores(last) + plain / (popularity.sum() + 1)  # the second part is below 1
             for name, scores in (("popularity", plain), ("successor", followed)):
@@ -183,7 +186,8 @@ class Latent(Method):
         for name, parts in ranks.items():
             rank = np.concatenate(parts)
             columns = {**ranking_columns(rank), "rank": rank, "target": cases.target}
-            result[name] = Evaluation(_rows(ctx, cases, index, columns, 0), "NDCG@10", METRICS)
+            columns["depth_used"] = np.zeros(len(rank))
+            result[name] = Evaluation(_rows(ctx, cases, index, columns), "NDCG@10", RANKING)
         return result
 
     # --- answering and showing -----------------------------------------------------------------
@@ -193,57 +197,64 @@ class Latent(Method):
     ) -> list[dict[str, Any]]:
         """Answer ``{"history": [item ids], "k": 10}`` or ``{"user": id}`` (the user's whole known history).
 
-        Each answer: ``{"items": [{"id", "title", "score"}, ...], "depth"}``; ``unknown`` names items of
+        ``"depth": n`` in a request spends exactly n steps on it, whatever the policy; without it the
+        policy of the run decides, at most ``depth``.
+
+        Each answer: ``{"items": [{"id", "title", "score"}, ...], "depth"}``, the depth that was used;
+        ``stopped`` says why, where a policy or a deadline decided; ``unknown`` names items of
         the history that are not in the catalogue and were left out; ``note`` says that popularity
         answered where nothing was left. A request that makes no sense gets ``{"error": ...}``.
         """
-        encoder = cast(SequenceEncoder, model)
         codes = {name: code for code, name in enumerate(ctx.dataset.item_ids)}
         with torch.inference_mode():
-            vectors = encoder.item_vectors()
-            return [self._reply(ctx, encoder, vectors, codes, request, depth) for request in requests]
+            answer = Answerer(self.config, ctx, cast(SequenceEncoder, model))
+            return [self._reply(ctx, answer, codes, request, depth) for request in requests]
 
     def _reply(
-        self,
-        ctx: Context,
-        model: SequenceEncoder,
-        vectors: Tensor,
-        codes: dict[str, int],
-        request: dict[str, Any],
-        depth: int,
+        self, ctx: Context, answer: Answerer, codes: dict[str, int], request: dict[str, Any], depth: int
     ) -> dict[str, Any]:
+        began = ctx.meter.now()
         try:
-            history, unknown, k = _parse(ctx, codes, request)
+            asked = _parse(ctx, codes, request, answer.model.steps)
         except ValueError as error:
             return {"error": str(error).replace("\n", " ")}
-        answer: dict[str, Any] = {"items": [], "depth": depth}
+        history, k = asked.history, asked.k
+        reply: dict[str, Any] = {"items": [], "depth": 0}
         seen = None
         if self.config.dataset.candidates != "all" and history:
             seen = (torch.zeros(len(history), dtype=torch.int64), torch.tensor(history))
-            k = min(k, len(vectors) - len(set(history)))
+            k = min(k, len(codes) - len(set(history)))
         if history:
-            items = torch.tensor([history[-model.max_length :]])
-            length = torch.tensor([items.shape[1]])
-            _, scores, _, top = self._answer(ctx, model, vectors, items, length, depth, seen, k)
+            items = torch.tensor([history[-answer.model.max_length :]])
+            found = answer(
+                items,
+                torch.tensor([items.shape[1]]),
+                depth if asked.depth is None else asked.depth,
+                seen,
+                k=k,
+                fixed=asked.depth is not None,
+                began=began,
+            )
+            scores, top = found.scores, found.top
+            reply["depth"] = int(found.served.depth[0])
+            if asked.depth is None and (reason := answer.reason(found.served, depth)):
+                reply["stopped"] = reason
         else:
             scores = torch.as_tensor(ctx.data.train_counts, device=ctx.device)[None].float()
             top = scores.topk(min(k, scores.shape[1])).indices
-            answer |= {
-                "depth": 0,
-                "note": "no known item in the history: the most popular items, by popularity",
-            }
+            reply["note"] = "no known item in the history: the most popular items, by popularity"
         titles = titles_of(ctx.dataset)
-        answer["items"] = [
+        reply["items"] = [
             {"id": ctx.dataset.item_ids[i], "title": titles[i], "score": float(scores[0, i])}
             for i in top[0].tolist()
         ]
-        if unknown:
-            answer["unknown"] = unknown
-        return answer
+        if asked.unknown:
+            reply["unknown"] = asked.unknown
+        return reply
 
     def inspect(self, ctx: Context, model: nn.Module, example: str) -> list[Figure]:
         """What each latent step did to the answer for one test user ('' = one with a history of median length)."""
-        from reason.methods.latent.explain import figures
+        from reason.methods.latent.show import figures
 
         return figures(self.config, ctx, cast(SequenceEncoder, model), example)
 
@@ -270,11 +281,11 @@ class Successors:
         return torch.from_numpy(scores)
 
 
-def _mask(seen: tuple[Tensor, Tensor], shape: Sequence[int]) -> Tensor:
-    """(rows, items) -> bool of ``shape``, True at each of them."""
-    mask = torch.zeros(tuple(shape), dtype=torch.bool)
-    mask[seen] = True
-    return mask
+def head_items(counts: np.ndarray) -> np.ndarray:
+    """(N,) bool: the fifth of the items that occur most in training; ties go to the lower code."""
+    head = np.zeros(len(counts), dtype=bool)
+    head[np.argsort(-counts, kind="stable")[: -(-len(counts) // 5)]] = True
+    return head
 
 
 def titles_of(dataset: Any) -> list[str]:
@@ -283,32 +294,53 @@ def titles_of(dataset: Any) -> list[str]:
     return [title or text for title, text in zip(titles, dataset.item_text, strict=True)]
 
 
-def _rows(
-    ctx: Context, cases: Any, index: np.ndarray, columns: dict[str, np.ndarray], depth: int
-) -> pa.Table:
+def _rows(ctx: Context, cases: Any, index: np.ndarray, columns: dict[str, np.ndarray]) -> pa.Table:
     fixed = {
         "id": pa.array(cases.id[index].tolist(), pa.string()),
-        "depth_used": np.full(len(index), float(depth)),
         "history": cases.history[index],
         "target_count": cast(Any, ctx.data).train_counts[cases.target[index]],
     }
-    return pa.table(fixed | columns)
+    lists = {
+        name: pa.array(list(column.astype(np.int32))) for name, column in columns.items() if column.ndim == 2
+    }
+    return pa.table(fixed | columns | lists)
 
 
-def _parse(ctx: Context, codes: dict[str, int], request: dict[str, Any]) -> tuple[list[int], list[str], int]:
-    """History as codes, the ids that are unknown, and k. Raises ValueError, in words for the asker."""
+@dataclass(frozen=True)
+class Asked:
+    """A request, understood."""
+
+    history: list[int]  # item codes, oldest first; what is unknown is left out
+    unknown: list[str]  # ids of the history that are not in the catalogue
+    k: int  # items wanted
+    depth: int | None  # steps asked for; None: the policy decides
+
+
+_KEYS = ("history", "user", "k", "depth")
+
+
+def _parse(ctx: Context, codes: dict[str, int], request: dict[str, Any], steps: int) -> Asked:
+    """Raises ValueError, in words for the asker."""
     if not isinstance(request, dict) or ("history" in request) == ("user" in request):
         raise DataError(
-            'A request is {"history": [item ids]} or {"user": id}, with "k" if not 10 items are wanted.'
+            'A request is {"history": [item ids]} or {"user": id}, with "k" if not 10 items are wanted '
+            'and "depth" for a number of steps of its own.'
         )
-    if extra := sorted(set(request) - {"history", "user", "k"}):
-        raise DataError(f"Unknown key {extra[0]!r} in the request.", 'Known: "history", "user", "k".')
-    k = request.get("k", TOP)
-    if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= len(codes):
-        raise DataError(f'"k" is {k!r}; it must be a whole number from 1 to {len(codes)}.')
+    if extra := sorted(set(request) - set(_KEYS)):
+        raise DataError(
+            f"Unknown key {extra[0]!r} in the request.", f"Known: {', '.join(map(json.dumps, _KEYS))}."
+        )
+    k, depth = request.get("k", TOP), request.get("depth")
+    for name, value, least, most in (("k", k, 1, len(codes)), ("depth", depth, 0, steps)):
+        if value is None and name == "depth":
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            raise DataError(f'"{name}" is {value!r}; it must be a whole number from {least} to {most}.')
     if "user" in request:
-        return ctx.dataset.history(ctx.dataset.find(str(request["user"]))).tolist(), [], k
+        history = ctx.dataset.history(ctx.dataset.find(str(request["user"]))).tolist()
+        return Asked(history, [], k, depth)
     if not isinstance(request["history"], list):
         raise DataError(f'"history" must be a list of item ids, oldest first, not {request["history"]!r}.')
     names = [str(name) for name in request["history"]]
-    return [codes[n] for n in names if n in codes], [n for n in names if n not in codes], k
+    known = [codes[n] for n in names if n in codes]
+    return Asked(known, [n for n in names if n not in codes], k, depth)

@@ -35,8 +35,12 @@ def temperatures(config: LatentConfig, steps: int) -> list[float]:
 
 def read(config: LatentConfig, states: Tensor) -> Tensor:
     """The state that answers, from the states r_0..r_k: (..., k + 1, d) -> (..., d)."""
-    mean = config.readout == "mean" or (config.readout == "auto" and config.loss == "erl")
-    return states.mean(-2) if mean else states[..., -1, :]
+    return states.mean(-2) if reads_mean(config) else states[..., -1, :]
+
+
+def reads_mean(config: LatentConfig) -> bool:
+    """Whether the mean of all states answers, or the last one."""
+    return config.readout == "mean" or (config.readout == "auto" and config.loss == "erl")
 
 
 def terms(config: LatentConfig, steps: int) -> list[str]:
@@ -66,12 +70,12 @@ def losses(
         stop: the step after which the term "anytime" reads.
     """
     depth, names = model.steps, terms(config, model.steps)
-    clean, noisy = model.reason(batch["items"], noise=noise)  # (B, T, K + 1, d), (B, T, K, d)
+    items = model.item_vectors()  # once: what goes in and what is scored carry the same randomness
+    clean, noisy = model.reason(batch["items"], noise=noise, vectors=items)  # (B, T, K + 1, d), (B, T, K, d)
     real = batch["targets"] != IGNORED  # (B, T)
     prefix = real.flatten().nonzero().squeeze(1)  # (M,)
     states = clean.flatten(0, 1).index_select(0, prefix)  # (M, K + 1, d)
     target = batch["targets"].flatten().index_select(0, prefix)  # (M,)
-    items = model.item_vectors()
     tau = temperatures(config, depth)
 
     def cross_entropy(state: Tensor, tau: float) -> Tensor:

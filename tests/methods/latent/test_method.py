@@ -11,9 +11,7 @@ from reason.engine.meter import Stopwatch
 from reason.engine.parallel import World
 from reason.engine.session import Session
 from reason.errors import ConfigError, DataError
-from reason.methods.figures import HeatMap, Lines, Table
 from reason.methods.latent.config import LatentConfig
-from reason.methods.latent.explain import trace
 
 WORDS = [
     "dataset=synthetic-interactions", "dataset.users=60", "dataset.items=40", "dataset.categories=4",
@@ -148,7 +146,7 @@ def test_baselines_rank_the_same_rows(session):
     mine = judge(session, 0)
     for evaluation in found.values():
         assert column(evaluation, "id").tolist() == column(mine, "id").tolist()
-        assert evaluation.metrics == mine.metrics
+        assert evaluation.metrics.items() <= mine.metrics.items()
 
 
 def test_requests_are_answered(session):
@@ -199,63 +197,6 @@ def test_bad_requests_are_told_why(session, request_, says):
     bad, fine = session.method.predict(session.ctx, session.network, [request_, good], 1)
     assert says in bad["error"] and "\n" not in bad["error"]
     assert len(fine["items"]) == 10
-
-
-@pytest.mark.parametrize("depth", [0, 2])
-def test_inspect_shows_history_answers_and_steps(tmp_path, depth):
-    session = begin(tmp_path, f"depth={depth}", "train_depth=2")
-    with torch.no_grad():
-        figures = session.method.inspect(session.ctx, session.network, session.ctx.data.test.id[3])
-    history, top, *rest = figures
-    assert isinstance(history, Table) and isinstance(top, Table) and isinstance(rest[-1], Lines)
-    assert top.columns == ["place", *(f"step {k}" for k in range(depth + 1))] and len(top.rows) == 10
-    titles = session.ctx.dataset.item_fields["title"]
-    scores, _ = scores_by_hand(session, 3, depth)
-    for row, item in zip(top.rows, scores.topk(10).indices, strict=True):
-        assert row[-1].startswith(titles[item])
-    assert len(rest) == (4 if depth else 1)
-    for name, curve in rest[-1].series.items():
-        assert len(curve) == depth + 1 and all(0 <= x <= 1 for x in curve), name
-    if depth:
-        table, gain, seen, _ = rest
-        assert isinstance(table, Table) and isinstance(gain, HeatMap) and isinstance(seen, HeatMap)
-        for row in table.rows:
-            assert row[1] + row[2] + row[3] == pytest.approx(row[4], abs=3e-3)
-        for k, row in enumerate(seen.values):
-            assert sum(row) == pytest.approx(1, abs=1e-5) and not any(row[len(row) - depth + k + 1 :])
-
-
-def test_moves_between_steps_are_marked(session):
-    with torch.no_grad():
-        top = session.method.inspect(session.ctx, session.network, "")[1]
-    assert isinstance(top, Table)
-
-    def name(cell):
-        for mark in (" (new)", " ↑", " ↓"):
-            cell = cell.split(mark)[0]
-        return cell
-
-    marks = 0
-    for k in (1, 2):
-        before = [name(row[k]) for row in top.rows]
-        for place, row in enumerate(top.rows):
-            cell, item = row[k + 1], name(row[k + 1])
-            move = before.index(item) - place if item in before else None
-            mark = " (new)" if move is None else "" if not move else f" ↑{move}" if move > 0 else f" ↓{-move}"
-            assert cell == item + mark
-            marks += bool(mark)
-    assert marks
-
-
-def test_contributions_of_steps_sum_to_the_change_of_the_score(session):
-    items = torch.tensor([1, 5, 9, 3])
-    with torch.no_grad():
-        found = trace(session.plan.config, session.network, items, 2)
-        states, _ = session.network.reason(items[None])
-    torch.testing.assert_close(
-        found.contributions.sum(0), found.scores[-1] - found.scores[0], atol=1e-5, rtol=0
-    )
-    torch.testing.assert_close(found.states, states[0, -1], atol=1e-5, rtol=0)
 
 
 def test_unknown_user_is_refused_with_the_nearest(session):

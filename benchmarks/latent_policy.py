@@ -1,0 +1,159 @@
+"""Claim: depth on demand saves the time that it promises: at least 80 % of it at batch 1, 60 % at batch 256.
+
+A policy that spends c of K latent steps on average promises the time of a fixed depth c. Both are measured,
+the fixed depths 0..K and every policy, over the same requests: encoder, steps and the policy's own
+tests (with the shortlist that some of them draw up at step 0), without the final ranking.
+
+    share = (time at fixed K - time of the policy) / (time at fixed K - time at fixed c)
+
+with the time at a c between two depths on the line between them. The model is one whose steps matter
+(d = 256, 4 layers, K = 6), its weights random and its thresholds solved for c = 2 on the timed requests themselves:
+nothing is claimed about accuracy. The rival of the batch is the rule as it is usually shown, which runs
+all K steps and only then selects one: it saves nothing, by construction.
+
+    python benchmarks/latent_policy.py [--quick] [--items 3416] [--compact 0.75]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from reason.backbones.config import SasrecConfig
+from reason.backbones.encoder import SequenceEncoder
+from reason.methods.latent.calibrate import fit_router
+from reason.methods.latent.config import FEATURES, LatentConfig
+from reason.methods.latent.policy import LESS_IS_SURER, Measure, Policy, Stop, features, solve
+from reason.methods.latent.serve import Reasoning, serve
+
+TARGETS = {1: 0.8, 256: 0.6}
+STEPS, LAYERS, LENGTH, MEAN = 6, 4, 50, 2.0
+TESTS = ("cos", "kl", "margin", "overlap", "entropy")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer repeats, under a minute")
+    parser.add_argument("--items", type=int, default=3416, help="size of the catalogue")
+    parser.add_argument(
+        "--compact", type=float, default=0.75, help="share of held rows at which they are moved"
+    )
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    sizes = SasrecConfig(hidden=256, layers=LAYERS, heads=2, ffn=1024, max_length=LENGTH)
+    model = SequenceEncoder(sizes, num_items=args.items, steps=STEPS).eval()
+    with torch.no_grad():  # weights that turn the state about, so that requests differ
+        for name, parameter in model.named_parameters():
+            if "norm" not in name:
+                parameter.mul_(4)
+    items = torch.randint(0, args.items, (256, LENGTH))
+    length = torch.full((256,), LENGTH)
+    config = LatentConfig()
+    print(
+        f"d=256, ffn 1024, {LAYERS} layers, L={LENGTH}, K={STEPS}, {args.items} items, fp32, 1 thread; "
+        f"mean depth {MEAN:g} wanted"
+    )
+    held: dict[str, dict[str, float]] = {}
+    with torch.inference_mode():
+        vectors = model.item_vectors()
+
+        def start(rows: slice, depth: int) -> Reasoning:
+            return Reasoning(config, model, vectors, items[rows], length[rows], depth)
+
+        policies = {name: fit(name, lambda: start(slice(0, 256), STEPS)) for name in (*TESTS, "router")}
+        log_counts = torch.zeros(args.items)
+        for batch, repeats in ((256, 7 if args.quick else 25), (1, 3 if args.quick else 9)):
+            slices = [slice(a, a + batch) for a in range(0, 256 if batch > 1 else 64, batch)]
+            used: dict[str, float] = {}
+
+            def answer(policy: Policy | None, depth: int, slices: list[slice] = slices) -> float:
+                spent = 0.0
+                for rows in slices:
+                    test = Stop(policy, log_counts) if policy else None
+                    spent += float(serve(start(rows, depth), test, compact=args.compact).depth.sum())
+                return spent
+
+            calls: dict[str, Callable[[], float]] = {
+                f"fixed {k}": lambda k=k: answer(None, k) for k in range(STEPS + 1)
+            }
+            calls |= {name: lambda policy=policy: answer(policy, STEPS) for name, policy in policies.items()}
+            times: dict[str, list[float]] = {name: [] for name in calls}
+            for turn in range(repeats + 1):
+                for name, call in calls.items():
+                    begin = time.thread_time()  # the one thread's own time: neighbours do not count
+                    spent = call()
+                    if turn:
+                        times[name].append(1e3 * (time.thread_time() - begin) / len(slices))
+                        used[name] = spent / (len(slices) * batch)
+            held[str(batch)] = report(batch, times, used)
+    worst = {b: min(shares.values()) for b, shares in held.items()}
+    result = {
+        "benchmark": "latent_policy",
+        "ratio": round(worst["256"], 4),
+        "target": TARGETS[256],
+        "ratio_batch_1": round(worst["1"], 4),
+        "target_batch_1": TARGETS[1],
+        "holds": all(worst[str(b)] >= target for b, target in TARGETS.items()),
+        "spread": [round(min(held["256"].values()), 4), round(max(held["256"].values()), 4)],
+        "shares": {b: {name: round(s, 3) for name, s in shares.items()} for b, shares in held.items()},
+    }
+    print(json.dumps(result))
+    return 0 if result["holds"] else 1
+
+
+def fit(name: str, start: Callable[[], Reasoning]) -> Policy:
+    """The policy whose requests take ``MEAN`` steps on average, on the very requests that are timed."""
+    policy = Policy(name, 0.0, 0 if name == "router" else 1, [1.0] * (STEPS + 1), 200)
+    run = start()
+    if name == "router":
+        measure = Measure(policy, torch.zeros(len(run.vectors)))
+        x = features(list(FEATURES), measure, run).double().numpy()
+        gain = np.random.default_rng(0).normal(size=len(x)) + (x[:, 4] - x[:, 4].mean()) / (
+            x[:, 4].std() + 1e-9
+        )
+        router = fit_router(list(FEATURES), x, gain)
+        score = (x - router.mean) / router.scale @ np.array(router.weight)
+        bar = solve(torch.from_numpy(-score - router.bias)[:, None], MEAN / STEPS, 0)
+        return replace(policy, threshold=bar, router=router)
+    measure = Measure(policy)
+    columns = [torch.full((len(run.items),), -torch.inf)]
+    for _ in range(1, STEPS):
+        run.step()
+        columns.append(measure(run))
+    bar = solve(torch.stack(columns, 1), MEAN, 1)
+    return replace(policy, threshold=-bar if name in LESS_IS_SURER else bar)
+
+
+def report(batch: int, times: dict[str, list[float]], used: dict[str, float]) -> dict[str, float]:
+    """Print one batch size; the share of the promised saving that each policy reaches."""
+    ms = {name: np.array(t) for name, t in times.items()}
+    fixed = np.stack([ms[f"fixed {k}"] for k in range(STEPS + 1)])  # (K + 1, rounds)
+    print(f"\nbatch {batch}: CPU ms per batch, median of {fixed.shape[1]} rounds")
+    print(f"{'':12}{'mean depth':>12}{'ms':>10}{'fixed, same':>14}{'saved':>9}{'of promised':>13}")
+    for k in range(STEPS + 1):
+        print(f"{f'fixed {k}':12}{k:12.2f}{np.median(fixed[k]):10.3f}")
+    shares = {}
+    for name in (n for n in ms if not n.startswith("fixed")):
+        low = min(int(used[name]), STEPS - 1)
+        line = fixed[low] + (used[name] - low) * (fixed[low + 1] - fixed[low])
+        saved = np.median(fixed[STEPS] - ms[name])
+        shares[name] = float(saved / np.median(fixed[STEPS] - line))
+        print(
+            f"{name:12}{used[name]:12.2f}{np.median(ms[name]):10.3f}{np.median(line):14.3f}"
+            f"{saved / np.median(fixed[STEPS]):9.1%}{shares[name]:13.1%}"
+        )
+    return shares
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""`reason study`: whether deeper reasoning is worth it, for whom, and at what cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reason.cli.arguments import RUNS, Json, Runs, _anything
+
+
+def study(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME ...]",
+            help="Methods, experiments, sweeps or runs, with their base; none means every finished run.",
+            show_default=False,
+            autocompletion=_anything,
+        ),
+    ] = None,
+    json: Json = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot",
+            metavar="FILE",
+            help="Also draw accuracy against mean depth, and what depth brings to whom.",
+            show_default=False,
+        ),
+    ] = None,
+    runs: Runs = RUNS,
+) -> None:
+    """Ask whether deeper reasoning pays: for whom, against luck, case by case, at what cost.
+
+    Example: reason study latent --plot study.png
+    """
+    from reason.cli.output import emit_json, say, show
+
+    if plot is not None:
+        from reason.reports.plots import check_picture
+
+        check_picture(plot)
+    from reason.reports.study import as_dict, studies
+
+    found = studies(runs, names or [])
+    if json:
+        emit_json({"schema": 1, "studies": [as_dict(s) for s in found]})
+    else:
+        from reason.reports.study.sheets import StudyView
+
+        for one in found:
+            show(StudyView(one))
+    for remark in dict.fromkeys(n for s in found for n in [*s.evidence.table.notes, *s.evidence.notes]):
+        say(remark)
+    if plot is not None:
+        from reason.reports.study.picture import draw_studies
+
+        for path in draw_studies(found, plot):
+            say(f"picture: {path}")

@@ -1,0 +1,322 @@
+"""From a comparison to models: what each did at every depth, example by example, all in one order.
+
+A *model* is what was trained once for each seed and judged at several depths. A *policy* is a way of
+judging it where each request is given a depth of its own; it is told by the rows (``depth_used``
+differs) or by the configuration, and belongs to the model whose weights it used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from reason.errors import ConfigError, ReasonError, RunError
+from reason.methods.base import Cohort
+from reason.metrics.statistics import Difference, Rows, holm, paired_differences
+from reason.reports.comparison import ALPHA, BASE, METHOD, Comparison, Entry, _labels, compare_frame
+from reason.reports.frame import Frame, Key, Point, frames
+
+# Columns whose mean is told at every depth where the rows have them, and what it says.
+MEANS = {
+    "step_cosine": "cosine of the last two states (1: the last step changed nothing)",
+    "tail@10": "share of the answer's items that are not among the most frequent fifth",
+    "popularity@10": "mean occurrences in training of the answer's items",
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a model did at one depth, or under one policy, over its seeds."""
+
+    label: str
+    entry: Entry
+    rows: dict[int, Rows]  # seed -> outcome, in the order of ``Evidence.ids``
+    used: dict[int, np.ndarray]  # seed -> (n,) depth that each example was given
+    means: dict[str, float] = field(default_factory=dict)  # of MEANS, over examples and seeds
+
+    @property
+    def depth(self) -> int:
+        """The depth asked for; of a policy the most that it may spend."""
+        return self.entry.depth or 0
+
+    @property
+    def mean_depth(self) -> float:
+        return float(np.mean([used.mean() for used in self.used.values()]))
+
+    @property
+    def ms(self) -> float | None:
+        """Latency of the median request, over seeds."""
+        return self.entry.costs.get("latency_p50_ms")
+
+    @property
+    def overall(self) -> dict[str, float]:
+        """Numbers of a whole evaluation that are no ratio of sums over rows; means over seeds."""
+        told = [p.entry.get("overall") or {} for p in self.entry.points]
+        return {
+            name: float(np.mean([t[name] for t in told])) for name in told[0] if all(name in t for t in told)
+        }
+
+
+@dataclass
+class Model:
+    """One configuration trained for one depth, over its seeds."""
+
+    label: str
+    key: Key
+    depths: dict[int, Outcome]  # judged at, ascending
+    base: Outcome | None  # the same backbone trained without the method
+    chosen: int | None  # the depth that validation chooses; None where it had no choice
+    policies: list[Outcome] = field(default_factory=list)
+
+    @property
+    def train_depth(self) -> int:
+        return self.key.train_depth
+
+    @property
+    def least(self) -> int:
+        return min(self.depths)
+
+    @property
+    def deep(self) -> int:
+        """The depth that stands for "deep": validation's choice, or the deepest where that is the least."""
+        return self.chosen if self.chosen is not None and self.chosen > self.least else max(self.depths)
+
+    @property
+    def deep_is(self) -> str:
+        """Where ``deep`` comes from, in words."""
+        if self.chosen == self.deep:
+            return "chosen on validation"
+        return f"the deepest; validation chooses {self.chosen}" if self.chosen is not None else "the deepest"
+
+
+@dataclass
+class Evidence:
+    """All that a study reads: models, bases, and what is known of each example."""
+
+    table: Comparison
+    ids: np.ndarray  # (n,)
+    models: list[Model]
+    bases: list[Outcome]
+    cohorts: dict[str, tuple[Cohort, ...]]  # method -> what its card lists
+    columns: dict[str, np.ndarray]  # (n,) by column of a cohort
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def sign(self) -> int:
+        """1 where a larger metric is better, else -1."""
+        return 1 if self.table.larger_is_better else -1
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A paired difference, tested beside others."""
+
+    difference: Difference
+    p: float  # after Holm's correction
+    tests: int  # that were corrected together
+
+    @property
+    def distinguishable(self) -> bool:
+        return self.difference.distinguishable and self.p < ALPHA
+
+    def verdict(self, sign: int) -> str:
+        if not self.distinguishable:
+            return "not distinguishable"
+        return "better" if sign * self.difference.value > 0 else "worse"
+
+
+def tested(found: Sequence[Difference | None]) -> list[Tested | None]:
+    """Differences that are looked at together, their p values corrected together; None stays None."""
+    corrected = iter(holm([d.p for d in found if d is not None]))
+    count = sum(d is not None for d in found)
+    return [None if d is None else Tested(d, next(corrected), count) for d in found]
+
+
+Pair = tuple[Mapping[int, Rows], Mapping[int, Rows]]
+
+
+def compared(pairs: Sequence[Pair | None], **keys: int) -> list[Difference | None]:
+    """The paired difference of every pair, from the same resamples; None stays None, and so does a pair
+    without a seed in common."""
+    possible = [p for p in pairs if p is not None and p[0].keys() & p[1].keys()]
+    found = iter(paired_differences(possible, **keys) if possible else [])
+    return [next(found) if p is not None and p[0].keys() & p[1].keys() else None for p in pairs]
+
+
+def pooled(rows: Mapping[int, Rows], index: np.ndarray | slice = slice(None)) -> float:
+    """The metric over all seeds, of some of the examples."""
+    up = sum(float(r.numerator[index].sum()) for r in rows.values())
+    down = sum(
+        float(len(r.numerator[index]) if r.denominator is None else r.denominator[index].sum())
+        for r in rows.values()
+    )
+    return up / down
+
+
+def shared(outcomes: Iterable[Outcome]) -> list[int]:
+    """The seeds that all of them have.
+
+    Raises:
+        ValueError: there is none.
+    """
+    sets = [set(o.rows) for o in outcomes]
+    seeds = sorted(set.intersection(*sets))
+    if not seeds:
+        raise ValueError("no seed is common to all its depths. Judge each depth for the same seeds")
+    return seeds
+
+
+# --- gathering ----------------------------------------------------------------------------------
+
+
+def gather(frame: Frame) -> Evidence:
+    """The models of a frame with their rows.
+
+    Raises:
+        RunError: rows that cannot be read.
+    """
+    table = compare_frame(frame)
+    runs = [e for e in table.entries if e.points]
+    cohorts = {e.key.method: _cohorts(e.key.method) for e in runs if e.key}
+    wanted = {c.column for own in cohorts.values() for c in own}
+    ids = runs[0].rows[min(runs[0].rows)].id
+    evidence = Evidence(table, ids, [], [], cohorts, {})
+    outcomes: dict[int, Outcome] = {}
+    for entry in runs:
+        try:
+            outcomes[id(entry)] = _outcome(entry, evidence, wanted)
+        except ValueError as error:
+            evidence.notes.append(f"{entry.name} is left out: {error}")
+    evidence.bases = [outcomes[id(e)] for e in runs if e.kind == BASE and id(e) in outcomes]
+    methods = [e for e in runs if e.kind == METHOD and id(e) in outcomes]
+    policies = [e for e in methods if _is_policy(outcomes[id(e)])]
+    fixed = [e for e in methods if e not in policies]
+    labels = _labels(list(dict.fromkeys(e.key for e in fixed if e.key)))
+    families: dict[tuple, list[Entry]] = {}
+    for entry in fixed:
+        assert entry.key
+        families.setdefault(entry.key.family, []).append(entry)
+    for members in families.values():
+        members.sort(key=lambda e: e.depth or 0)
+        evidence.models.append(_model(members, labels, outcomes, evidence))
+    for entry in policies:
+        _attach(outcomes[id(entry)], evidence)
+    return evidence
+
+
+def _cohorts(method: str) -> tuple[Cohort, ...]:
+    from reason import registry
+
+    try:
+        return registry.card("methods", method).cohorts
+    except ReasonError:  # its package is no longer installed
+        return ()
+
+
+def _outcome(entry: Entry, evidence: Evidence, wanted: set[str]) -> Outcome:
+    rows, used, means = {}, {}, {}
+    for point in entry.points:
+        here = entry.rows[point.seed]
+        order = _order(here.id, evidence.ids)
+        columns = _columns(point, {"depth_used", *MEANS, *(wanted - evidence.columns.keys())})
+        down = None if here.denominator is None else here.denominator[order]
+        rows[point.seed] = Rows(evidence.ids, here.numerator[order], down)
+        depth = columns.pop("depth_used", None)
+        used[point.seed] = np.full(len(order), float(point.depth)) if depth is None else depth[order]
+        for name in wanted & columns.keys():
+            evidence.columns[name] = columns[name][order]
+        for name in MEANS.keys() & columns.keys():
+            means.setdefault(name, []).append(float(columns[name].mean()))
+    complete = {name: float(np.mean(v)) for name, v in means.items() if len(v) == len(entry.points)}
+    return Outcome(
+        entry.label, entry, rows, used, {name: complete[name] for name in MEANS if name in complete}
+    )
+
+
+def _order(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """The places in ``ids`` of each of ``wanted``."""
+    if np.array_equal(ids, wanted):
+        return np.arange(len(ids))
+    mine, theirs = np.argsort(ids), np.argsort(wanted)
+    if not np.array_equal(ids[mine], wanted[theirs]):
+        raise ValueError("it was judged on other examples")
+    order = np.empty(len(ids), dtype=np.int64)
+    order[theirs] = mine
+    return order
+
+
+def _columns(point: Point, names: set[str]) -> dict[str, np.ndarray]:
+    """Those of the columns that the rows of a run have, as floats."""
+    import pyarrow as pa
+    from pyarrow import feather
+
+    path = point.folder / point.entry["rows"]
+    try:
+        with pa.ipc.open_file(str(path)) as file:
+            there = [n for n in file.schema.names if n in names]
+        table = feather.read_table(path, columns=there) if there else None
+        return {n: np.asarray(table.column(n).to_numpy(), dtype=float) for n in there} if table else {}
+    except (OSError, pa.ArrowException, ValueError) as error:
+        raise RunError(
+            f"{path} cannot be read as rows: {error}", "Evaluate the run again (`reason evaluate RUN`)."
+        ) from error
+
+
+def _is_policy(outcome: Outcome) -> bool:
+    told = outcome.entry.points[0]
+    policy = told.config.get(f"{told.result['method']}.policy")
+    return policy not in (None, "fixed") or any(np.ptp(used) > 0 for used in outcome.used.values())
+
+
+def _model(
+    members: list[Entry], labels: dict[Key, str], outcomes: dict[int, Outcome], evidence: Evidence
+) -> Model:
+    deepest = members[-1]
+    assert deepest.key
+    base = next((b for b in evidence.bases if b.entry.name == deepest.reference), None)
+    chosen = next((e.depth for e in members if e.chosen), None)
+    depths = {e.depth or 0: outcomes[id(e)] for e in members}
+    return Model(labels[deepest.key], deepest.key, depths, base, chosen)
+
+
+def _owner(point: Point) -> str:
+    """The run that trained the weights."""
+    return point.result.get("trained_by") or point.run
+
+
+def _attach(policy: Outcome, evidence: Evidence) -> None:
+    """Give a policy to the model whose weights it used; of several readings of them to the most alike."""
+    assert policy.entry.key
+    settings = dict(policy.entry.key.settings)
+    owners = {_owner(p) for p in policy.entry.points}
+    candidates = [
+        m for m in evidence.models
+        if owners & {_owner(p) for o in m.depths.values() for p in o.entry.points}
+    ]  # fmt: skip
+    if not candidates:
+        evidence.notes.append(
+            f"{policy.label} decides depths case by case, and its model was not judged at fixed depths: it is "
+            f"left out. `reason evaluate {policy.entry.points[0].run}` with the policy fixed judges them."
+        )
+        return
+    own = min(candidates, key=lambda m: sum(settings.get(k) != v for k, v in m.key.settings))
+    prefix = f"{own.key.method}."
+    apart = [(k.removeprefix(prefix), settings[k]) for k, v in own.key.settings if settings.get(k) != v]
+    words = [v if k == "policy" else f"{k}={v}" for k, v in apart if v != "None"]
+    label = " ".join(words) or f"policy up to {policy.depth}"
+    own.policies.append(Outcome(label, policy.entry, policy.rows, policy.used, policy.means))
+
+
+def bases_elsewhere(root: object, frame: Frame) -> list[str]:
+    """Experiments under ``root`` whose base runs belong to the data of ``frame`` but were not named."""
+    known = {(k.method, k.backbone) for k in frame.groups}
+    try:
+        others = frames(str(root))
+    except ConfigError:
+        return []
+    return sorted({
+        k.experiment for other in others if other.what == frame.what
+        for k in other.groups if k.train_depth == 0 and (k.method, k.backbone) in known
+    })  # fmt: skip

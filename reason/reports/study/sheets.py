@@ -1,0 +1,472 @@
+"""A study as tables: for the terminal, where the least important columns go first, and for pages of markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.text import Text
+
+from reason.metrics.statistics import Interval
+from reason.reports import words
+from reason.reports.study import SECTIONS, Study
+from reason.reports.study.cohorts import FEWEST, CohortResult
+from reason.reports.study.models import MEANS, Tested
+from reason.reports.study.oracle import Oracle
+from reason.reports.study.policies import PolicyResult
+from reason.reports.study.shares import AT_RANDOM, ShareResult
+from reason.reports.study.triangle import Line
+from reason.reports.tables import _Column, _fitted, _Signs
+from reason.reports.terminal import title
+
+HEADINGS = {
+    "answer": "Is it worth it?",
+    "triangle": "Trained for, and judged at",
+    "cohorts": "For whom?",
+    "oracle": "The best depth for each, and the luck in it",
+    "policies": "Depth decided case by case",
+    "deep": "Only some answered deep",
+}
+UNICODE = _Signs("◂", "▲", "▼", "≈")
+
+
+@dataclass
+class Sheet:
+    """One table, its title above and what a reader has to know below."""
+
+    title: str
+    columns: list[_Column]
+    notes: list[str] = field(default_factory=list)
+    styles: list[str] = field(default_factory=list)
+    rules: set[int] = field(default_factory=set)
+
+    @property
+    def height(self) -> int:
+        return len(self.columns[0].cells)
+
+
+def section(
+    study: Study, name: str, signs: _Signs = UNICODE, width: int | None = None
+) -> tuple[list[Sheet], list[str]]:
+    """The tables of one section, and remarks on it as a whole.
+
+    Args:
+        width: characters there are; a triangle too wide for them leaves its intervals out.
+    """
+    sheets, remarks = _SECTIONS[name](study, signs, width) if study.evidence.models else ([], [])
+    return sheets, [*remarks, *(f"Not computed: {why}" for why in study.missing[name])]
+
+
+# --- the terminal ---------------------------------------------------------------------------------
+
+
+@dataclass
+class StudyView:
+    """All sections of a study, drawn with rich."""
+
+    study: Study
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        signs = UNICODE if not options.ascii_only else _Signs.of(options)
+        t = self.study.evidence.table
+        over = f"{t.split} split, {t.n:,} {t.units['example']}s"
+        yield title(f"{t.accuracy} on {t.dataset}, {over}. Depth: {', '.join(t.depth_units)}")
+        for name in SECTIONS:
+            sheets, remarks = section(self.study, name, signs, options.max_width)
+            yield Text()
+            yield Text(HEADINGS[name], style="bold underline")
+            for sheet in sheets:
+                yield Text()
+                if sheet.title:
+                    yield title(sheet.title)
+                drawn, dropped = _fitted(
+                    sheet.columns, options.max_width, sheet.styles or [""] * sheet.height, sheet.rules
+                )
+                yield drawn
+                for line in sheet.notes:
+                    yield Text(line)
+                if dropped:
+                    yield Text(
+                        f"Not shown for want of room: {', '.join(dict.fromkeys(dropped))}.", style="dim"
+                    )
+            if remarks:
+                yield Text()
+            for line in remarks:
+                yield Text(line)
+
+
+# --- markdown -------------------------------------------------------------------------------------
+
+
+def markdown(study: Study, name: str) -> str:
+    """One section as markdown: the same tables and remarks, whole."""
+    sheets, remarks = section(study, name)
+    parts = [_markdown(sheet) for sheet in sheets]
+    if remarks:
+        parts.append("\n".join(f"- {_escaped(r)}" for r in remarks) + "\n")
+    return "\n".join(parts)
+
+
+def _markdown(sheet: Sheet) -> str:
+    columns = [c for c in sheet.columns if any(c.cells)]
+    lines = [f"**{_escaped(sheet.title)}**\n"] if sheet.title else []
+    lines.append("| " + " | ".join(_escaped(c.head) for c in columns) + " |")
+    lines.append("| " + " | ".join("---:" if c.right else "---" for c in columns) + " |")
+    for i in range(sheet.height):
+        lines.append("| " + " | ".join(_escaped(c.cells[i]) for c in columns) + " |")
+    lines += ["", *(_escaped(n) for n in sheet.notes)] if sheet.notes else []
+    return "\n".join(lines) + "\n"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|").replace("*", "\\*")
+
+
+# --- words ----------------------------------------------------------------------------------------
+
+
+def mark(test: Tested | None, sign: int, signs: _Signs) -> str:
+    """A difference with its interval and the sign of its verdict."""
+    if test is None:
+        return ""
+    verdict = test.verdict(sign)
+    return f"{words.difference(test.difference)} {({'better': signs.better, 'worse': signs.worse}).get(verdict, signs.unclear)}"
+
+
+def _p(test: Tested | None) -> str:
+    return words.probability(test.p) if test else ""
+
+
+def _value(number: float | None) -> str:
+    return "" if number is None else f"{number:.4f}"
+
+
+def _percent(i: Interval | None) -> str:
+    return "" if i is None else f"{i.value:+.1%} [{i.low:+.1%}, {i.high:+.1%}]"
+
+
+def _gain(i: Interval) -> str:
+    return f"{i.value:+.4f} [{i.low:+.4f}, {i.high:+.4f}]"
+
+
+def _legend(study: Study, signs: _Signs, tests: Sequence[int]) -> str:
+    after = f" after Holm's correction for {_range(tests)} tests" if max(tests, default=0) > 1 else ""
+    return (
+        f"{signs.better} better, {signs.worse} worse, {signs.unclear} not distinguishable at p < 0.05{after}."
+    )
+
+
+def _range(numbers: Sequence[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
+def _over(n: int, seeds: Sequence[int], example: str) -> str:
+    return f"{n:,} {example}s and {len(seeds)} seed{'s' * (len(seeds) != 1)}"
+
+
+# --- the sections ---------------------------------------------------------------------------------
+
+Made = tuple[list[Sheet], list[str]]
+
+
+def _answer(study: Study, signs: _Signs, width: int | None) -> Made:
+    told = study.answer
+    table = study.evidence.table
+    columns = [
+        _Column("", [a.model for a in told], right=False),
+        _Column("depth", [f"{a.deep} {signs.chosen}" if a.deep_is == "chosen on validation" else str(a.deep) for a in told]),
+        _Column("to the base [95%]", [mark(a.to_base, study.sign, signs) for a in told], right=False),
+        _Column("p", [_p(a.to_base) for a in told], 3),
+        _Column("to its own least depth [95%]", [mark(a.to_least, study.sign, signs) for a in told], 2, right=False),
+        _Column("p", [_p(a.to_least) for a in told], 4),
+        _Column("ms", [_times(a.ms_least, a.ms_deep) for a in told], 1),
+    ]  # fmt: skip
+    tests = [t.tests for a in told for t in (a.to_base, a.to_least) if t]
+    notes = [f"{signs.chosen} the depth that validation chooses; else the deepest."]
+    if any(a.ms_deep is not None for a in told):
+        notes.append("ms: the median request at the least depth, and at this one.")
+    if tests:
+        notes.append(_legend(study, signs, tests))
+    remarks = [_sentence(study, i) for i in range(len(told))]
+    if not table.one_device:
+        remarks.append("Times come from several kinds of device and are not set beside each other.")
+    return [Sheet("", columns, notes)], remarks
+
+
+def _times(least: float | None, deep: float | None) -> str:
+    if least is None or deep is None:
+        return ""
+    return words.number(deep) if least == deep else f"{words.number(least)} to {words.number(deep)}"
+
+
+def _sentence(study: Study, place: int) -> str:
+    """What the sections say of one model, in words."""
+    a = study.answer[place]
+    parts = []
+    if a.to_base is not None:
+        parts.append(_verdict(a.to_base, study.sign, "the base"))
+    if a.to_least is not None:
+        parts.append(_verdict(a.to_least, study.sign, f"its own depth {a.least}"))
+    if a.ms_least is not None and a.ms_deep is not None and a.deep != a.least:
+        parts.append(f"a request takes {a.ms_deep / a.ms_least:.1f} times as long as at depth {a.least}")
+    tests = [g.to_base or g.to_least for c in study.cohorts if c.model == a.model for g in c.groups]
+    verdicts = [t.verdict(study.sign) for t in tests if t]
+    if verdicts:
+        better, worse = (verdicts.count(v) or "none" for v in ("better", "worse"))
+        parts.append(f"of {len(verdicts)} groups {better} are served better and {worse} worse")
+    for o in study.oracle:
+        if o.model == a.model and o.null:
+            parts.append(f"the gain of a perfect choice of depth is {o.null.verdict}")
+    mine = [p for p in study.policies if p.model == a.model and p.to_mixture]
+    if mine:
+        won = [p.policy for p in mine if p.to_mixture and p.to_mixture.verdict(study.sign) == "better"]
+        parts.append(
+            f"of {len(mine)} policies {', '.join(won) or 'none'} beat{'s' * (len(won) < 2)} chance at equal depth"
+        )
+    return f"{a.model} at depth {a.deep}: " + "; ".join(parts or ["nothing to set it beside"]) + "."
+
+
+def _verdict(test: Tested, sign: int, other: str) -> str:
+    verdict = test.verdict(sign)
+    return f"not distinguishable from {other}" if verdict.startswith("not") else f"{verdict} than {other}"
+
+
+def _triangle(study: Study, signs: _Signs, width: int | None) -> Made:
+    lines = study.triangle
+    depths = sorted({d for line in lines for d in line.cells})
+    labels = [line.label for line in lines]
+    trained = ["base" if line.base else str(line.train_depth) for line in lines]
+
+    def cells(depth: int, text: Callable[[Any], str]) -> list[str]:
+        return [text(line.cells[depth]) if depth in line.cells else "" for line in lines]
+
+    def columns(text: Callable[[Interval], str]) -> list[_Column]:
+        def marked(cell: Any) -> str:
+            sign = signs.chosen * (2 if cell.best else 1 if cell.chosen else 0)
+            return f"{text(cell.accuracy)} {sign:<{most}}" if most else text(cell.accuracy)
+
+        return [
+            _Column("", labels, right=False),
+            _Column("trained for", trained),
+            *(_Column(f"at {d}", cells(d, marked)) for d in depths),
+            _Column("seeds", [str(len(line.seeds)) for line in lines], 1),
+        ]
+
+    all_cells = [c for line in lines for c in line.cells.values()]
+    most = max((2 if c.best else 1 if c.chosen else 0 for c in all_cells), default=0)
+    whole, notes = columns(words.interval), []
+    if width is not None and sum(c.width + 2 for c in whole) - 2 > width:
+        whole = columns(lambda i: f"{i.value:.4f}")
+        notes.append("The intervals found no room; --json or a wider window has them.")
+    if most:
+        notes.append(f"{signs.chosen} the depth that validation chooses in its line.")
+    if most == 2:
+        notes.append(f"{signs.chosen * 2} what it chooses over all that was trained of one configuration.")
+    rules = {i for i in range(len(lines) - 1) if lines[i].base != lines[i + 1].base}
+    sheets = [Sheet("", whole, notes, ["cyan" if line.base else "" for line in lines], rules)]
+    extra = _beside(lines)
+    if extra:
+        sheets.append(extra)
+    return sheets, []
+
+
+def _beside(lines: list[Line]) -> Sheet | None:
+    """What else is known of the answers at each depth, no accuracy."""
+    rows = [(line, d, cell) for line in lines for d, cell in line.cells.items()]
+    overall = list(dict.fromkeys(n for _, _, c in rows for n in c.overall))
+    means = [n for n in MEANS if any(n in c.means for _, _, c in rows)]
+    if not overall and not means:
+        return None
+    columns = [
+        _Column("", ["" if i and rows[i - 1][0] is line else line.label for i, (line, _, _) in enumerate(rows)], right=False),
+        _Column("trained for", ["base" if line.base else str(line.train_depth) for line, _, _ in rows], 9),
+        _Column("at", [str(d) for _, d, _ in rows]),
+        *(_Column(n, [words.number(c.means.get(n)) for _, _, c in rows]) for n in means),
+        *(_Column(n, [words.number(c.overall.get(n)) for _, _, c in rows], i + 1) for i, n in enumerate(overall)),
+        _Column("ms", [words.number(c.ms) for _, _, c in rows], 8),
+    ]  # fmt: skip
+    notes = [f"{n}: {MEANS[n]}." for n in means]
+    return Sheet("What the answers are like", columns, notes)
+
+
+def _cohorts(study: Study, signs: _Signs, width: int | None) -> Made:
+    sheets = [_cohort(study, c, signs) for c in study.cohorts]
+    if not sheets:
+        return [], []
+    remarks = []
+    tests = [t.tests for c in study.cohorts for g in c.groups for t in (g.to_base, g.to_least) if t]
+    if tests:
+        families = sum(
+            any(getattr(g, to) for g in c.groups) for c in study.cohorts for to in ("to_base", "to_least")
+        )
+        remarks.append(_legend(study, signs, tests))
+        remarks.append(
+            f"p is corrected within each table and reference; {len(tests)} differences in {families} such families "
+            "were tested in all."
+        )
+    if not all(c.known for c in study.cohorts):
+        told = ", ".join(dict.fromkeys(c.column for c in study.cohorts if not c.known))
+        remarks.append(
+            f"{told}: known only with the answer. Good for analysis, of no use for deciding who gets depth."
+        )
+    if any(g.n < FEWEST for c in study.cohorts for g in c.groups):
+        remarks.append(f"Groups of fewer than {FEWEST} are not tested.")
+    return sheets, remarks
+
+
+def _cohort(study: Study, c: CohortResult, signs: _Signs) -> Sheet:
+    groups = c.groups
+    depths = list(groups[0].at)
+    policies = list(groups[0].exits)
+    columns = [
+        _Column(c.column, [g.label for g in groups], right=False),
+        _Column("n", [f"{g.n:,}" for g in groups]),
+        _Column("base", [_value(g.base) for g in groups], 4),
+        *(_Column(f"at {d}", [_value(g.at[d]) for g in groups], 3 if d == c.deep else 5) for d in depths),
+        _Column(f"{c.deep} to the base [95%]", [mark(g.to_base, study.sign, signs) for g in groups], 1, right=False),
+        _Column("p", [_p(g.to_base) for g in groups], 6),
+        _Column(f"{c.deep} to {c.least} [95%]", [mark(g.to_least, study.sign, signs) for g in groups], 2, right=False),
+        _Column("p", [_p(g.to_least) for g in groups], 7),
+        *(_Column(f"depth by {p}", [f"{g.exits[p]:.2f}" for g in groups], 8 + i) for i, p in enumerate(policies)),
+    ]  # fmt: skip
+    return Sheet(f"{c.model}, by {c.label}", columns)
+
+
+def _oracle(study: Study, signs: _Signs, width: int | None) -> Made:
+    sheets = [_one_oracle(study, o) for o in study.oracle]
+    if not sheets:
+        return [], []
+    remarks = ["Gains: positive is better. The best of several answers, taken after the fact, gains by luck alone: the base "
+               "runs show how much. They differ in their seed, the depths of a model share theirs: the null is strict."]  # fmt: skip
+    return sheets, remarks
+
+
+def _one_oracle(study: Study, o: Oracle) -> Sheet:
+    null, example = o.null, study.evidence.table.units["example"]
+    fewer = null is not None and null.runs < len(o.depths)
+    rows = [
+        (f"one for all (depth {o.fixed})", words.interval(o.fixed_accuracy),
+         _value(null.oracle.value - study.sign * null.gain.value) if null else ""),
+        ("the best for each", words.interval(o.oracle), words.interval(null.oracle) if null else ""),
+        ("its gain", _gain(o.gain), _gain(null.gain) if null else ""),
+        ("... over the base", _percent(o.over_base), _percent(null.over_base) if null else ""),
+    ]  # fmt: skip
+    if null and fewer:
+        rows.append((f"gain, best of {null.runs}", _gain(null.model_gain), _gain(null.gain)))
+    notes = []
+    if null:
+        rows.append(("excess over luck", words.difference(null.excess), ""))
+        told = f"The gain of choosing a depth for each is {null.verdict}."
+        if fewer:
+            told += f" Only {null.runs} base runs are there, so {null.runs} depths are set beside them, over all choices of these."
+        elif len(null.seeds) > null.runs:
+            told += f" The null is the mean over all choices of {null.runs} of {len(null.seeds)} base runs."
+        notes.append(told)
+    else:
+        notes.append(f"No null: {o.why_no_null}.")
+    shares = ", ".join(f"{d}: {share:.1%}" for d, share in o.histogram.items())
+    notes.append(
+        f"Best depth, ties to the shallowest: {shares}. For {o.alike:.1%} of {example}s all depths are alike."
+    )
+    notes.append(f"Depth {o.fixed} is {o.fixed_is}. Over {_over(o.n, o.seeds, example)}.")
+    columns = [
+        _Column("", [r[0] for r in rows], right=False),
+        _Column(f"{len(o.depths)} depths", [r[1] for r in rows], right=False),
+        _Column(f"{null.runs} base runs (null)" if null else "null", [r[2] for r in rows], right=False),
+    ]
+    return Sheet(o.model, columns, notes)
+
+
+def _policies(study: Study, signs: _Signs, width: int | None) -> Made:
+    sheets = []
+    for model in dict.fromkeys(p.model for p in study.policies):
+        mine = [p for p in study.policies if p.model == model]
+        recovered = next((o.recovery for o in study.oracle if o.model == model), {})
+        sheets.append(_policy(study, mine, recovered, signs))
+    remarks = []
+    if sheets:
+        tests = [t.tests for p in study.policies for t in (p.to_fixed, p.to_mixture, p.to_line) if t]
+        remarks.append(
+            "to chance: against the same depths dealt out at random; to the line: against the neighbouring fixed depths, "
+            "mixed to the same mean depth. Both are expected outcomes, known exactly."
+        )
+        remarks.append("recovered: share of the gain of the best depth for each that the policy brings.")
+        if tests:
+            remarks.append(_legend(study, signs, tests))
+    return sheets, remarks
+
+
+def _policy(study: Study, mine: list[PolicyResult], recovered: dict[str, Interval], signs: _Signs) -> Sheet:
+    sign = study.sign
+    columns = [
+        _Column("policy", [p.policy for p in mine], right=False),
+        _Column("depth", [f"{p.mean_depth:.2f}" for p in mine]),
+        _Column(f"{study.evidence.table.accuracy} [95%]", [words.interval(p.accuracy) for p in mine], 2),
+        _Column("to chance [95%]", [mark(p.to_mixture, sign, signs) for p in mine], right=False),
+        _Column("p", [_p(p.to_mixture) for p in mine], 4),
+        _Column(f"to depth {mine[0].fixed} [95%]", [mark(p.to_fixed, sign, signs) for p in mine], 1, right=False),
+        _Column("p", [_p(p.to_fixed) for p in mine], 5),
+        _Column("to the line [95%]", [mark(p.to_line, sign, signs) for p in mine], 3, right=False),
+        _Column("p", [_p(p.to_line) for p in mine], 6),
+        _Column("recovered", [_percent(recovered.get(p.policy)) for p in mine], 8),
+        _Column("ms", [words.number(p.ms) for p in mine], 7),
+        _Column("given depth", [", ".join(f"{d:g}: {s:.0%}" for d, s in p.shares.items()) for p in mine], 9, right=False),
+    ]  # fmt: skip
+    notes = [
+        f"Depth {mine[0].fixed}: {mine[0].fixed_is}. Over {_over(mine[0].n, mine[0].seeds, study.evidence.table.units['example'])}."
+    ]
+    notes += [f"{p.policy}: {p.why}." for p in mine if p.why]
+    return Sheet(mine[0].model, columns, notes)
+
+
+def _deep(study: Study, signs: _Signs, width: int | None) -> Made:
+    sheets = []
+    for model in dict.fromkeys(s.model for s in study.deep):
+        sheets.append(_shares(study, [s for s in study.deep if s.model == model], signs))
+    remarks = []
+    if sheets:
+        tests = [t.tests for s in study.deep for t in (s.to_none, s.to_random) if t]
+        remarks.append(
+            "inside: answered deep; outside: at the least depth. At random: the expected outcome, exact."
+        )
+        remarks.append(_legend(study, signs, tests))
+        if all(s.chosen == AT_RANDOM for s in study.deep):
+            remarks.append(
+                "Only chance chooses: no cohort known before the answer has its column in the rows."
+            )
+    return sheets, remarks
+
+
+def _shares(study: Study, mine: list[ShareResult], signs: _Signs) -> Sheet:
+    s0, sign = mine[0], study.sign
+    columns = [
+        _Column("deep", [f"{s.share:.0%}" for s in mine]),
+        _Column("chosen", [s.chosen for s in mine], right=False),
+        _Column("inside", [_value(s.inside) for s in mine], 3),
+        _Column("outside", [_value(s.outside) for s in mine], 3),
+        _Column("total", [_value(s.total) for s in mine]),
+        _Column("to nobody deep [95%]", [mark(s.to_none, sign, signs) for s in mine], 1, right=False),
+        _Column("p", [_p(s.to_none) for s in mine], 5),
+        _Column("to random [95%]", [mark(s.to_random, sign, signs) for s in mine], 2, right=False),
+        _Column("p", [_p(s.to_random) for s in mine], 6),
+        _Column("ms", [words.number(s.ms) for s in mine], 0),
+    ]
+    rules = {i for i in range(len(mine) - 1) if mine[i].chosen != mine[i + 1].chosen}
+    example = study.evidence.table.units["example"]
+    notes = [f"Deep is depth {s0.deep}, the others get {s0.least}. Over {_over(s0.n, s0.seeds, example)}."]
+    if s0.ms is not None:
+        notes[0] += " ms: a request on average, from the medians at both depths."
+    return Sheet(s0.model, columns, notes, rules=rules)
+
+
+_SECTIONS: dict[str, Callable[[Study, _Signs, int | None], Made]] = {
+    "answer": _answer,
+    "triangle": _triangle,
+    "cohorts": _cohorts,
+    "oracle": _oracle,
+    "policies": _policies,
+    "deep": _deep,
+}

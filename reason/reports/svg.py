@@ -1,0 +1,123 @@
+"""Curves as SVG inside a page: colours, sizes of text and widths of lines are the page's own.
+
+A drawing scales with its column. It has classes and no ids, so any number of them can stand in one
+page: ``curve`` (``fine`` where it has many points) and ``mark`` with ``s0``..``s5`` for colour and
+``d0``..``d2`` for dashes, ``rule`` for the lines behind.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+WIDTH, HEIGHT = 640, 320
+_TOP, _SIDE, _BOTTOM = 12, 16, 36
+_CHARACTER = 11.5  # width of a digit where text is largest, on a phone
+_MARKED = 60  # a curve of more points has no markers
+_COLOURS = 6
+_MARKS = (  # paths around the point: circle, square, diamond, triangles, cross
+    "m-5 0a5 5 0 1 0 10 0a5 5 0 1 0-10 0z",
+    "m-4.5-4.5h9v9h-9z",
+    "m0-6l6 6l-6 6l-6-6z",
+    "m0-6l6 10.5h-12z",
+    "m0 6l6-10.5h-12z",
+    "m-2-6h4v4h4v4h-4v4h-4v-4h-4v-4h4z",
+)
+
+Point = tuple[float, float] | None
+
+
+def chart(x: Sequence[float], series: Sequence[Sequence[float | None]]) -> str:
+    """All curves over one ``x``; None and what is not finite are gaps. '' where no point is left."""
+    curves = [[_point(a, b) for a, b in zip(x, ys, strict=True)] for ys in series]
+    points = [p for curve in curves for p in curve if p]
+    if not points:
+        return ""
+    whole = all(p[0].is_integer() for p in points)
+    left_x, right_x = _range([p[0] for p in points], 1.0 if whole else 0.0)
+    low, high = _range([p[1] for p in points])
+    across, up = _ticks(left_x, right_x, 6, whole), _ticks(low, high, 5)
+    left = max(_SIDE + _CHARACTER * max(len(label) for _, label in up), _half(across[0]))
+    right, bottom = WIDTH - max(_SIDE, _half(across[-1])), HEIGHT - _BOTTOM
+
+    def place(p: tuple[float, float]) -> tuple[float, float]:
+        return (
+            left + (p[0] - left_x) / (right_x - left_x) * (right - left),
+            bottom - (p[1] - low) / (high - low) * (bottom - _TOP),
+        )
+
+    drawn = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" aria-hidden="true">']
+    for value, label in up:
+        y = place((left_x, value))[1]
+        drawn.append(f'<path class="rule" d="M{left:.1f} {y:.1f}H{right:.1f}"/>')
+        drawn.append(f'<text x="{left - 8:.1f}" y="{y:.1f}" dy=".35em" text-anchor="end">{label}</text>')
+    for value, label in across:
+        at = place((value, low))[0]
+        drawn.append(f'<path class="rule" d="M{at:.1f} {bottom}v6"/>')
+        drawn.append(f'<text x="{at:.1f}" y="{HEIGHT - 8}" text-anchor="middle">{label}</text>')
+    for i, curve in enumerate(curves):
+        placed = [place(p) if p else None for p in curve]
+        few = len(placed) <= _MARKED
+        drawn.append(f'<path class="curve {_look(i)}{"" if few else " fine"}" d="{_path(placed)}"/>')
+        if few:
+            marks = "".join(f"M{p[0]:.1f} {p[1]:.1f}{_mark(i)}" for p in placed if p)
+            drawn.append(f'<path class="mark {_look(i)}" d="{marks}"/>')
+    return "\n".join([*drawn, "</svg>"])
+
+
+def key(i: int) -> str:
+    """The sign of the i-th curve, for a legend."""
+    return (
+        f'<svg viewBox="0 0 40 16" aria-hidden="true"><path class="curve {_look(i)}" d="M2 8h36"/>'
+        f'<path class="mark {_look(i)}" d="M20 8{_mark(i)}"/></svg>'
+    )
+
+
+def _look(i: int) -> str:
+    return f"s{i % _COLOURS} d{i // _COLOURS % 3}"
+
+
+def _mark(i: int) -> str:
+    return _MARKS[i % len(_MARKS)]
+
+
+def _half(tick: tuple[float, str]) -> float:
+    """Half the width of a label, which stands centred under its tick."""
+    return _CHARACTER * len(tick[1]) / 2
+
+
+def _point(x: float, y: float | None) -> Point:
+    return (float(x), float(y)) if y is not None and math.isfinite(x) and math.isfinite(y) else None
+
+
+def _path(points: Sequence[Point]) -> str:
+    """Neighbours joined; a point alone is a dot."""
+    parts, joined = [], False
+    for p in points:
+        if p:
+            parts.append(f"L{p[0]:.1f} {p[1]:.1f}" if joined else f"M{p[0]:.1f} {p[1]:.1f}h0")
+        joined = p is not None
+    return "".join(parts)
+
+
+def _range(values: Sequence[float], aside: float = 0.0) -> tuple[float, float]:
+    """Least and largest; one value alone gets room on both sides."""
+    low, high = min(values), max(values)
+    if low == high:
+        room = aside or 0.5 * (abs(low) or 1.0)
+        return low - room, high + room
+    return low, high
+
+
+def _ticks(low: float, high: float, about: int, whole: bool = False) -> list[tuple[float, str]]:
+    """Round values within [low, high], 1, 2 or 5 times a power of ten apart, with their labels."""
+    rough = (high - low) / about
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * k for k in (1, 2, 5, 10) if power * k >= rough * 0.999)
+    if whole:
+        step = max(1.0, step)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    places = max(0, -math.floor(math.log10(step) + 1e-9))
+    plain = places <= 5 and max(abs(low), abs(high)) < 1e7
+    values = [k * step for k in range(first, last + 1)]
+    return [(v, f"{v + 0.0:,.{places}f}" if plain else f"{v:.3g}") for v in values]

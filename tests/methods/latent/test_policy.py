@@ -1,0 +1,359 @@
+"""Depth on demand: an early exit is a depth that was picked, thresholds mean what they say, budgets are kept."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from reason.backbones.config import SasrecConfig
+from reason.backbones.encoder import SequenceEncoder
+from reason.engine.config import resolve
+from reason.engine.parallel import World
+from reason.engine.session import Session
+from reason.errors import ConfigError
+from reason.methods.latent import calibrate
+from reason.methods.latent.answer import Answerer
+from reason.methods.latent.config import LatentConfig
+from reason.methods.latent.policy import Measure, Policy, Stop, depths, solve
+from reason.methods.latent.serve import Reasoning, serve
+
+N, K, B = 40, 4, 33
+TESTS = ("cos", "kl", "margin", "overlap", "entropy")
+
+
+@pytest.fixture(params=["prl", "erl"])
+def config(request):
+    return LatentConfig(loss=request.param)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(3)
+    sizes = SasrecConfig(hidden=16, layers=2, ffn=24, max_length=12, dropout=0.0)
+    found = SequenceEncoder(sizes, num_items=N, steps=K).eval()
+    with torch.no_grad():
+        for name, parameter in found.named_parameters():
+            if "norm" not in name:
+                parameter.mul_(15)
+    return found
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(5)
+    items = torch.randint(0, N, (B, 12), generator=generator)
+    length = torch.randint(1, 13, (B,), generator=generator)
+    items[torch.arange(12) >= length[:, None]] = N
+    return items, length
+
+
+def start(config, model, batch, depth=K):
+    return Reasoning(config, model, model.item_vectors(), *batch, depth)
+
+
+def everything(config, model, batch):
+    """(B, K + 1, d): the state that would answer after every step, by the way that training runs."""
+    items, length = batch
+    with torch.no_grad():
+        states, _ = model.reason(items)
+    states = states[torch.arange(len(items)), length - 1]  # (B, K + 1, d)
+    mean = config.loss == "erl"
+    return torch.stack(
+        [states[:, : k + 1].mean(1) if mean else states[:, k] for k in range(K + 1)], 1
+    ), states
+
+
+class Given:
+    """A stop test that was told the depth of every row."""
+
+    def __init__(self, depth):
+        self.depth = depth
+
+    def __call__(self, run):
+        return self.depth <= run.k
+
+    def keep(self, rows):
+        self.depth = self.depth[rows]
+
+
+@pytest.mark.parametrize("compact", [0.0, 0.5, 0.75, 1.0])
+@torch.no_grad()
+def test_an_early_exit_equals_running_all_steps_and_picking(config, model, batch, compact):
+    depth = torch.arange(B) % (K + 1)
+    found = serve(start(config, model, batch), Given(depth), compact=compact, watch=True)
+    reads, states = everything(config, model, batch)
+    assert torch.equal(found.depth, depth)
+    torch.testing.assert_close(found.state, reads[torch.arange(B), depth], atol=1e-5, rtol=0)
+    for row, k in enumerate(depth.tolist()):
+        expected = (
+            torch.cosine_similarity(states[row, k], states[row, k - 1], dim=0) if k else torch.tensor(1.0)
+        )
+        torch.testing.assert_close(found.moved[row], expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", TESTS)
+@torch.no_grad()
+def test_a_row_alone_stops_where_it_stops_in_a_batch(config, model, batch, name):
+    policy = fitted(config, model, batch, name, 2.0)
+    whole = serve(start(config, model, batch), Stop(policy), compact=0.75)
+    assert len(whole.depth.unique()) > 1
+    items, length = batch
+    for row in range(B):
+        alone = serve(
+            start(config, model, (items[row : row + 1, : length[row]], length[row : row + 1])), Stop(policy)
+        )
+        assert alone.depth.tolist() == [int(whole.depth[row])]
+        torch.testing.assert_close(alone.state[0], whole.state[row], atol=1e-5, rtol=0)
+
+
+def measures(config, model, batch, name, least=1, tau=None):
+    policy = Policy(name, 0.0, least, tau or [0.3 + 0.1 * k for k in range(K + 1)], 20)
+    run, measure = start(config, model, batch), Measure(policy)
+    columns = [torch.full((B,), -torch.inf)] * least
+    for k in range(K):
+        if k >= least:
+            columns.append(measure(run))
+        run.step()
+    return policy, torch.stack(columns, 1)
+
+
+def fitted(config, model, batch, name, target):
+    from dataclasses import replace
+
+    policy, found = measures(config, model, batch, name)
+    bar = solve(found, target, 1)
+    return replace(policy, threshold=-bar if name in ("kl", "entropy") else bar)
+
+
+@pytest.mark.parametrize("name", TESTS)
+@torch.no_grad()
+def test_thresholds_at_their_extremes_and_in_between(config, model, batch, name):
+    from dataclasses import replace
+
+    policy, found = measures(config, model, batch, name)
+    sign = -1 if name in ("kl", "entropy") else 1
+    spent = []
+    for bar in [-1e9, *sorted(found[:, 1:].flatten().tolist())[::7], 1e9]:
+        served = serve(start(config, model, batch), Stop(replace(policy, threshold=sign * bar)))
+        assert torch.equal(served.depth, depths(found, bar, 1)), "what is fitted is what happens"
+        spent.append(float(served.depth.double().mean()))
+    assert spent[0] == 1.0 and spent[-1] == K, "always stopping is min_depth, never stopping is all steps"
+    assert spent == sorted(spent), "mean depth never falls as the bar rises"
+
+
+@pytest.mark.parametrize("name", TESTS)
+@torch.no_grad()
+def test_measures_against_their_definitions(config, model, batch, name):
+    """On a shortlist that holds the whole catalogue nothing is left for the bucket, and all is exact."""
+    from dataclasses import replace
+
+    tau = [0.3 + 0.1 * k for k in range(K + 1)]
+    policy, _ = measures(config, model, batch, name, tau=tau)
+    run, measure = start(config, model, batch), Measure(replace(policy, shortlist=N))
+    reads, states = everything(config, model, batch)
+    scores = (reads @ model.item_vectors().T).double()  # (B, K + 1, N)
+    p = torch.stack([(scores[:, k] / tau[k]).softmax(-1) for k in range(K + 1)], 1)
+    for k in range(1, K):
+        run.step()
+        best = p[:, k].topk(2).values
+        top = [set(scores[:, j].topk(10).indices[0].tolist()) for j in (k - 1, k)]
+        expected = {
+            "cos": torch.cosine_similarity(states[:, k], states[:, k - 1]).double(),
+            "kl": -(p[:, k - 1] * (p[:, k - 1].log() - p[:, k].log())).sum(-1),
+            "margin": best[:, 0] - best[:, 1],
+            "entropy": (p[:, k] * p[:, k].log()).sum(-1) / np.log(N + 1),
+        }
+        found = measure(run).double()
+        if name == "overlap":
+            assert float(found[0]) == pytest.approx(len(top[0] & top[1]) / 10)
+        else:
+            torch.testing.assert_close(found, expected[name], atol=2e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_the_bucket_holds_what_the_shortlist_leaves_out(config, model, batch):
+    policy, _ = measures(config, model, batch, "entropy")
+    run = start(config, model, batch)
+    measure = Measure(policy)  # twenty items of forty
+    log_p = measure.log_p(run)
+    scores = run.read() @ model.item_vectors().T / policy.temperature[0]
+    best = scores.softmax(-1).topk(20).values
+    found = log_p.exp()[:, :20].sort(descending=True).values
+    torch.testing.assert_close(found, best, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(log_p.exp()[:, 20], 1 - best.sum(-1), atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_the_clock_stops_everyone(config, model, batch):
+    found = serve(start(config, model, batch), Given(torch.arange(B) % (K + 1)), late=lambda k: k >= 2)
+    assert found.late and found.depth.tolist() == [min(row % (K + 1), 2) for row in range(B)]
+
+
+def test_the_budget_is_met():
+    found = torch.rand(5000, 3, generator=torch.Generator().manual_seed(0)).cumsum(1)
+    for target in (1.0, 1.3, 1.77, 2.5, 2.99, 3.0):
+        for least in (0, 1):
+            bar = solve(found, target, least)
+            assert depths(found, bar, least).double().mean() == pytest.approx(target, abs=0.02)
+    coarse = (found > 1).float()  # one threshold can only spend what the levels allow
+    spent = [float(depths(coarse, bar, 1).float().mean()) for bar in (-1.0, 0.5, 2.0)]
+    assert min(abs(s - 2.0) for s in spent) == pytest.approx(
+        abs(float(depths(coarse, solve(coarse, 2.0, 1), 1).float().mean()) - 2.0)
+    )
+
+
+def test_temperature_is_where_the_likelihood_is_highest():
+    generator = torch.Generator().manual_seed(1)
+    scores = torch.randn(4000, 12, generator=generator)
+    label = torch.multinomial((scores / 0.4).softmax(-1), 1, generator=generator).squeeze(1)
+    found = calibrate.best_temperature(scores, label)
+    assert found == pytest.approx(0.4, rel=0.08)
+    nll = [
+        float(torch.nn.functional.cross_entropy(scores / t, label))
+        for t in (found * 0.97, found, found * 1.03)
+    ]
+    assert nll[1] == min(nll)
+
+
+def test_router_learns_who_gains_and_is_silent_without_a_reason():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2000, 2))
+    router = calibrate.fit_router(["history", "norm"], x, np.where(x[:, 0] > 0, 0.3, -0.3))
+    assert router.weight[0] > 1 and abs(router.weight[1]) < 0.3
+    assert calibrate.fit_router(["history"], x[:, :1], np.zeros(2000)).weight == [0.0]
+    assert calibrate.fit_router(["history"], x[:, :1], np.full(2000, 0.1)).weight == [0.0]
+
+
+# --- in a run ---------------------------------------------------------------------------------------
+
+WORDS = [
+    "dataset=synthetic-interactions", "dataset.users=120", "dataset.items=60", "dataset.categories=4",
+    "dataset.mean_length=9", "backbone.hidden=16", "backbone.ffn=16", "backbone.max_length=6",
+    "eval.batch_size=16", "depth=3", "latent.shortlist=20",
+]  # fmt: skip
+
+
+def begin(tmp_path, *words):
+    session = Session.begin(resolve("latent", [*WORDS, *words]), World(0, 1, torch.device("cpu")), tmp_path)
+    torch.manual_seed(7)
+    with torch.no_grad():
+        for name, parameter in session.network.named_parameters():
+            if "norm" not in name:
+                parameter.mul_(12)
+    session.network.eval()
+    return session
+
+
+@pytest.mark.parametrize("name", [*TESTS, "router"])
+def test_a_policy_is_fitted_kept_and_used(tmp_path, name):
+    s = begin(tmp_path, f"latent.policy={name}", "latent.mean_depth=1.8")
+    fitted = s.method.calibrate(s.ctx, s.network, s.ctx.data.valid)
+    assert json.loads(json.dumps(fitted, allow_nan=False)) == fitted, "it is JSON data"
+    assert Policy.from_json(fitted["policy"]).to_json() == fitted["policy"]
+    s.ctx.calibration = fitted
+    found = s.method.evaluate(s.ctx, s.network, s.ctx.data.valid, 3)
+    used = found.rows.column("depth_used").to_numpy()
+    if name != "router":  # the router's share is chosen on the odd cases alone
+        assert used.mean() == pytest.approx(fitted["valid_mean_depth"])
+        assert fitted["valid_mean_depth"] == pytest.approx(1.8, abs=0.15 if name != "overlap" else 0.6)
+    else:
+        assert set(used) == {0.0, 3.0} and used[1::2].mean() == pytest.approx(fitted["valid_mean_depth"])
+    assert found.cost["steps"] == used.sum()
+    fixed = begin(tmp_path)
+    by_depth = [fixed.method.evaluate(fixed.ctx, fixed.network, fixed.ctx.data.valid, k) for k in range(4)]
+    ranks = np.stack([e.rows.column("rank").to_numpy() for e in by_depth])
+    np.testing.assert_array_equal(
+        found.rows.column("rank").to_numpy(), ranks[used.astype(int), np.arange(len(used))]
+    )
+    user = str(s.ctx.data.test.id[0])
+    (reply,) = s.method.predict(s.ctx, s.network, [{"user": user}], 3)
+    assert reply["depth"] in range(4) and reply["stopped"]
+    (deep,) = s.method.predict(s.ctx, s.network, [{"user": user, "depth": 3}], 3)
+    assert deep["depth"] == 3 and "stopped" not in deep, "a request may ask for its own depth"
+
+
+def test_without_calibration_the_depth_is_fixed(tmp_path):
+    """Validation while training must not depend on a policy: one model serves every policy of a sweep."""
+    s = begin(tmp_path, "latent.policy=cos")
+    used = s.method.evaluate(s.ctx, s.network, s.ctx.data.valid, 2).rows.column("depth_used").to_numpy()
+    assert set(used) == {2.0}
+
+
+def test_policies_share_a_model_and_differ_as_results():
+    plans = [
+        resolve("latent", [*WORDS, *words]) for words in ([], ["latent.policy=cos"], ["latent.policy=kl"])
+    ]
+    train, whole = zip(*(plan.hashes("digest") for plan in plans), strict=True)
+    assert len(set(train)) == 1 and len(set(whole)) == 3
+    assert plans[1].depths == [3]
+
+
+def test_router_sees_nothing_of_the_answer(tmp_path):
+    """The same history with another target: the same features, the same depth."""
+    s = begin(tmp_path, "latent.policy=router")
+    s.ctx.calibration = s.method.calibrate(s.ctx, s.network, s.ctx.data.valid)
+    answer = Answerer(s.plan.config, s.ctx, s.network)
+    batch = s.ctx.data.test.batch(np.arange(20))
+    before = answer(batch["items"], batch["length"], 3).served.depth
+    s.ctx.data.test.target[:] = 0
+    assert torch.equal(answer(batch["items"], batch["length"], 3).served.depth, before)
+    with pytest.raises(ConfigError, match="target_popularity"):
+        resolve("latent", ["latent.policy=router", "latent.features=history,target_popularity"])
+
+
+def test_a_deadline_caps_the_depth(tmp_path):
+    assert calibrate.affordable([2.0, 2.5, 3.0, 3.5], 3.1) == 2
+    with pytest.raises(ConfigError, match="shorter than an answer without any latent step") as error:
+        calibrate.affordable([2.0, 2.5], 1.0)
+    assert "latent.deadline_ms=2.4" in error.value.hint
+    s = begin(tmp_path, "latent.deadline_ms=1e-6")
+    with pytest.raises(ConfigError, match="shorter"):
+        s.method.check(s.ctx, s.network)
+    s = begin(tmp_path, "latent.deadline_ms=1e6")
+    s.method.check(s.ctx, s.network)
+    s.ctx.calibration = s.method.calibrate(s.ctx, s.network, s.ctx.data.valid)
+    assert s.ctx.calibration["depth"] == 3 and len(s.ctx.calibration["times_ms"]) == 4
+    user = {"user": str(s.ctx.data.test.id[0])}
+    assert s.method.predict(s.ctx, s.network, [user], 3)[0]["depth"] == 3
+    s.ctx.calibration["times_ms"] = [1.0, 1.0, 1e9, 2e9]  # a second step would never be in time
+    (reply,) = s.method.predict(s.ctx, s.network, [user], 3)
+    assert reply["depth"] == 1 and "deadline" in reply["stopped"]
+    s.ctx.calibration |= {"depth": 2, "times_ms": [0.0, 0.0, 0.0, 0.0]}
+    (reply,) = s.method.predict(s.ctx, s.network, [user], 3)
+    assert reply["depth"] == 2 and reply["stopped"] == "the deadline affords 2 of 3 steps"
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["latent.policy=cos", "latent.threshold=1.5"], "never"),
+        (["latent.policy=cos", "latent.threshold=-1"], "always"),
+        (["latent.policy=kl", "latent.threshold=0"], "never"),
+        (["latent.policy=margin", "latent.threshold=1"], "never"),
+        (["latent.policy=overlap", "latent.threshold=1.1"], "never"),
+        (["latent.policy=entropy", "latent.threshold=0"], "never"),
+        (["latent.policy=entropy", "latent.threshold=2"], "always"),
+        (["latent.policy=router", "latent.threshold=0.1"], "mean_depth"),
+        (["latent.policy=cos", "latent.mean_depth=5"], "cannot be spent"),
+        (["latent.policy=cos", "latent.mean_depth=0.5"], "1 to 2 steps"),
+        (["latent.policy=cos", "latent.mean_depth=1", "latent.threshold=0.9"], "leave one out"),
+        (["latent.mean_depth=1"], "does not read it"),
+        (["latent.policy=cosine"], "not one of the choices"),
+        (["latent.features="], "sees nothing"),
+        (["latent.shortlist=3"], "shortlist"),
+        (["latent.deadline_ms=-1"], "deadline"),
+    ],
+)
+def test_policies_that_mean_nothing_are_refused_before_anything_is_loaded(words, says):
+    with pytest.raises(ConfigError) as error:
+        resolve("latent", words)
+    assert says in f"{error.value.message} {error.value.hint}"
+
+
+def test_thresholds_that_people_write_are_used_as_written(tmp_path):
+    s = begin(tmp_path, "latent.policy=kl", "latent.threshold=0.25")
+    fitted = s.method.calibrate(s.ctx, s.network, s.ctx.data.valid)
+    assert fitted["policy"]["threshold"] == pytest.approx(0.25)
+    assert SimpleNamespace(**fitted["policy"]).least == 1
