@@ -4,31 +4,45 @@
     python docs/results/pages.py build                      # fill every page of this folder again
 
 `keep` takes what a page needs of a run: identity, configuration, provenance, result and, per
-example, the id and the columns of the accuracy (`--bare`: no rows; then no paired intervals). A page
-is prose with blocks between `<!-- begin KIND SET -->` and `<!-- end -->`; `build` replaces what
-stands between them. KIND is `compare` (paired table), `results` (one line per run), `picture` or `made`
-(machine, versions, date, commit).
+example, the id and the columns that comparisons and studies read (`--bare`: no rows; then no paired
+intervals). A page is prose with blocks between `<!-- begin KIND SET -->` and `<!-- end -->`; `build`
+replaces what stands between them. KIND is
+
+    compare    paired table                              results   one line per run
+    picture    of the comparison                         made      machine, versions, date, commit
+    answer, triangle, cohorts, oracle, policies, deep    a section of `reason study`
+    study      its picture
+    published, claims    what a paper says, and what our runs say to that; SET is a file in published/
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 import shutil
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import yaml
 
+from reason import registry
 from reason.errors import ConfigError, ReasonError
 from reason.files import read_json, write_json
 from reason.reports.comparison import as_dict, compare
 from reason.reports.plots import draw_comparison
+from reason.reports.study import SECTIONS, Study, studies
+from reason.reports.study.claims import judge
+from reason.reports.study.models import MEANS
+from reason.reports.study.picture import draw_study
+from reason.reports.study.sheets import markdown
 from reason.tracking.folder import FINISHED, RunFolder
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE / "data"
+PUBLISHED = HERE / "published"
 IMAGES = HERE.parent / "images"
 
 
@@ -65,17 +79,33 @@ def keep(name: str, root: Path, chosen: list[str], bare: bool) -> None:
 
 
 def slim_rows(run: RunFolder, place: Path) -> None:
-    """The rows of a run with nothing but ids and the columns of the accuracy."""
+    """The rows of a run with nothing but ids, the columns of the accuracy and, on test, what a study reads."""
+    import pyarrow as pa
     from pyarrow import feather
 
     result = run.result or {}
     (place / "rows").mkdir()
-    wanted = [(e[k], e["accuracy"]) for e in result["curve"] for k in ("rows", "valid_rows")]
-    wanted += [(b["rows"], b["accuracy"]) for b in result["baselines"].values()]
-    for path, accuracy in wanted:
-        columns = ["id", accuracy["column"], *filter(None, [accuracy.get("denominator")])]
-        table = feather.read_table(run / path, columns=columns)
-        feather.write_feather(table, str(place / path), compression="zstd", compression_level=19)
+    cohorts = {c.column for c in registry.card("methods", result["method"]).cohorts}
+    studied = {"depth_used", *MEANS, *cohorts}
+    wanted = [(e["rows"], e["accuracy"], studied) for e in result["curve"]]
+    wanted += [(e["valid_rows"], e["accuracy"], set()) for e in result["curve"]]
+    wanted += [(b["rows"], b["accuracy"], set()) for b in result["baselines"].values()]
+    for path, accuracy, more in wanted:
+        own = {"id", accuracy["column"], accuracy.get("denominator")}
+        table = feather.read_table(run / path)
+        kept = {
+            name: table.column(name) if name in own else smallest(table.column(name).to_numpy())
+            for name in table.column_names
+            if name in own | more
+        }
+        feather.write_feather(pa.table(kept), str(place / path), compression="zstd", compression_level=19)
+
+
+def smallest(values: np.ndarray) -> np.ndarray:
+    """Whole numbers in as few bytes as hold them; others in half precision: only their mean is told."""
+    if np.all(values == np.round(values)):
+        return values.astype(np.min_scalar_type(int(values.max())) if values.min() >= 0 else np.int64)
+    return values.astype(np.float16)
 
 
 # --- build ------------------------------------------------------------------------------------------
@@ -168,7 +198,91 @@ def made_block(name: str) -> str:
     )
 
 
-BLOCKS = {"compare": compare_block, "results": results_block, "picture": picture_block, "made": made_block}
+@functools.cache
+def _study(name: str) -> Study:
+    found = studies(_set(name))
+    if len(found) != 1:
+        raise ConfigError(f"The runs of {name} cannot be ranked together: {len(found)} sets.", "Keep one in each.")
+    return found[0]
+
+
+def study_block(name: str) -> str:
+    IMAGES.mkdir(exist_ok=True)
+    draw_study(_study(name), IMAGES / f"{name}-study.png")
+    return f"![Accuracy against mean depth, and differences by group](../images/{name}-study.png)\n"
+
+
+def published_block(name: str) -> str:
+    paper = _published(name)
+    lines = [f"{paper['source']}. Gain: mean over the metrics of what a column adds to the first.\n"]
+    for table in paper["tables"]:
+        first, *others = table["columns"]
+        lines += [f"**{table['title']}**: {' / '.join(table['metrics'])}\n"]
+        lines += ["| data | " + " | ".join([first, *(f"{c} | gain" for c in others)]) + " |"]
+        lines += ["| --- | --- |" + " --- | ---: |" * len(others)]
+        for data, (base, *rest) in table["rows"].items():
+            cells = [data, _cell(base)]
+            for values in rest:
+                gain = np.mean(np.array(values) / np.array(base) - 1)
+                cells += [_cell(values), f"{gain:+.1%}"]
+            lines.append("| " + " | ".join(cells) + " |")
+        lines.append("")
+    lines += ["| what it says of | numbers | where |", "| --- | --- | --- |"]
+    lines += [f"| {s['what']} | {s['numbers']} | {s['where']} |" for s in paper["said"]]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(values: list[float]) -> str:
+    return " / ".join(f"{v:.4f}".lstrip("0") for v in values)
+
+
+def claims_block(name: str) -> str:
+    paper = _published(name)
+    claims = [{"sets": paper["sets"], **claim} for claim in paper["claims"]]
+    found: dict[str, Study | str] = {}
+    for where in dict.fromkeys(where for claim in claims for where in claim["sets"]):
+        try:
+            found[where] = _study(where)
+        except ReasonError:  # what it says names folders of this machine
+            found[where] = "no runs with their rows are kept"
+    findings = judge(claims, found)
+    lines = [
+        "| claim | paper | set | here [95%] | p (Holm) | n, seeds | verdict at this size |",
+        "| --- | --- | --- | --- | ---: | ---: | --- |",
+    ]
+    told = {claim["id"]: claim["paper"] for claim in claims}
+    shown = ""
+    for f in findings:
+        size = f"{f.n:,}, {f.seeds}" if f.n else ""
+        own = [f.claim, told[f.claim]] if f.claim != shown else ["", ""]
+        cells = [*own, f.where, f.measured, _number(f.p, 3), size, f"**{f.verdict}**"]
+        lines.append("| " + " | ".join(cells) + " |")
+        shown = f.claim
+    tests = sum(f.p is not None for f in findings)
+    lines.append(
+        f"\nPaired over examples and seeds; p corrected over all {tests} findings that have one. Reproduced: the interval "
+        "lies on the claimed side of 0 and p is below 0.05; contradicted: on the other side."
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _published(name: str) -> dict:
+    file = PUBLISHED / f"{name}.yaml"
+    if not file.is_file():
+        raise ConfigError(f"There is no {file}.", "published NAME and claims NAME read it.")
+    return yaml.safe_load(file.read_text(encoding="utf-8"))
+
+
+BLOCKS = {
+    "compare": compare_block,
+    "results": results_block,
+    "picture": picture_block,
+    "made": made_block,
+    "study": study_block,
+    "published": published_block,
+    "claims": claims_block,
+    **{section: lambda name, section=section: markdown(_study(name), section) for section in SECTIONS},
+}
 
 
 def _set(name: str) -> Path:

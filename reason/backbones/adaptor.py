@@ -77,8 +77,7 @@ class TextTable(nn.Module):
         self.gate = nn.Linear(m, experts, bias=False)  # G
         self.spread = nn.Linear(m, experts, bias=False)  # S
         self.shift = nn.Parameter(torch.zeros(experts, m))  # b
-        even = 0.02 * (experts / m) ** 0.5  # vectors begin with the deviation of a table's, 0.02
-        self.weight = nn.Parameter(torch.empty(experts, m, width).normal_(std=even))  # W
+        self.weight = nn.Parameter(torch.empty(experts, m, width).normal_(std=0.02))  # W
         self.drop = nn.Dropout(dropout)
         self.ids = nn.Embedding(len(text), width) if ids else None
 
@@ -94,7 +93,8 @@ class TextTable(nn.Module):
         offset = torch.einsum("em,emd->ed", self.shift, self.weight)
         said = torch.einsum("nm,emd->ned", self.drop(self.text), self.weight) - offset  # by each expert
         vectors = torch.einsum("ne,ned->nd", self.gates(), said)
-        return vectors if self.ids is None else vectors + self.ids.weight
+        vectors = vectors if self.ids is None else vectors + self.ids.weight
+        return F.rms_norm(vectors, vectors.shape[1:], eps=1e-6) / self.embedding_dim
 
 
 class UniSRec(SequenceEncoder):

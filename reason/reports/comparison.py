@@ -16,7 +16,7 @@ import numpy as np
 
 from reason.errors import ReasonError
 from reason.metrics.statistics import Difference, Interval, Rows, holm, paired_difference, seeded_interval
-from reason.reports.frame import Frame, Key, Point, frames, overrides, read_rows
+from reason.reports.frame import Frame, Key, Point, evaluation_keys, frames, overrides, read_rows
 from reason.reports.pareto import pareto_front
 
 METHOD, BASE, BASELINE = "method", "base", "baseline"
@@ -165,10 +165,8 @@ def _labels(keys: list[Key]) -> dict[Key, str]:
         trained = {k.train_depth for k in rivals if k.settings == key.settings}
         words += [f"train_depth={key.train_depth}"] * (len(trained) > 1)
         for i, (name, value) in enumerate(key.settings):
-            if (
-                len({k.settings[i] for k in rivals if k.backbone == key.backbone and k.method == key.method})
-                > 1
-            ):
+            alike = [k for k in rivals if k.backbone == key.backbone and k.method == key.method]
+            if value != "None" and len({k.settings[i] for k in alike}) > 1:
                 words.append(f"{name.removeprefix(f'{key.method}.')}={value}")
         labels[key] = " ".join(words)
     return labels
@@ -284,23 +282,25 @@ def _reference(entry: Entry, entries: list[Entry]) -> Entry | None:
     ]  # fmt: skip
     if bases:
         return min(bases, key=lambda e: _distance(e, entry))
+    model = (key.experiment, key.method, key.backbone, key.dataset, key.train_depth, key.trained)
     family = [
-        e for e in entries if e.key and e.key.family == key.family and e.rows.keys() & entry.rows.keys()
-    ]
+        e for e in entries
+        if e.key and (*e.key.family[:-1], e.key.trained) == model and e.rows.keys() & entry.rows.keys()
+    ]  # fmt: skip
     least = min(family, key=lambda e: e.depth or 0)
     return None if least is entry else least
 
 
 def _distance(base: Entry, entry: Entry) -> tuple:
     assert base.key and entry.key
-    apart = sum(a != b for a, b in zip(base.key.settings, entry.key.settings, strict=True))
+    apart = sum(a != b for a, b in zip(base.key.trained, entry.key.trained, strict=True))
     return (apart, base.key.experiment != entry.key.experiment, -len(base.rows.keys() & entry.rows.keys()))
 
 
 def _compare_all(table: Comparison, references: dict[int, Entry | None]) -> None:
     """Fill in every paired difference, and correct all p values together."""
     runs = [e for e in table.entries if e.points]
-    common = next((e for e in runs if e.kind == BASE), None) or next((e for e in runs), None)
+    common = min(runs, key=lambda e: e.kind != BASE, default=None)
     for entry in table.entries:
         reference = references.get(id(entry)) if entry.points else common
         if reference is None:
@@ -354,14 +354,17 @@ def _hints(table: Comparison) -> list[str]:
     lacking: dict[tuple, list[Point]] = {}
     for entry in table.entries:
         if entry.kind == METHOD and entry.key and (entry.key.method, entry.key.backbone) not in based:
-            who = (entry.key.experiment, entry.key.method, entry.key.backbone, entry.key.settings)
+            who = (entry.key.experiment, entry.key.method, entry.key.backbone, entry.key.trained)
             lacking.setdefault(who, []).extend(entry.points)
     for points in lacking.values():
         if not _has_base(points[0].result["method"]):
             continue
         seeds = sorted({p.seed for p in points})
         verb = "run" if len(seeds) == 1 else "sweep"
-        words = [points[0].result["experiment"], *overrides(points[0].folder), "train_depth=0"]
+        judging = evaluation_keys(points[0].result["method"])
+        trainer = next((p for p in points if not p.result.get("trained_by")), points[0])
+        typed = [word for word in overrides(trainer.folder) if word.split("=")[0] not in judging]
+        words = [points[0].result["experiment"], *typed, "train_depth=0"]
         words += ["depth=0"] * (verb == "sweep") + [f"seed={','.join(map(str, seeds))}"]
         hints.append(
             f"{points[0].result['experiment']} has no base run on this data, so differences are against its "

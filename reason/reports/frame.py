@@ -7,10 +7,11 @@ other units) never meets in one frame. The statistics are ``reason.reports.compa
 
 from __future__ import annotations
 
+import functools
 import json
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,6 +114,24 @@ class Key:
     def family(self) -> tuple:
         """The key without its depth: the points of one curve."""
         return (self.experiment, self.method, self.backbone, self.dataset, self.train_depth, self.settings)
+
+    @property
+    def trained(self) -> tuple[tuple[str, str], ...]:
+        """The settings that shape the model; the others say how it is judged."""
+        judging = evaluation_keys(self.method)
+        return tuple((name, value) for name, value in self.settings if name not in judging)
+
+
+@functools.cache
+def evaluation_keys(method: str) -> frozenset[str]:
+    """The dotted keys of a method that shape how a model is judged and not the model."""
+    from reason import registry
+
+    try:
+        Config = registry.card("methods", method).Config
+    except ReasonError:  # its package is no longer installed
+        return frozenset()
+    return frozenset(f"{method}.{f.name}" for f in fields(Config) if f.metadata.get("evaluation"))
 
 
 @dataclass

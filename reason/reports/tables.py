@@ -79,6 +79,16 @@ class _Signs:
         return cls("<", "+", "-", "~") if options.ascii_only else cls("◂", "▲", "▼", "≈")
 
 
+def curve_on_demand(curve: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The entries of a curve whose examples were not all given the depth in full."""
+    return [e for e in curve if e.get("effective_depth") is not None and e["effective_depth"] != e["depth"]]
+
+
+def _spent(entry: dict[str, Any]) -> str:
+    """The depth of an entry; where it was spent on demand, the mean and the cap."""
+    return f"{entry['effective_depth']:.2f} of {entry['depth']}" if curve_on_demand([entry]) else str(entry["depth"])
+
+
 # --- the summary of a run -----------------------------------------------------------------------
 
 
@@ -110,7 +120,7 @@ class _RunSummary:
         curve, rivals = r["curve"], r.get("baselines") or {}
         records = [*(e["accuracy"] for e in curve), *(b["accuracy"] for b in rivals.values())]
         blank = [""] * len(rivals)
-        depths = [str(e["depth"]) + (f" {signs.chosen}" if e is chosen else "") for e in curve]
+        depths = [_spent(e) + (f" {signs.chosen}" if e is chosen else "") for e in curve]
         columns = [
             _Column(units["depth"], [*depths, *rivals], right=False),
             _Column(f"{name} [95% interval]", [words.interval(_interval(a)) for a in records]),
@@ -153,6 +163,11 @@ class _RunSummary:
             yield f"0 {units['depth']}: {units['zero']}."
         if chosen is not None:
             yield f"{signs.chosen} {chosen['depth']} {units['depth']}: the depth that validation chooses."
+        for entry in curve_on_demand(r["curve"]):
+            yield (
+                f"Depth on demand: {entry['effective_depth']:.2f} of at most {entry['depth']} {units['depth']} were "
+                f"taken on average."
+            )
         yield from self._differences(chosen or r["curve"][-1])
         yield f"Latency spans {units['latency']}, one at a time." + (
             f" Not shown for want of room: {', '.join(dropped)}." if dropped else ""
@@ -280,7 +295,9 @@ class _ComparisonView:
     def _depth(self, e: Entry, signs: _Signs) -> str:
         if e.depth is None:
             return ""
-        return f"{signs.chosen} {e.depth}" if e.chosen else str(e.depth)
+        mean = e.costs.get("effective_depth")
+        depth = str(e.depth) if mean in (None, e.depth) else f"{mean:.2f} of {e.depth}"
+        return f"{signs.chosen} {depth}" if e.chosen else depth
 
     def _difference(self, e: Entry, signs: _Signs) -> str:
         if e.difference is None:

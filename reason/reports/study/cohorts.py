@@ -104,7 +104,7 @@ def cohort(model: Model, by: Cohort, evidence: Evidence) -> CohortResult:
     """
     groups = cut(evidence.columns[by.column], by.edges)
     deep, least = model.depths[model.deep], model.depths[model.least]
-    found = [_within(g, deep, [model.base, least if least is not deep else None]) for g in groups]
+    found = [within(g, deep, [model.base, least if least is not deep else None]) for g in groups]
     to_base, to_least = (tested([differences[i] for differences in found]) for i in range(2))
     results = []
     for g, against_base, against_least in zip(groups, to_base, to_least, strict=True):
@@ -123,7 +123,7 @@ def cohort(model: Model, by: Cohort, evidence: Evidence) -> CohortResult:
     return CohortResult(model.label, by.column, by.label, by.known, model.deep, model.least, results)
 
 
-def _within(group: Group, a: Outcome, others: Sequence[Outcome | None]) -> list[Difference | None]:
+def within(group: Group, a: Outcome, others: Sequence[Outcome | None]) -> list[Difference | None]:
     """The difference of ``a`` to each of the others, in one group; None in a group that is too small."""
 
     def inside(outcome: Outcome) -> dict[int, Rows]:
