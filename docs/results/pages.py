@@ -37,7 +37,7 @@ from reason.reports.study import SECTIONS, Study, studies
 from reason.reports.study.claims import judge
 from reason.reports.study.models import MEANS
 from reason.reports.study.picture import draw_study
-from reason.reports.study.sheets import markdown
+from reason.reports.study.views import markdown
 from reason.tracking.folder import FINISHED, RunFolder
 
 HERE = Path(__file__).resolve().parent
@@ -79,7 +79,10 @@ def keep(name: str, root: Path, chosen: list[str], bare: bool) -> None:
 
 
 def slim_rows(run: RunFolder, place: Path) -> None:
-    """The rows of a run with nothing but ids, the columns of the accuracy and, on test, what a study reads."""
+    """The rows of a run with nothing but ids, the columns of the accuracy and, on test, what a study reads.
+
+    An id becomes its place among the sorted ids of the split: the same in every run, small, and nobody's name.
+    """
     import pyarrow as pa
     from pyarrow import feather
 
@@ -91,9 +94,9 @@ def slim_rows(run: RunFolder, place: Path) -> None:
     wanted += [(e["valid_rows"], e["accuracy"], set()) for e in result["curve"]]
     wanted += [(b["rows"], b["accuracy"], set()) for b in result["baselines"].values()]
     for path, accuracy, more in wanted:
-        own = {"id", accuracy["column"], accuracy.get("denominator")}
-        table = feather.read_table(run / path)
-        kept = {
+        own = {accuracy["column"], accuracy.get("denominator")}
+        table = feather.read_table(run / path).sort_by("id")
+        kept = {"id": smallest(np.arange(table.num_rows))} | {
             name: table.column(name) if name in own else smallest(table.column(name).to_numpy())
             for name in table.column_names
             if name in own | more
@@ -202,7 +205,9 @@ def made_block(name: str) -> str:
 def _study(name: str) -> Study:
     found = studies(_set(name))
     if len(found) != 1:
-        raise ConfigError(f"The runs of {name} cannot be ranked together: {len(found)} sets.", "Keep one in each.")
+        raise ConfigError(
+            f"The runs of {name} cannot be ranked together: {len(found)} sets.", "Keep one in each."
+        )
     return found[0]
 
 

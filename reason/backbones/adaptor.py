@@ -3,9 +3,10 @@
 Hou et al., "Towards Universal Sequence Representation Learning for Recommender Systems", KDD 2022,
 arXiv 2206.05941, and the authors' code (3359a72) where the text leaves a choice.
 
-What differs from it: the frozen vectors are whitened before anything is learned. Their components are
-those of a PCA, whose variances span orders of magnitude, and the learned whitening of the experts, a shift
-and a matrix, would first have to undo that.
+Two things differ. The frozen vectors are whitened before anything is learned: their components are those
+of a PCA, whose variances span orders of magnitude, and the learned whitening of the experts, a shift and a
+matrix, would first have to undo that. And there is no pre-training on other domains: adaptor and encoder
+are trained together on the data at hand.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ class TextTable(nn.Module):
         v = sum over e of g_e * (drop(x) - b_e) W_e,    g = softmax(x G + noise)
 
     The noise is normal with the learned deviation softplus(x S) + ``NOISE``, drawn while training only.
-    With ``ids`` a learned vector of the item itself is added.
+    With ``ids`` a learned vector of the item itself is added. In the end all are brought to the length
+    1/sqrt(d): see ``UniSRec``.
 
     Args:
         text: (N, m). width: d. experts: E, at least 2. dropout: probability on components of x.
@@ -94,6 +96,7 @@ class TextTable(nn.Module):
         said = torch.einsum("nm,emd->ned", self.drop(self.text), self.weight) - offset  # by each expert
         vectors = torch.einsum("ne,ned->nd", self.gates(), said)
         vectors = vectors if self.ids is None else vectors + self.ids.weight
+        # Not F.normalize: an item without text begins at zero, where that has a gradient without bound.
         return F.rms_norm(vectors, vectors.shape[1:], eps=1e-6) / self.embedding_dim
 
 
@@ -104,9 +107,9 @@ class UniSRec(SequenceEncoder):
     a loss computes them once (``item_vectors``) and passes them on to ``reason``; for answering they are
     computed once and kept.
 
-    Scores are dot products with the state, as in the other encoders, where UniSRec takes the cosine. All
-    states come out of one LayerNorm and are about equally long, so what is left of the difference is the
-    length of an item's vector, by which it can be recommended more often whatever the history.
+    UniSRec scores by cosine, over a temperature of 0.07. Whoever reads this encoder takes the dot product
+    with a state, and states come out of a LayerNorm with a length near sqrt(d): with item vectors of length
+    1/sqrt(d) that is the cosine, up to the LayerNorm's gain, which is learned.
 
     Args:
         text: (N, m) frozen text vectors; see ``whiten`` for items without one.

@@ -48,11 +48,11 @@ def study(
     if json:
         emit_json({"schema": 1, "studies": [as_dict(s) for s in found]})
     else:
-        from reason.reports.study.sheets import StudyView
+        from reason.reports.study.views import StudyView
 
         for one in found:
             show(StudyView(one))
-    for remark in dict.fromkeys(n for s in found for n in [*s.evidence.table.notes, *s.evidence.notes]):
+    for remark in dict.fromkeys(n for s in found for n in s.evidence.notes):
         say(remark)
     if plot is not None:
         from reason.reports.study.picture import draw_studies

@@ -62,13 +62,16 @@ def draw_plan(plan) -> None:
         title_justify="left",
     )
     keys = list(plan.trials[0].varied)
-    for key in [*keys, "train_depth", "trains"]:
+    fixed = [key for key in ("depth", "train_depth") if key not in keys]
+    for key in [*keys, *fixed, "trains"]:
         table.add_column(key)
     seen: set[str] = set()
     for trial in plan.trials:
         trains = trial.train_hash not in seen
         seen.add(trial.train_hash)
         table.add_row(
-            *(trial.varied[k] for k in keys), str(trial.plan.config.train_depth), "yes" if trains else ""
+            *(trial.varied[k] for k in keys),
+            *(str(getattr(trial.plan.config, k)) for k in fixed),
+            "yes" if trains else "",
         )
     stdout().print(table)

@@ -52,6 +52,11 @@ class Entry:
         return self.label if self.kind != METHOD else f"{self.label} at depth {self.depth}"
 
     @property
+    def on_demand(self) -> bool:
+        """Whether examples were given less than the depth where less would do."""
+        return self.costs.get("effective_depth", self.depth) != self.depth
+
+    @property
     def distinguishable(self) -> bool | None:
         """Whether chance can be ruled out as the source of the difference; None without one."""
         if self.difference is None or self.p is None:
@@ -287,7 +292,7 @@ def _reference(entry: Entry, entries: list[Entry]) -> Entry | None:
         e for e in entries
         if e.key and (*e.key.family[:-1], e.key.trained) == model and e.rows.keys() & entry.rows.keys()
     ]  # fmt: skip
-    least = min(family, key=lambda e: e.depth or 0)
+    least = min(family, key=lambda e: (e.depth or 0, e.on_demand))
     return None if least is entry else least
 
 

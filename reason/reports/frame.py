@@ -11,7 +11,7 @@ import functools
 import json
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -134,6 +134,19 @@ def evaluation_keys(method: str) -> frozenset[str]:
     return frozenset(f"{method}.{f.name}" for f in fields(Config) if f.metadata.get("evaluation"))
 
 
+@functools.cache
+def _defaults(method: str) -> dict[str, Any]:
+    """The keys of a method as a run was made with that is older than them."""
+    from reason import registry
+
+    try:
+        card = registry.card("methods", method)
+    except ReasonError:  # its package is no longer installed
+        return {}
+    preset = {k: v for k, v in card.preset.items() if k.startswith(f"{method}.")}
+    return {f"{method}.{f.name}": f.default for f in fields(card.Config) if f.default is not MISSING} | preset
+
+
 @dataclass
 class Frame:
     """Runs that may be ranked together, grouped over seeds. Seeds ascend in each group."""
@@ -206,7 +219,7 @@ def _points(folder: RunFolder) -> list[Point]:
         return []
     if result.get("schema") != SCHEMA:
         raise RunError(f"its result.json has schema {result.get('schema')}, this version reads {SCHEMA}")
-    config = dict(_flat(folder.config))
+    config = _defaults(result["method"]) | dict(_flat(folder.config))
     parent = folder.identity.get("parent")
     points = [Point(folder, result, entry, config, parent) for entry in result["curve"]]
     for point in points:

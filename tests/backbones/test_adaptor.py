@@ -109,7 +109,31 @@ def test_vectors_are_mixtures_of_shifted_projections(ids):
             share = (table.gate.weight @ x).softmax(0)
             wanted = sum(share[e] * ((x - table.shift[e]) @ table.weight[e]) for e in range(4))
             wanted = wanted + table.ids.weight[item] if ids else wanted
+            wanted = wanted / wanted.norm() / D**0.5
             torch.testing.assert_close(vectors[item], wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_scores_are_cosines_while_the_last_layer_norm_is_as_it_began():
+    model = make()
+    items = torch.randint(0, N, (3, 7))
+    with torch.no_grad():
+        states, vectors = model.reason(items)[0], model.item_vectors()
+        cosine = F.cosine_similarity(states[..., None, :], vectors, dim=-1)  # (B, T, K + 1, N)
+        torch.testing.assert_close(states @ vectors.T, cosine, atol=1e-4, rtol=0)
+
+
+def test_an_item_without_text_can_be_learned():
+    text = texts()
+    text[3] = 0.0
+    torch.manual_seed(1)
+    model = UniSRec(UnisrecConfig(hidden=D, ffn=24), num_items=N, steps=0, text=text).eval()
+    vectors = model.item_vectors()
+    assert not vectors[3].any()  # at first nothing is known of it
+    (gradient,) = torch.autograd.grad(vectors[3].sum(), model.table.shift)
+    assert gradient.any() and gradient.abs().max() < 100
+    with torch.no_grad():
+        model.table.shift.sub_(gradient)
+    assert model.item_vectors()[3].norm().item() == pytest.approx(D**-0.5, rel=0.01)
 
 
 def test_gates_sum_to_one_and_are_noisy_in_training_only():

@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reason.metrics import statistics
-from reason.metrics.statistics import Rows, bootstrap_interval, holm, paired_difference, seeded_interval
+from reason.metrics.statistics import (
+    Rows,
+    blend,
+    bootstrap_interval,
+    holm,
+    paired_difference,
+    paired_differences,
+    seeded_interval,
+)
 
 
 def rows(values, ids=None, denominator=None) -> Rows:
@@ -215,3 +223,35 @@ def test_holm_never_lowers_and_keeps_the_order(p):
     assert all(a >= b for a, b in zip(adjusted, p, strict=True))
     order = np.argsort(p, kind="stable")
     assert np.all(np.diff(np.array(adjusted)[order]) >= 0)
+
+
+def test_pairs_that_are_drawn_together_get_what_each_gets_alone():
+    rng = np.random.default_rng(12)
+    ids = np.arange(800)
+    sides = [{s: Rows(ids, ndcg_like(rng, 800)) for s in range(3)} for _ in range(4)]
+    weighed = {s: Rows(ids, rng.random(800), 1 + rng.random(800)) for s in range(3)}
+    pairs = [(sides[0], sides[1]), (sides[2], sides[3]), (weighed, sides[0]), (sides[0], sides[0])]
+    together = paired_differences(pairs)
+    for (a, b), found in zip(pairs, together, strict=True):
+        alone = paired_difference(a, b)
+        assert (found.value, found.n, found.seeds) == (pytest.approx(alone.value), alone.n, alone.seeds)
+        width = alone.high - alone.low
+        assert (found.low, found.high) == pytest.approx((alone.low, alone.high), abs=0.1 * width)
+    assert (together[3].low, together[3].high, together[3].p) == (0, 0, 1)
+
+
+def test_a_blend_is_what_drawing_gives_on_average():
+    rng = np.random.default_rng(13)
+    ids = np.arange(50)
+    a, b = Rows(ids, rng.random(50), rng.random(50) + 1), Rows(ids, rng.random(50), rng.random(50) + 1)
+    weight = rng.random(50)
+    mixed = blend([(weight, a), (1 - weight, b)])
+    drawn = [
+        np.where(rng.random(50) < weight, [a.numerator, a.denominator], [b.numerator, b.denominator])
+        for _ in range(4000)
+    ]
+    assert np.mean(drawn, axis=0) == pytest.approx(np.stack([mixed.numerator, mixed.denominator]), abs=0.05)
+    assert blend([(1.0, Rows(ids, a.numerator)), (-1.0, Rows(ids, b.numerator))]).value == pytest.approx(
+        np.mean(a.numerator - b.numerator)
+    )
+    assert a.take(ids < 5).value == pytest.approx(a.numerator[:5].sum() / a.denominator[:5].sum())

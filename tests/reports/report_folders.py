@@ -61,7 +61,7 @@ class Maker:
         device_name: str = "Test CPU",
         latency: float = 1.0,
         cohorts: bool = False,  # whether the rows have what tells users apart, and the evaluation its overall numbers
-        used: np.ndarray | None = None,  # (users,) depth given to each user: a policy, judged at its cap depths[-1]
+        used: np.ndarray | None = None,  # (users,) depth given to each user: a policy, up to depths[-1]
     ) -> RunFolder:
         self.made += 1
         self.clock += 60
@@ -81,6 +81,7 @@ class Maker:
         write_json(
             folder / "origin.json", {k: "command line" if k in (typed or {}) else "default" for k in config}
         )
+        write_json(folder / "env.json", {"python": "3.11", "versions": {"torch": "2"}, "commit": "c0ffee"})
         (folder / "config.yaml").write_text(yaml.safe_dump(nested(config)), encoding="utf-8")
 
         curve = []
@@ -89,7 +90,10 @@ class Maker:
             for split, gains in (("valid", valid_gain if valid_gain is not None else gain), ("test", gain)):
                 path = f"rows/{split}-depth{depth}.arrow"
                 given = np.full(users, depth) if used is None else used
-                at = {d: ranks(split, users, gains.get(d, 0.0), seed, d, train_depth) for d in set(given.tolist())}
+                at = {
+                    d: ranks(split, users, gains.get(d, 0.0), seed, d, train_depth)
+                    for d in set(given.tolist())
+                }
                 rank = np.array([at[d][user] for user, d in enumerate(given.tolist())])
                 more = known(users) | {"step_cosine": np.full(users, 0.9)} if cohorts else {}
                 records = self._rows(folder, path, rank, given, accuracy, more)
@@ -105,7 +109,11 @@ class Maker:
                 }  # fmt: skip
             curve.append(entry)
         popular = self._rows(
-            folder, "rows/test-popularity.arrow", ranks("popular", users, -0.6, 0, 0, 0), np.zeros(users), accuracy
+            folder,
+            "rows/test-popularity.arrow",
+            ranks("popular", users, -0.6, 0, 0, 0),
+            np.zeros(users),
+            accuracy,
         )
         head = curve[-1]
         hours = 0.002 if trained_by else 0.02 + 0.004 * train_depth

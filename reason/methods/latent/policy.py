@@ -25,6 +25,13 @@ from torch import Tensor
 
 from reason.methods.latent.serve import Reasoning
 
+MEANING = {
+    "cos": "the cosine of the last two states",
+    "kl": "the divergence from the step before",
+    "margin": "the lead of the first item",
+    "overlap": "the share of the ten items that stayed",
+    "entropy": "the entropy of the answers",
+}
 TOP = 10  # items a user sees
 FEW = 8  # rows, below which a product with the whole catalogue is bound by memory too
 DEAR = 24  # catalogue over shortlist, above which such a product costs more than reading the shortlist's vectors
@@ -77,9 +84,9 @@ class Policy:
         if self.name == "router":
             return "the router spent the depth on it" if depth else "the router saw no gain in depth"
         if depth >= cap:
-            return f"{self.name} never stopped it: all {cap} steps were taken"
+            return f"{MEANING[self.name]} never said stop: all {cap} steps were taken"
         side = "fell to" if self.name in LESS_IS_SURER else "reached"
-        return f"{self.name} {side} {self.threshold:.4g} after step {depth}"
+        return f"{MEANING[self.name]} {side} {self.threshold:.3g} after step {depth}"
 
 
 class Stop:

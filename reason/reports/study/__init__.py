@@ -12,7 +12,7 @@ values that are read together are corrected together.
     policies    depth decided case by case, against chance
     shares      part of the requests answered deep
     claims      what a paper says beside what we measured
-    sheets, picture   how all of it is shown
+    sheets, views, picture   how all of it is shown
 """
 
 from __future__ import annotations
@@ -66,9 +66,9 @@ def studies(root: Path | str, names: Sequence[str] = ()) -> list[Study]:
         study = study_frame(frame)
         if names and not study.evidence.bases:
             elsewhere = bases_elsewhere(root, frame)
-            study.missing["answer"] += [
-                f"base runs of this data are there: name {b} as well." for b in elsewhere
-            ]
+            if elsewhere:  # rather than the command that trains one
+                words = " ".join([*names, *elsewhere])
+                study.missing["answer"] = [f"no base was named, and there is one: reason study {words}"]
         found.append(study)
     return found
 
@@ -79,9 +79,7 @@ def study_frame(frame: Frame) -> Study:
     study = Study(evidence, answers(evidence), triangle(evidence))
     missing = study.missing
     if not evidence.models:
-        nothing = "no model here was trained for any depth: only bases were named."
-        for section in SECTIONS:
-            missing[section].append(nothing)
+        missing["answer"].append("no model here was trained for any depth: there are only bases.")
         return study
     missing["answer"] += evidence.table.hints
     columns = {c.column for m in evidence.models for c in evidence.cohorts[m.key.method]}
@@ -119,7 +117,7 @@ def as_dict(study: Study) -> dict[str, Any]:
         "accuracy_metric": t.accuracy, "larger_is_better": t.larger_is_better, "dataset": t.dataset,
         "data_digest": t.data_digest, "split": t.split, "n": t.n, "units": t.units,
         **{section: [_plain(r, study.sign) for r in getattr(study, section)] for section in SECTIONS},
-        "missing": study.missing, "notes": [*t.notes, *study.evidence.notes],
+        "missing": study.missing, "notes": study.evidence.notes,
     }  # fmt: skip
 
 

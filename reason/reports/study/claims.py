@@ -250,19 +250,19 @@ def _latency(study: Study, test: Mapping[str, Any]) -> _Judged:
     least = model.depths[model.least]
     if mine is least or not study.evidence.table.one_device:
         raise ValueError("its latencies at two depths were not taken on one kind of device")
-    times = [{p.seed: p.entry.get("latency_p50_ms") for p in o.entry.points} for o in (mine, least)]
-    seeds = [s for s in times[0] if times[0][s] and times[1].get(s)]
-    if not seeds:
+    deep, shallow = ({p.seed: p.entry.get("latency_p50_ms") for p in o.entry.points} for o in (mine, least))
+    ratios = [ms / shallow[s] for s, ms in deep.items() if ms and shallow.get(s)]
+    if not ratios:
         raise ValueError("no latency was taken")
-    logs = np.log([times[0][s] / times[1][s] for s in seeds])
+    logs = np.log(ratios)
     told = f"{np.exp(logs.mean()):.2f} times depth {model.least}"
-    if len(seeds) < 2:
+    if len(logs) < 2:
         return _Judged(f"{told}; one seed, so no interval", [])
     from scipy.stats import t
 
-    half = float(t.ppf(0.975, len(seeds) - 1) * logs.std(ddof=1) / np.sqrt(len(seeds)))
+    half = float(t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / np.sqrt(len(logs)))
     low, high = logs.mean() - half, logs.mean() + half
-    told += f" [{np.exp(low):.2f}, {np.exp(high):.2f}] over {len(seeds)} seeds; claimed: at most {test['at_most']:.3g}"
+    told += f" [{np.exp(low):.2f}, {np.exp(high):.2f}] over {len(logs)} seeds; claimed: at most {test['at_most']:.3g}"
     limit = float(np.log(test["at_most"]))
     return _Judged(told, [], limit - high, limit - low)
 

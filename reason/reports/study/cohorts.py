@@ -33,7 +33,7 @@ class GroupResult:
     high: float
     n: int
     at: dict[int, float]  # depth -> metric, over seeds
-    base: float | None
+    base: float | None  # over the seeds that it shares with the deep depth
     to_base: Tested | None  # the deep depth against the base; null without a base or with fewer than FEWEST
     to_least: Tested | None  # and against the model's least depth
     exits: dict[str, float] = field(default_factory=dict)  # policy -> mean depth that it gives to the group
@@ -106,13 +106,14 @@ def cohort(model: Model, by: Cohort, evidence: Evidence) -> CohortResult:
     deep, least = model.depths[model.deep], model.depths[model.least]
     found = [within(g, deep, [model.base, least if least is not deep else None]) for g in groups]
     to_base, to_least = (tested([differences[i] for differences in found]) for i in range(2))
+    base = {s: r for s, r in model.base.rows.items() if s in deep.rows} if model.base else {}
     results = []
     for g, against_base, against_least in zip(groups, to_base, to_least, strict=True):
         results.append(
             GroupResult(
                 g.label, g.low, g.high, len(g.index),
                 at={depth: pooled(o.rows, g.index) for depth, o in model.depths.items()},
-                base=pooled(model.base.rows, g.index) if model.base else None,
+                base=pooled(base, g.index) if base else None,
                 to_base=against_base,
                 to_least=against_least,
                 exits={

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -182,7 +183,7 @@ def gather(frame: Frame) -> Evidence:
     cohorts = {e.key.method: _cohorts(e.key.method) for e in runs if e.key}
     wanted = {c.column for own in cohorts.values() for c in own}
     ids = runs[0].rows[min(runs[0].rows)].id
-    evidence = Evidence(table, ids, [], [], cohorts, {})
+    evidence = Evidence(table, ids, [], [], cohorts, {}, list(frame.notes))
     outcomes: dict[int, Outcome] = {}
     for entry in runs:
         try:
@@ -304,16 +305,17 @@ def _attach(policy: Outcome, evidence: Evidence) -> None:
     own = min(candidates, key=lambda m: sum(settings.get(k) != v for k, v in m.key.settings))
     prefix = f"{own.key.method}."
     apart = [(k.removeprefix(prefix), settings[k]) for k, v in own.key.settings if settings.get(k) != v]
+    apart.sort(key=lambda setting: setting[0] != "policy")  # its name first
     words = [v if k == "policy" else f"{k}={v}" for k, v in apart if v != "None"]
     label = " ".join(words) or f"policy up to {policy.depth}"
     own.policies.append(Outcome(label, policy.entry, policy.rows, policy.used, policy.means))
 
 
-def bases_elsewhere(root: object, frame: Frame) -> list[str]:
+def bases_elsewhere(root: Path | str, frame: Frame) -> list[str]:
     """Experiments under ``root`` whose base runs belong to the data of ``frame`` but were not named."""
     known = {(k.method, k.backbone) for k in frame.groups}
     try:
-        others = frames(str(root))
+        others = frames(root)
     except ConfigError:
         return []
     return sorted({

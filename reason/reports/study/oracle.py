@@ -103,7 +103,7 @@ def oracle(model: Model, evidence: Evidence) -> Oracle:
     )  # fmt: skip
     for policy in model.policies:
         both = sorted(set(seeds) & policy.rows.keys())
-        if both and any(gain[s].any() for s in both):
+        if both and all(gain[s].any() for s in both):
             _denominator([*(policy.rows[s] for s in both), *at_fixed.values()])
             brought = {s: sign * (policy.rows[s].numerator - at_fixed[s].numerator) for s in both}
             found.recovery[policy.label] = seeded_interval(rows(brought, gain))

@@ -1,4 +1,4 @@
-"""A study as tables: for the terminal, where the least important columns go first, and for pages of markdown."""
+"""A study as sheets: for each section tables of words, and remarks. How they are drawn is ``views``'s."""
 
 from __future__ import annotations
 
@@ -6,29 +6,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.console import Console, ConsoleOptions, RenderResult
-from rich.text import Text
-
 from reason.metrics.statistics import Interval
 from reason.reports import words
-from reason.reports.study import SECTIONS, Study
+from reason.reports.study import Study
 from reason.reports.study.cohorts import FEWEST, CohortResult
 from reason.reports.study.models import MEANS, Tested
 from reason.reports.study.oracle import Oracle
 from reason.reports.study.policies import PolicyResult
 from reason.reports.study.shares import AT_RANDOM, ShareResult
 from reason.reports.study.triangle import Line
-from reason.reports.tables import _Column, _fitted, _Signs
-from reason.reports.terminal import title
+from reason.reports.tables import _Column, _Signs
 
-HEADINGS = {
-    "answer": "Is it worth it?",
-    "triangle": "Trained for, and judged at",
-    "cohorts": "For whom?",
-    "oracle": "The best depth for each, and the luck in it",
-    "policies": "Depth decided case by case",
-    "deep": "Only some answered deep",
-}
 UNICODE = _Signs("◂", "▲", "▼", "≈")
 
 
@@ -57,71 +45,6 @@ def section(
     """
     sheets, remarks = _SECTIONS[name](study, signs, width) if study.evidence.models else ([], [])
     return sheets, [*remarks, *(f"Not computed: {why}" for why in study.missing[name])]
-
-
-# --- the terminal ---------------------------------------------------------------------------------
-
-
-@dataclass
-class StudyView:
-    """All sections of a study, drawn with rich."""
-
-    study: Study
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        signs = UNICODE if not options.ascii_only else _Signs.of(options)
-        t = self.study.evidence.table
-        over = f"{t.split} split, {t.n:,} {t.units['example']}s"
-        yield title(f"{t.accuracy} on {t.dataset}, {over}. Depth: {', '.join(t.depth_units)}")
-        for name in SECTIONS:
-            sheets, remarks = section(self.study, name, signs, options.max_width)
-            yield Text()
-            yield Text(HEADINGS[name], style="bold underline")
-            for sheet in sheets:
-                yield Text()
-                if sheet.title:
-                    yield title(sheet.title)
-                drawn, dropped = _fitted(
-                    sheet.columns, options.max_width, sheet.styles or [""] * sheet.height, sheet.rules
-                )
-                yield drawn
-                for line in sheet.notes:
-                    yield Text(line)
-                if dropped:
-                    yield Text(
-                        f"Not shown for want of room: {', '.join(dict.fromkeys(dropped))}.", style="dim"
-                    )
-            if remarks:
-                yield Text()
-            for line in remarks:
-                yield Text(line)
-
-
-# --- markdown -------------------------------------------------------------------------------------
-
-
-def markdown(study: Study, name: str) -> str:
-    """One section as markdown: the same tables and remarks, whole."""
-    sheets, remarks = section(study, name)
-    parts = [_markdown(sheet) for sheet in sheets]
-    if remarks:
-        parts.append("\n".join(f"- {_escaped(r)}" for r in remarks) + "\n")
-    return "\n".join(parts)
-
-
-def _markdown(sheet: Sheet) -> str:
-    columns = [c for c in sheet.columns if any(c.cells)]
-    lines = [f"**{_escaped(sheet.title)}**\n"] if sheet.title else []
-    lines.append("| " + " | ".join(_escaped(c.head) for c in columns) + " |")
-    lines.append("| " + " | ".join("---:" if c.right else "---" for c in columns) + " |")
-    for i in range(sheet.height):
-        lines.append("| " + " | ".join(_escaped(c.cells[i]) for c in columns) + " |")
-    lines += ["", *(_escaped(n) for n in sheet.notes)] if sheet.notes else []
-    return "\n".join(lines) + "\n"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("|", "\\|").replace("*", "\\*")
 
 
 # --- words ----------------------------------------------------------------------------------------
@@ -189,6 +112,10 @@ def _answer(study: Study, signs: _Signs, width: int | None) -> Made:
     if any(a.ms_deep is not None for a in told):
         notes.append("ms: the median request at the least depth, and at this one.")
     if tests:
+        seeds = _range([t.difference.seeds for a in told for t in (a.to_base, a.to_least) if t])
+        notes.append(
+            f"Paired over {table.n:,} {table.units['example']}s and {seeds} seed{'s' * (seeds != '1')}."
+        )
         notes.append(_legend(study, signs, tests))
     remarks = [_sentence(study, i) for i in range(len(told))]
     if not table.one_device:
@@ -226,7 +153,11 @@ def _sentence(study: Study, place: int) -> str:
         parts.append(
             f"of {len(mine)} policies {', '.join(won) or 'none'} beat{'s' * (len(won) < 2)} chance at equal depth"
         )
-    return f"{a.model} at depth {a.deep}: " + "; ".join(parts or ["nothing to set it beside"]) + "."
+    return (
+        f"{a.model} at depth {a.deep} ({a.deep_is}): "
+        + "; ".join(parts or ["nothing to set it beside"])
+        + "."
+    )
 
 
 def _verdict(test: Tested, sign: int, other: str) -> str:
@@ -332,7 +263,9 @@ def _cohort(study: Study, c: CohortResult, signs: _Signs) -> Sheet:
         _Column("p", [_p(g.to_least) for g in groups], 7),
         *(_Column(f"depth by {p}", [f"{g.exits[p]:.2f}" for g in groups], 8 + i) for i, p in enumerate(policies)),
     ]  # fmt: skip
-    return Sheet(f"{c.model}, by {c.label}", columns)
+    seeds = {t.difference.seeds for g in groups for t in (g.to_base, g.to_least) if t}
+    paired = f" ({_range(sorted(seeds))} seed{'s' * (seeds != {1})})" if seeds else ""
+    return Sheet(f"{c.model}, by {c.label}{paired}", columns)
 
 
 def _oracle(study: Study, signs: _Signs, width: int | None) -> Made:

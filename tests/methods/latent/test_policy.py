@@ -281,6 +281,26 @@ def test_without_calibration_the_depth_is_fixed(tmp_path):
     assert set(used) == {2.0}
 
 
+@pytest.mark.parametrize("name", ["kl", "router"])
+def test_nothing_is_fitted_on_the_test_split(tmp_path, name):
+    s = begin(tmp_path, f"latent.policy={name}")
+    fitted = s.method.calibrate(s.ctx, s.network, s.ctx.data.valid)
+    s.ctx.data.test.target[:] = 0
+    s.ctx.data.test.start[:] = 0
+    assert s.method.calibrate(s.ctx, s.network, s.ctx.data.valid) == fitted
+
+
+def test_judging_draws_nothing_at_random(tmp_path):
+    """No noise, no second branch, no dropout: the contrast belongs to training alone."""
+    s = begin(tmp_path, "latent.policy=router", "latent.loss=prl", "latent.noise=10", "backbone.dropout=0.5")
+    before = torch.random.get_rng_state()
+    fitted = s.method.calibrate(s.ctx, s.network, s.ctx.data.valid)
+    s.ctx.calibration = fitted
+    first, second = (s.method.evaluate(s.ctx, s.network, s.ctx.data.test, 3).rows for _ in range(2))
+    assert first.equals(second) and torch.equal(torch.random.get_rng_state(), before)
+    assert s.method.calibrate(s.ctx, s.network, s.ctx.data.valid) == fitted
+
+
 def test_policies_share_a_model_and_differ_as_results():
     plans = [
         resolve("latent", [*WORDS, *words]) for words in ([], ["latent.policy=cos"], ["latent.policy=kl"])
