@@ -277,7 +277,7 @@ class SequenceEncoder(nn.Module):
         trunk = self.encode_last(items, length, vectors)
         key = trunk.items[0][0]
         room = (batch, key.shape[1], steps, key.shape[3])
-        latent = [(key.new_empty(room), key.new_empty(room)) for _ in self.blocks]
+        latent = [(key.new_zeros(room), key.new_zeros(room)) for _ in self.blocks]
         return Thought(trunk.states, trunk.items, latent, trunk.hidden)
 
     def encode_last(self, items: Tensor, length: Tensor, vectors: Tensor | None = None) -> Trunk:

@@ -86,7 +86,11 @@ def curve_on_demand(curve: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _spent(entry: dict[str, Any]) -> str:
     """The depth of an entry; where it was spent on demand, the mean and the cap."""
-    return f"{entry['effective_depth']:.2f} of {entry['depth']}" if curve_on_demand([entry]) else str(entry["depth"])
+    return (
+        f"{entry['effective_depth']:.2f} of {entry['depth']}"
+        if curve_on_demand([entry])
+        else str(entry["depth"])
+    )
 
 
 # --- the summary of a run -----------------------------------------------------------------------

@@ -210,9 +210,10 @@ def fit_router(names: list[str], x: np.ndarray, gain: np.ndarray) -> Router:
     if len(np.unique(gain[told] > 0)) == 2:
         from sklearn.linear_model import LogisticRegression
 
+        much = np.abs(gain[told])
         model = LogisticRegression(C=0.1, max_iter=1000)
-        model.fit((x[told] - mean) / scale, gain[told] > 0, sample_weight=np.abs(gain[told]) / np.abs(gain[told]).mean())  # fmt: skip
-        weight, bias = model.coef_[0], float(model.intercept_[0])
+        model.fit((x[told] - mean) / scale, gain[told] > 0, sample_weight=much / much.mean())
+        weight, bias = np.asarray(model.coef_)[0], float(np.asarray(model.intercept_)[0])
     return Router(names, mean.tolist(), scale.tolist(), weight.tolist(), bias)
 
 

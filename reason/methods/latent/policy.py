@@ -34,7 +34,9 @@ MEANING = {
 }
 TOP = 10  # items a user sees
 FEW = 8  # rows, below which a product with the whole catalogue is bound by memory too
-DEAR = 24  # catalogue over shortlist, above which such a product costs more than reading the shortlist's vectors
+DEAR = (
+    24  # catalogue over shortlist, above which such a product costs more than reading the shortlist's vectors
+)
 LESS_IS_SURER = ("kl", "entropy")  # in these the threshold is crossed from above; inside, all measures rise
 
 

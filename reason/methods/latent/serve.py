@@ -34,7 +34,7 @@ class Reasoning:
         """Start: encode. items: (B, T) padded on the right; length: (B,); vectors: (N, d)."""
         self.config, self.model, self.vectors = config, model, vectors
         self.items, self.length, self.depth = items, length, depth
-        self.thought = model.start(items, length, depth)
+        self.thought = model.start(items, length, depth, vectors)
         self.row: Tensor | None = None  # (A,) of the B; None: all of them, in order
         self.first = self.thought.state  # (A, d), r_0
         self.previous: Tensor | None = None  # (A, d), r_(k-1)
