@@ -135,12 +135,11 @@ def _policy(
 ) -> tuple[Policy, float]:  # fmt: skip
     """The policy, and the steps it spends on validation on average."""
     latent = config.latent
-    routed = latent.policy == "router"
-    least = 0 if routed else min(max(latent.min_depth, _EARLIEST[latent.policy]), depth)
+    least = latent.first_test(depth)
     target = latent.mean_depth if latent.mean_depth is not None else (least + depth) / 2
     target = min(max(target, least), depth)
     policy = Policy(latent.policy, 0.0, least, tau, latent.shortlist)
-    if routed:
+    if latent.policy == "router":
         return _routed(config, ctx, model, vectors, cases, policy, depth, target)
     found = _measured(config, ctx, model, vectors, cases, policy, depth)  # (n, K)
     bar = solve(found, target, least)
@@ -149,9 +148,6 @@ def _policy(
     threshold = -bar if policy.name in LESS_IS_SURER else bar
     spent = float(depths(found, bar, least).float().mean())
     return Policy(policy.name, threshold, least, tau, latent.shortlist), spent
-
-
-_EARLIEST = {"cos": 1, "kl": 1, "overlap": 1, "margin": 0, "entropy": 0}  # what compares steps needs one
 
 
 def _measured(

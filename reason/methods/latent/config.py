@@ -11,13 +11,14 @@ from reason.methods.base import evaluation_key
 Policy = Literal["fixed", "cos", "kl", "margin", "overlap", "entropy", "router"]
 FEATURES = ("history", "distinct", "popularity", "norm", "entropy", "margin")
 
-# Where a threshold can do something: (least, most), the ends excluded where nothing would ever, or always, stop.
+# Of each stop test: the thresholds that can do something lie strictly between two numbers; whether a request stops
+# once the measure has risen to the threshold (else: fallen to it); what is measured.
 THRESHOLDS = {
-    "cos": (-1.0, 1.0, "the cosine of two states, stops at or above"),
-    "kl": (0.0, float("inf"), "nats between two steps' answers, stops at or below"),
-    "margin": (0.0, 1.0, "lead of the first answer over the second in probability, stops at or above"),
-    "overlap": (0.0, 1.0, "share of the top ten that stayed, stops at or above"),
-    "entropy": (0.0, 1.0, "entropy of the answers over its largest value, stops at or below"),
+    "cos": (-1.0, 1.0, True, "cosine of the last two states"),
+    "kl": (0.0, float("inf"), False, "nats from the answers of the step before to these"),
+    "margin": (0.0, 1.0, True, "probability of the first item less that of the second"),
+    "overlap": (0.0, 1.0 + 1e-9, True, "share of the ten items that stayed"),
+    "entropy": (0.0, 1.0, False, "entropy of the answers, as a share of the largest there could be"),
 }
 
 
@@ -73,7 +74,7 @@ class LatentConfig:
         if self.policy == "fixed":
             return
         config.eval.curve = False  # below its cap a policy is another policy
-        least = 0 if self.policy == "router" else min(self.min_depth, config.depth)
+        least = self.first_test(config.depth)
         if self.mean_depth is not None and not least <= self.mean_depth <= config.depth:
             raise ConfigError(
                 f"latent.mean_depth={self.mean_depth:g} cannot be spent: a request takes {least} to {config.depth} steps.",
@@ -115,18 +116,21 @@ class LatentConfig:
                 "latent.threshold means nothing to the router, whose score is fitted.",
                 "Say what it may spend instead: latent.mean_depth=1",
             )
-        low, high, meaning = THRESHOLDS[self.policy]
-        never = self.threshold > high if self.policy in ("cos", "overlap") else self.threshold <= low
-        if self.policy == "margin":
-            never = self.threshold >= high
-        always = (
-            self.threshold <= low if self.policy in ("cos", "margin", "overlap") else self.threshold > high
+        low, high, rises, meaning = THRESHOLDS[self.policy]
+        if low < self.threshold < high:
+            return
+        never = (self.threshold >= high) == rises
+        raise ConfigError(
+            f"latent.threshold={self.threshold:g} would {'never' if never else 'always'} stop a request: "
+            f"{self.policy} is the {meaning}, and it stops when that has {'risen' if rises else 'fallen'} to the threshold.",
+            f"Set it between {low:g} and {high:g}, or leave it out and set latent.mean_depth.",
         )
-        if never or always:
-            raise ConfigError(
-                f"latent.threshold={self.threshold:g} would {'never' if never else 'always'} stop a request ({meaning}).",
-                f"Set it between {low:g} and {high:g}, or leave it out and set latent.mean_depth.",
-            )
+
+    def first_test(self, depth: int) -> int:
+        """The steps after which the policy is first asked: 0 for the router; what compares two steps needs one."""
+        if self.policy == "router":
+            return 0
+        return min(max(self.min_depth, int(self.policy in ("cos", "kl", "overlap"))), depth)
 
     @property
     def feature_names(self) -> list[str]:
