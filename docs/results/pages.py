@@ -4,7 +4,7 @@
     python docs/results/pages.py build                      # fill every page of this folder again
 
 `keep` takes what a page needs of a run: identity, configuration, provenance, result and, per
-example, the id and the columns that comparisons and studies read (`--bare`: no rows; then no paired
+example, the columns that comparisons and studies read (`--bare`: no rows; then no paired
 intervals). A page is prose with blocks between `<!-- begin KIND SET -->` and `<!-- end -->`; `build`
 replaces what stands between them. KIND is
 
@@ -59,16 +59,16 @@ def keep(name: str, root: Path, chosen: list[str], bare: bool) -> None:
         for r in RunFolder.all(root)
         if r.identity.get("parent") in sweeps or r.name in {x.name for x in runs}
     ]
+    runs = [run for run in runs if run.status == FINISHED and run.identity.get("kind") != "sweep"]
     for run in runs:
-        if run.status != FINISHED or run.identity.get("kind") == "sweep":
-            continue
+        shutil.rmtree(target / run.name, ignore_errors=True)
+    for run in runs:
         place = target / run.name
-        shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
         for file in ("env.json", "result.json"):
             shutil.copy(run / file, place / file)
         write_json(place / "run.json", {k: v for k, v in run.identity.items() if k != "argv"})
-        config = run.config
+        config = run.config | {"runs": "runs"}
         for key in ("path", "items"):  # where the data lay is nobody's business; the digest says what it was
             if isinstance(config["dataset"].get(key), str):
                 config["dataset"][key] = Path(config["dataset"][key]).name
@@ -79,9 +79,10 @@ def keep(name: str, root: Path, chosen: list[str], bare: bool) -> None:
 
 
 def slim_rows(run: RunFolder, place: Path) -> None:
-    """The rows of a run with nothing but ids, the columns of the accuracy and, on test, what a study reads.
+    """The rows of a run with nothing but the columns of the accuracy and, on test, what a study reads.
 
-    An id becomes its place among the sorted ids of the split: the same in every run, small, and nobody's name.
+    They are sorted by id and the ids left out: small, and nobody's name. The trivial baselines are the same
+    for every run of a set: the first one has them.
     """
     import pyarrow as pa
     from pyarrow import feather
@@ -92,11 +93,15 @@ def slim_rows(run: RunFolder, place: Path) -> None:
     studied = {"depth_used", *MEANS, *cohorts}
     wanted = [(e["rows"], e["accuracy"], studied) for e in result["curve"]]
     wanted += [(e["valid_rows"], e["accuracy"], set()) for e in result["curve"]]
-    wanted += [(b["rows"], b["accuracy"], set()) for b in result["baselines"].values()]
+    wanted += [
+        (b["rows"], b["accuracy"], set())
+        for b in result["baselines"].values()
+        if not any((other / b["rows"]).is_file() for other in place.parent.iterdir())
+    ]
     for path, accuracy, more in wanted:
         own = {accuracy["column"], accuracy.get("denominator")}
         table = feather.read_table(run / path).sort_by("id")
-        kept = {"id": smallest(np.arange(table.num_rows))} | {
+        kept = {
             name: table.column(name) if name in own else smallest(table.column(name).to_numpy())
             for name in table.column_names
             if name in own | more
@@ -125,7 +130,7 @@ def build() -> None:
 
 
 def compare_block(name: str) -> str:
-    (table,) = compare(_set(name))
+    (table,) = compare(_set(name), _fixed(name))
     told = as_dict(table)
     lines = [
         f"{told['accuracy_metric']} on {told['split']}, {told['dataset']} (digest `{told['data_digest'][:12]}`), "
@@ -178,7 +183,7 @@ def results_block(name: str) -> str:
 
 
 def picture_block(name: str) -> str:
-    (table,) = compare(_set(name))
+    (table,) = compare(_set(name), _fixed(name))
     IMAGES.mkdir(exist_ok=True)
     draw_comparison(table, IMAGES / f"{name}.png")
     return f"![{table.accuracy} against depth, device-hours and latency](../images/{name}.png)\n"
@@ -296,6 +301,15 @@ def _set(name: str) -> Path:
             f"There is no evidence in {DATA / name}.", f"python docs/results/pages.py keep {name} runs"
         )
     return DATA / name
+
+
+def _fixed(name: str) -> list[str]:
+    """The runs of a set that give everyone the same depth; policies have a table of their own."""
+    return [
+        run.name
+        for run in RunFolder.all(_set(name))
+        if all(e["effective_depth"] == e["depth"] for e in (run.result or {})["curve"])
+    ]
 
 
 def _number(value: float | None, digits: int) -> str:

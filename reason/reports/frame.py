@@ -232,6 +232,8 @@ def _points(folder: RunFolder) -> list[Point]:
 def read_rows(path: Path, accuracy: dict[str, Any]) -> Rows:
     """The columns ``id`` and those that ``accuracy`` names, from an Arrow file of rows.
 
+    Kept evidence has no ids: its rows are sorted by them, so a row's number stands for its id.
+
     Raises:
         RunError: the file cannot be read or lacks a column.
     """
@@ -243,16 +245,19 @@ def read_rows(path: Path, accuracy: dict[str, Any]) -> Rows:
 
     up, down = accuracy["column"], accuracy.get("denominator")
     try:
-        table = feather.read_table(path, columns=["id", up, *([down] if down else [])])
+        with pa.ipc.open_file(str(path)) as file:
+            named = ["id"] if "id" in file.schema.names else []
+        table = feather.read_table(path, columns=[*named, up, *([down] if down else [])])
         columns = [
             np.asarray(table.column(name).to_numpy(), dtype=float) for name in filter(None, (up, down))
         ]
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         raise RunError(
-            f"{path} cannot be read as rows with the columns id and {up}: {error}",
+            f"{path} cannot be read as rows with the column {up}: {error}",
             "Evaluate the run again (`reason evaluate RUN`), or remove it (`reason rm RUN`).",
         ) from error
-    return Rows(np.array(table.column("id").to_pylist()), columns[0], columns[1] if down else None)
+    ids = np.array(table.column("id").to_pylist()) if named else np.arange(table.num_rows)
+    return Rows(ids, columns[0], columns[1] if down else None)
 
 
 # --- choosing -----------------------------------------------------------------------------------
