@@ -72,7 +72,7 @@ def main() -> int:
 
         policies = {name: fit(name, lambda: start(slice(0, 256), STEPS)) for name in (*TESTS, "router")}
         log_counts = torch.zeros(args.items)
-        for batch, repeats in ((256, 7 if args.quick else 25), (1, 3 if args.quick else 9)):
+        for batch, repeats in ((256, 2 if args.quick else 15), (1, 2 if args.quick else 9)):
             slices = [slice(a, a + batch) for a in range(0, 256 if batch > 1 else 64, batch)]
             used: dict[str, float] = {}
 

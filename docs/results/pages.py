@@ -251,10 +251,8 @@ def claims_block(name: str) -> str:
     claims = [{"sets": paper["sets"], **claim} for claim in paper["claims"]]
     found: dict[str, Study | str] = {}
     for where in dict.fromkeys(where for claim in claims for where in claim["sets"]):
-        try:
-            found[where] = _study(where)
-        except ReasonError:  # what it says names folders of this machine
-            found[where] = "no runs with their rows are kept"
+        kept = (DATA / where).is_dir() and any((run / "rows").is_dir() for run in RunFolder.all(DATA / where))
+        found[where] = _study(where) if kept else "no runs with their rows are kept"
     findings = judge(claims, found)
     lines = [
         "| claim | paper | set | here [95%] | p (Holm) | n, seeds | verdict at this size |",

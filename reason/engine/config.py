@@ -31,7 +31,7 @@ from reason.engine.layers import (
 )
 from reason.engine.typed import leaves, typed, unknown_key, values_of
 from reason.errors import ConfigError
-from reason.methods.base import MethodCard
+from reason.methods.base import DepthAxis, MethodCard
 
 # --- the sections every run has ---------------------------------------------------------------------
 
@@ -236,7 +236,7 @@ def _assemble(name: str, layers: list[Layer]) -> Plan:
                 setattr(section, f.name, str(Path(getattr(section, f.name)).expanduser().absolute()))
     _settle_depth(config, card, origin)
     if settle := getattr(getattr(config, card.name), "settle", None):
-        settle(config)
+        settle(config, origin)
     return Plan(name, card, config, dict(values_of(config)), origin)
 
 
@@ -277,11 +277,21 @@ def _settle_depth(config: Any, card: MethodCard, origin: dict[str, str]) -> None
         config.depth = max(config.depth, axis.least)
     if config.train_depth is None:
         config.train_depth = config.depth
-    if axis.bound and config.depth > max(config.train_depth, axis.least):
+    check_depth(config.depth, config.train_depth, axis)
+
+
+def check_depth(depth: int, train_depth: int, axis: DepthAxis) -> None:
+    """Refuse a depth that a model trained for ``train_depth`` cannot be judged at."""
+    if depth < axis.least:
         raise ConfigError(
-            f"depth={config.depth} is beyond train_depth={config.train_depth}: "
+            f"depth={depth} is below the least: it starts at {axis.least} {axis.unit} ({axis.zero}).",
+            f"Use depth={axis.least} or more.",
+        )
+    if axis.bound and depth > max(train_depth, axis.least):
+        raise ConfigError(
+            f"depth={depth} is beyond train_depth={train_depth}: "
             f"this model is not trained for so many {axis.unit}.",
-            f"Use depth={config.train_depth} or less, or train with train_depth={config.depth}.",
+            f"Use depth={train_depth} or less, or train with train_depth={depth}.",
         )
 
 

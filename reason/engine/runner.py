@@ -182,6 +182,8 @@ def work(payload: dict[str, Any]) -> None:
                 training = _train(session, folder, identity["train_hash"], voice)
             _phase(folder, here, "evaluate")
             session.calibrate(folder, model_owner(folder))
+            for note in (session.ctx.calibration or {}).get("notes", []):
+                voice.say(f"  note: {note}")
             result = _evaluate(session, folder, voice)
             if here.is_main:
                 if points:

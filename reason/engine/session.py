@@ -17,7 +17,7 @@ from torch import nn
 
 from reason import registry
 from reason.engine.checkpoint import load_network, load_tensors, network_state, save_tensors
-from reason.engine.config import Plan, restore
+from reason.engine.config import Plan, check_depth, restore
 from reason.engine.meter import silent
 from reason.engine.parallel import World, choose_device, threads_of
 from reason.errors import RunError
@@ -180,7 +180,9 @@ class LoadedRun:
     def _depth(self, depth: int | None) -> int:
         if depth is None:
             return self.session.plan.config.depth
-        return restore(self.session.plan.experiment, self.session.plan.flat, {"depth": depth}).config.depth
+        plan = self.session.plan
+        check_depth(depth, plan.config.train_depth, plan.card.depth)
+        return depth
 
 
 def recorded_plan(folder: RunFolder, overrides: dict[str, Any] | None = None) -> Plan:

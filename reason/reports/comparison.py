@@ -18,6 +18,7 @@ from reason.errors import ReasonError
 from reason.metrics.statistics import Difference, Interval, Rows, holm, paired_difference, seeded_interval
 from reason.reports.frame import Frame, Key, Point, evaluation_keys, frames, overrides, read_rows
 from reason.reports.pareto import pareto_front
+from reason.tracking.folder import RunFolder
 
 METHOD, BASE, BASELINE = "method", "base", "baseline"
 ALPHA = 0.05
@@ -305,7 +306,7 @@ def _distance(base: Entry, entry: Entry) -> tuple:
 def _compare_all(table: Comparison, references: dict[int, Entry | None]) -> None:
     """Fill in every paired difference, and correct all p values together."""
     runs = [e for e in table.entries if e.points]
-    common = min(runs, key=lambda e: e.kind != BASE, default=None)
+    common = min(runs, key=lambda e: (e.kind != BASE, e.on_demand), default=None)
     for entry in table.entries:
         reference = references.get(id(entry)) if entry.points else common
         if reference is None:
@@ -367,8 +368,9 @@ def _hints(table: Comparison) -> list[str]:
         seeds = sorted({p.seed for p in points})
         verb = "run" if len(seeds) == 1 else "sweep"
         judging = evaluation_keys(points[0].result["method"])
-        trainer = next((p for p in points if not p.result.get("trained_by")), points[0])
-        typed = [word for word in overrides(trainer.folder) if word.split("=")[0] not in judging]
+        owner = points[0].result.get("trained_by")
+        trainer = points[0].folder.path.parent / owner if owner else points[0].folder.path
+        typed = [word for word in overrides(RunFolder(trainer)) if word.split("=")[0] not in judging]
         words = [points[0].result["experiment"], *typed, "train_depth=0"]
         words += ["depth=0"] * (verb == "sweep") + [f"seed={','.join(map(str, seeds))}"]
         hints.append(

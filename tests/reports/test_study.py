@@ -701,7 +701,7 @@ def test_kept_rows_are_small_and_say_the_same(pages, runs, study):
 
     assert size(pages.DATA / "set") < 0.6 * size(runs.root)
     (rows,) = (pages.DATA / "set").glob("latent-base-00000001-1/rows/test-depth0.arrow")
-    assert feather.read_table(rows).column("id").to_pylist() == list(range(300))
+    assert "id" not in feather.read_table(rows).column_names
 
 
 def test_a_page_is_filled_from_what_was_kept_alone(pages, runs, tmp_path, monkeypatch):

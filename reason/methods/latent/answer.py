@@ -38,7 +38,7 @@ class Answerer:
         self.vectors = model.item_vectors()  # (N, d)
         fitted = ctx.calibration or {}
         self.policy = Policy.from_json(fitted["policy"]) if "policy" in fitted else None
-        self.cap: int = fitted.get("depth", config.depth)
+        self.cap: int = fitted.get("depth", model.steps)
         self.times_ms: list[float] | None = fitted.get("times_ms")
         self.log_counts = log_counts(ctx) if self.policy and self.policy.router else None
 
@@ -87,18 +87,21 @@ class Answerer:
             return f"the deadline of {self.config.latent.deadline_ms:g} ms left no time for another step"
         cap, used = min(depth, self.cap), int(served.depth[0])
         if used == cap < depth:
-            return f"the deadline affords {cap} of {depth} steps"
+            return f"{'the deadline affords' if self.times_ms else 'the policy was fitted to'} {cap} of {depth} steps"
         return self.policy.reason(used, cap) if self.policy else ""
 
     def flops(self, length: Tensor, depth: Tensor) -> Tensor:
-        """(B,) float64: operations of answering, with what the policy looks at. length, depth: (B,)."""
+        """(B,) float64: operations of answering one by one, with what the policy looks at. length, depth: (B,)."""
         total = torch.zeros(len(length), dtype=torch.float64)
         for k in depth.unique().tolist():
             rows = depth == k
             total[rows] = self.model.flops(length[rows], k)
         if self.policy and self.policy.needs_scores:
             N, d = self.vectors.shape
-            total += 2.0 * N * d + 2.0 * self.policy.shortlist * d * (depth + 1)
+            looks = (
+                0 if self.policy.router else depth
+            )  # at the shortlist, after the one at the whole catalogue
+            total += 2.0 * d * (N + looks * min(self.policy.shortlist, N))
         return total
 
 

@@ -6,6 +6,7 @@ it cannot spend more than it was given because it remembers the first half.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -14,7 +15,17 @@ from torch import Tensor
 
 from reason.errors import ConfigError
 from reason.methods.base import Context
-from reason.methods.latent.policy import LESS_IS_SURER, Measure, Policy, Router, depths, features, solve
+from reason.methods.latent.policy import (
+    LESS_IS_SURER,
+    OUT,
+    Measure,
+    Policy,
+    Router,
+    Stop,
+    depths,
+    features,
+    solve,
+)
 from reason.methods.latent.serve import Reasoning, serve
 from reason.metrics.ranking import target_rank
 
@@ -23,14 +34,16 @@ if TYPE_CHECKING:
 
 MOST = 10_000  # validation cases that thresholds are fitted on, spread evenly
 MOST_FOR_TEMPERATURE = 500  # a temperature is one number
+NEVER = 1e30  # a bar that nothing reaches
 TIMED = 40  # requests that are timed for a deadline, after a few that are not
 
 
 def fit(config: Any, ctx: Context, model: SequenceEncoder, cases: Any) -> dict[str, Any]:
     """Everything that answering with ``latent.policy`` needs, as JSON data.
 
-    Keys: ``temperatures`` (K + 1); ``depth``, the most steps a request takes; where there is a policy,
-    ``policy`` and ``valid_mean_depth``; where there is a deadline, ``times_ms`` by depth.
+    Keys: ``temperatures`` (K + 1). With a policy or a deadline: ``depth``, the most steps a request takes. With
+    a policy: ``policy`` and ``valid_mean_depth``. With a deadline: ``times_ms`` by depth, the policy's own
+    tests included. ``notes``: what people should know.
 
     Raises:
         ConfigError: the deadline is shorter than an answer without any step.
@@ -38,35 +51,70 @@ def fit(config: Any, ctx: Context, model: SequenceEncoder, cases: Any) -> dict[s
     latent = config.latent
     with torch.inference_mode():
         vectors = model.item_vectors()
-        found: dict[str, Any] = {"depth": config.depth}
-        if latent.deadline_ms:
-            times = times_ms(config, ctx, model, vectors, cases, config.depth)
-            found |= {"depth": affordable(times, latent.deadline_ms), "times_ms": times}
-        found["temperatures"] = temperatures(config, ctx, model, vectors, cases)
+        tau = temperatures(config, ctx, model, vectors, cases)
+        found: dict[str, Any] = {"temperatures": tau, "notes": []}
+        depth, policy, spent = config.depth, None, 0.0
         if latent.policy != "fixed":
-            policy, spent = _policy(config, ctx, model, vectors, cases, found["depth"], found["temperatures"])
+            policy, spent = _policy(config, ctx, model, vectors, cases, depth, tau)
+        if latent.deadline_ms:
+            found["times_ms"] = times_ms(config, ctx, model, vectors, cases, depth, policy)
+            depth = affordable(found["times_ms"], latent.deadline_ms)
+            if policy is not None and depth < config.depth:
+                policy, spent = _policy(config, ctx, model, vectors, cases, depth, tau)
+        if policy is not None or latent.deadline_ms:
+            found["depth"] = depth
+        if policy is not None:
             found |= {"policy": policy.to_json(), "valid_mean_depth": spent}
+            found["notes"] += _told(latent, policy, depth, spent)
     return found
+
+
+def _told(latent: Any, policy: Policy, depth: int, spent: float) -> list[str]:
+    """A budget that is not met is not passed over in silence."""
+    if policy.least >= depth:
+        return [
+            f"{policy.name} decides nothing: all requests take {depth} steps before it is asked, or may take no more."
+        ]
+    if latent.mean_depth is not None and abs(spent - latent.mean_depth) > 0.02:
+        return [
+            f"{policy.name} spends {spent:.2f} steps on validation where {latent.mean_depth:g} were asked for: "
+            "its measure has too few levels, or the deadline affords no more."
+        ]
+    return []
 
 
 # --- the deadline -----------------------------------------------------------------------------------
 
 
 def times_ms(
-    config: Any, ctx: Context, model: SequenceEncoder, vectors: Tensor, cases: Any, depth: int
-) -> list[float]:
-    """The 95th percentile of the time of one request at depth 0..``depth``, scoring included; ms."""
+    config: Any, ctx: Context, model: SequenceEncoder, vectors: Tensor, cases: Any, depth: int, policy: Policy | None = None
+) -> list[float]:  # fmt: skip
+    """The 95th percentile of the time of one request at depth 0..``depth``, in ms.
+
+    Ranking and the tests of ``policy`` are included, as if they never stopped anyone.
+    """
     chosen = np.random.default_rng(config.seed).permutation(len(cases))[:TIMED]
+    warm = chosen[:5]
+    patient = (
+        None
+        if policy is None
+        else replace(policy, threshold=-NEVER if policy.name in LESS_IS_SURER else NEVER)
+    )
+    counts = log_counts(ctx)
     spent: list[list[float]] = [[] for _ in range(depth + 1)]
-    for i in [*chosen[:5], *chosen]:
-        batch = cases.batch(np.array([i]))
-        for k in range(depth + 1):
-            began = ctx.meter.now()
-            run = Reasoning(config.latent, model, vectors, batch["items"].to(ctx.device), batch["length"].to(ctx.device), k)  # fmt: skip
-            scores = serve(run).state @ vectors.T
-            scores.topk(min(10, scores.shape[1]))
-            spent[k].append(1e3 * (ctx.meter.now() - began))
-    return [float(np.percentile(s[5:], 95)) for s in spent]
+    for i in [*warm, *chosen]:
+        for batch, exclude in _batches_with_exclusion(config, ctx, cases, 0, np.array([i])):
+            for k in range(depth + 1):
+                began = ctx.meter.now()
+                run = _start(config, ctx, model, vectors, batch, k)
+                scores = (
+                    serve(run, None if patient is None else Stop(patient, counts, exclude)).state @ vectors.T
+                )
+                if exclude is not None:
+                    scores = scores.masked_fill(exclude, OUT)
+                scores.topk(min(10, scores.shape[1]))
+                spent[k].append(1e3 * (ctx.meter.now() - began))
+    return [float(np.percentile(s[len(warm) :], 95)) for s in spent]
 
 
 def affordable(times: list[float], deadline_ms: float) -> int:
@@ -95,8 +143,8 @@ def temperatures(
 
     Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, with one temperature a step.
     """
-    states, target = [], []
-    for batch in _batches(ctx, cases, MOST_FOR_TEMPERATURE):
+    states, target, barred = [], [], []
+    for batch, exclude in _batches_with_exclusion(config, ctx, cases, MOST_FOR_TEMPERATURE):
         run = _start(config, ctx, model, vectors, batch, model.steps)
         reads = [run.read()]
         for _ in range(model.steps):
@@ -104,18 +152,25 @@ def temperatures(
             reads.append(run.read())
         states.append(torch.stack(reads, 1))
         target.append(batch["target"].to(ctx.device))
+        if exclude is not None:  # the target stays a candidate, whatever was seen
+            barred.append(exclude.scatter(1, target[-1][:, None], False))
     state, label = torch.cat(states), torch.cat(target)  # (n, K + 1, d), (n,)
-    return [best_temperature(state[:, k] @ vectors.T, label) for k in range(model.steps + 1)]
+    out = torch.cat(barred) if barred else torch.zeros((), dtype=torch.bool, device=state.device)
+    return [
+        best_temperature((state[:, k] @ vectors.T).masked_fill(out, OUT), label)
+        for k in range(model.steps + 1)
+    ]
 
 
 def best_temperature(scores: Tensor, label: Tensor) -> float:
     """argmin over t of the mean NLL of ``softmax(scores / t)``: bisection, for it is convex in 1 / t.
 
-    scores: (n, N); label: (n,). Kept between 1e-3 and 1e3 times the scores' own spread.
+    scores: (n, N), ``OUT`` where an item is no candidate; label: (n,). Kept between 1e-3 and 1e3 times the
+    scores' own spread.
     """
     scores = scores.double()
     own = scores.gather(1, label[:, None]).squeeze(1)
-    spread = float(scores.std()) or 1.0
+    spread = float(scores[scores > OUT].std()) or 1.0
     low, high = 1e-3 / spread, 1e3 / spread  # of 1 / t
     for _ in range(40):
         beta = (low * high) ** 0.5
@@ -233,23 +288,18 @@ def _start(
     )
 
 
-def _batches(ctx: Context, cases: Any, most: int):
-    for index in _chunks(ctx, cases, most):
-        yield cases.batch(index)
-
-
-def _batches_with_exclusion(config: Any, ctx: Context, cases: Any, most: int):
-    """Batches of cases, and (B, N) bool of the items that are no candidates, or None."""
-    for index in _chunks(ctx, cases, most):
+def _batches_with_exclusion(
+    config: Any, ctx: Context, cases: Any, most: int, index: np.ndarray | None = None
+):
+    """Batches of at most ``most`` cases, spread evenly, or of those at ``index``; and (B, N) bool of the items
+    that are no candidates, or None where all are."""
+    if index is None:
+        index = np.unique(np.linspace(0, len(cases) - 1, min(most, len(cases))).round().astype(np.int64))
+    size = ctx.config.eval.batch_size
+    for part in (index[a : a + size] for a in range(0, len(index), size)):
         exclude = None
         if config.dataset.candidates != "all":
-            rows, items = cases.seen(index)
-            exclude = torch.zeros(len(index), ctx.data.num_items, dtype=torch.bool, device=ctx.device)
+            rows, items = cases.seen(part)
+            exclude = torch.zeros(len(part), ctx.data.num_items, dtype=torch.bool, device=ctx.device)
             exclude[rows, items] = True
-        yield cases.batch(index), exclude
-
-
-def _chunks(ctx: Context, cases: Any, most: int):
-    chosen = np.unique(np.linspace(0, len(cases) - 1, min(most, len(cases))).round().astype(np.int64))
-    size = ctx.config.eval.batch_size
-    return (chosen[a : a + size] for a in range(0, len(chosen), size))
+        yield cases.batch(part), exclude

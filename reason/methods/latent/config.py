@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -56,7 +57,9 @@ class LatentConfig:
     threshold: float | None = evaluation_key(None)  # of the stop test, in its units; null = fitted
     mean_depth: float | None = evaluation_key(None)  # latent steps to spend on average; null = the middle
     min_depth: int = evaluation_key(1)  # latent steps taken before a stop test is asked (ours)
-    deadline_ms: float = evaluation_key(0.0)  # most a request may take, by measured times; 0 = no deadline
+    deadline_ms: float = evaluation_key(
+        0.0
+    )  # most a request may take: caps the depth by times measured here; 0 = none
     shortlist: int = evaluation_key(200)  # items of step 0 that tests of the answer look at (ours)
     features: str = evaluation_key(",".join(FEATURES))  # of a request, that the router reads, by comma (ours)
 
@@ -69,11 +72,24 @@ class LatentConfig:
             if getattr(self, key) < 0:
                 raise ValueError(f"latent.{key} is {getattr(self, key)}; it must not be below 0.")
 
-    def settle(self, config: Any) -> None:
-        """Refuse a budget that no threshold meets; with a policy judge at ``depth`` alone, its cap."""
+    def settle(self, config: Any, origin: Mapping[str, str]) -> None:
+        """Refuse a budget that no threshold meets; with a policy or a deadline judge at ``depth`` alone, its cap."""
+        if self.policy != "fixed" or self.deadline_ms:
+            if config.eval.curve and origin.get("eval.curve") == "command line":
+                raise ConfigError(
+                    "eval.curve=true asks for every depth, and a policy decides depths itself.",
+                    "Leave it out; a run with latent.policy=fixed has the curve.",
+                )
+            config.eval.curve = False  # below its cap a policy is another policy
         if self.policy == "fixed":
+            for key in ("threshold", "mean_depth"):
+                if getattr(self, key) is not None and origin.get(f"latent.{key}") != "recorded run":
+                    raise ConfigError(
+                        f"latent.{key} is set, and latent.policy=fixed does not read it.",
+                        f"Choose a policy: latent.policy=cos, or {', '.join(list(THRESHOLDS)[1:])}, router.",
+                    )
+                setattr(self, key, None)  # of a recorded policy that is being replaced
             return
-        config.eval.curve = False  # below its cap a policy is another policy
         least = self.first_test(config.depth)
         if self.mean_depth is not None and not least <= self.mean_depth <= config.depth:
             raise ConfigError(
@@ -97,14 +113,7 @@ class LatentConfig:
                 "latent.features is empty: a router that sees nothing cannot decide.",
                 f"Choose from {', '.join(FEATURES)}.",
             )
-        if self.policy == "fixed":
-            for key in ("threshold", "mean_depth"):
-                if getattr(self, key) is not None:
-                    raise ConfigError(
-                        f"latent.{key} is set, and latent.policy=fixed does not read it.",
-                        f"Choose a policy: latent.policy=cos, or {', '.join(list(THRESHOLDS)[1:])}, router.",
-                    )
-        if self.threshold is None:
+        if self.threshold is None or self.policy == "fixed":
             return
         if self.mean_depth is not None:
             raise ConfigError(

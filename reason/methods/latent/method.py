@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from reason.backbones.encoder import SequenceEncoder
-from reason.errors import DataError
+from reason.errors import ConfigError, DataError
 from reason.methods.base import Context, Evaluation, Examples, Losses, Method, Ratio, Splits, Step
 from reason.methods.figures import Figure
 from reason.methods.latent import calibrate, objective
@@ -80,8 +80,14 @@ class Latent(Method):
     # --- judging -------------------------------------------------------------------------------
 
     def check(self, ctx: Context, model: nn.Module) -> None:
-        """Refuse a deadline that the encoder alone misses. Its time does not depend on its weights."""
+        """Refuse a router without cases, and a deadline that the encoder alone misses: its time does not
+        depend on its weights."""
         latent = self.config.latent
+        if latent.policy == "router" and len(ctx.data.valid) < 20:
+            raise ConfigError(
+                f"A router is fitted on validation, and there are {len(ctx.data.valid)} cases.",
+                "It needs 20 at least; a stop test needs none: latent.policy=cos",
+            )
         if not latent.deadline_ms:
             return
         was_training = model.training

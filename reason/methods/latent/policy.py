@@ -33,6 +33,7 @@ MEANING = {
     "entropy": "the entropy of the answers",
 }
 TOP = 10  # items a user sees
+OUT = -1e9  # score of what is no candidate: no mass at any temperature, and no NaN in 0 log 0
 FEW = 8  # rows, below which a product with the whole catalogue is bound by memory too
 DEAR = (
     24  # catalogue over shortlist, above which such a product costs more than reading the shortlist's vectors
@@ -85,6 +86,8 @@ class Policy:
         """Why a request that took ``depth`` of at most ``cap`` steps took no more, in words."""
         if self.name == "router":
             return "the router spent the depth on it" if depth else "the router saw no gain in depth"
+        if cap <= self.least:
+            return f"{cap} steps are taken before the test is asked"
         if depth >= cap:
             return f"{MEANING[self.name]} never said stop: all {cap} steps were taken"
         side = "fell to" if self.name in LESS_IS_SURER else "reached"
@@ -120,6 +123,7 @@ class Measure:
         self.policy, self.log_counts, self.exclude = policy, log_counts, exclude
         self.short: Tensor | None = None  # (A, C), the items of the shortlist
         self.table: Tensor | None = None  # (A, C, d), their vectors, where looking at these alone is cheaper
+        self.barred: Tensor | None = None  # (A, C), True where the shortlist holds what is no candidate
         self.log_mass: Tensor | None = None  # (A, 2), log of the probability of the shortlist and of the rest
         self.before: Tensor | None = None  # what the last call found: (A, C + 1) or (A, 10)
 
@@ -142,7 +146,7 @@ class Measure:
         return -(before.exp() * (before - log_p)).sum(-1)
 
     def keep(self, rows: Tensor) -> None:
-        for kept in ("short", "table", "log_mass", "before", "exclude"):
+        for kept in ("short", "table", "barred", "log_mass", "before", "exclude"):
             if (value := getattr(self, kept)) is not None:
                 setattr(self, kept, value.index_select(0, rows))
 
@@ -161,28 +165,31 @@ class Measure:
             self._draw_up(run)
         assert self.short is not None
         if self.table is not None:
-            return torch.bmm(self.table, state.unsqueeze(2)).squeeze(2)
-        return (state @ run.vectors.T).gather(1, self.short)
+            scores = torch.bmm(self.table, state.unsqueeze(2)).squeeze(2)
+        else:
+            scores = (state @ run.vectors.T).gather(1, self.short)
+        return scores if self.barred is None else scores.masked_fill(self.barred, OUT)
 
     def _draw_up(self, run: Reasoning) -> None:
         """The shortlist of step 0, whatever step it is now."""
         scores = run.first @ run.vectors.T  # (A, N)
         if self.exclude is not None:
-            scores = scores.masked_fill(self.exclude, -torch.inf)
-            self.exclude = None
+            scores = scores.masked_fill(self.exclude, OUT)
         rows, items = scores.shape
         size = min(self.policy.shortlist, items)
         best = scores.topk(size, sorted=False)
         self.short = best.indices
+        if self.exclude is not None:  # where fewer candidates are left than the list is long
+            self.barred = self.exclude.gather(1, self.short)
+            self.exclude = None
         # One product with the whole catalogue is arithmetic, rows of vectors of their own are memory traffic.
         if rows < FEW or items > DEAR * size:
             self.table = run.vectors[self.short]
         if self.policy.name != "overlap":
             tau = self.policy.temperature[0]
             inside = (best.values.float() / tau).logsumexp(-1)
-            rest = (scores.scatter_(1, self.short, -torch.inf).float() / tau).logsumexp(-1)
-            masses = torch.stack([inside, rest], 1)
-            self.log_mass = masses.log_softmax(-1).clamp_min(-1e4)
+            rest = (scores.scatter_(1, self.short, OUT).float() / tau).logsumexp(-1)
+            self.log_mass = torch.stack([inside, rest], 1).log_softmax(-1)
 
     def _earlier(self, run: Reasoning) -> Tensor:
         """What this measure found one step ago; the first call works it out from the state before."""
@@ -255,9 +262,11 @@ def forecast(policy: Policy, measure: Measure, run: Reasoning) -> Tensor:
 
 def depths(measures: Tensor, bar: float, least: int) -> Tensor:
     """(n, K) measures after step 0..K-1 -> (n,) steps that each case takes before it stops; K where it never does."""
+    K = measures.shape[1]
+    if not K:
+        return torch.zeros(len(measures), dtype=torch.int64)
     fires = measures >= bar
     fires[:, :least] = False
-    K = measures.shape[1]
     return torch.where(fires.any(1), fires.float().argmax(1), K)
 
 

@@ -26,7 +26,7 @@ from typing import Any
 from reason.metrics.statistics import Interval
 from reason.reports.frame import Frame, frames
 from reason.reports.study.cohorts import CohortResult, cohort
-from reason.reports.study.models import Evidence, Tested, bases_elsewhere, gather
+from reason.reports.study.models import Evidence, Tested, bases_elsewhere, gather, tested
 from reason.reports.study.oracle import Oracle, oracle
 from reason.reports.study.policies import PolicyResult, policies
 from reason.reports.study.shares import ShareResult, deep_shares
@@ -79,7 +79,8 @@ def study_frame(frame: Frame) -> Study:
     study = Study(evidence, answers(evidence), triangle(evidence))
     missing = study.missing
     if not evidence.models:
-        missing["answer"].append("no model here was trained for any depth: there are only bases.")
+        if not evidence.notes:
+            missing["answer"].append("no model here was trained for any depth: there are only bases.")
         return study
     missing["answer"] += evidence.table.hints
     columns = {c.column for m in evidence.models for c in evidence.cohorts[m.key.method]}
@@ -104,6 +105,9 @@ def study_frame(frame: Frame) -> Study:
                 getattr(study, section).extend(compute())
             except ValueError as error:
                 missing[section].append(f"{str(error).rstrip('.')} ({model.label}).")
+    nulls = [o.null for o in study.oracle if o.null]
+    for null, test in zip(nulls, tested([n.excess for n in nulls]), strict=True):
+        null.tested = test
     return study
 
 

@@ -40,6 +40,10 @@ REPRODUCED, UNCLEAR, CONTRADICTED, ABSENT = (
 )
 
 
+class NoModel(ValueError):
+    """Nothing here was trained like that."""
+
+
 @dataclass
 class Finding:
     """What one set of runs says of one claim."""
@@ -128,7 +132,7 @@ def find(study: Study, wanted: Mapping[str, Any]) -> tuple[Model, Outcome]:
     found = [m for m in alike if train_depth in (None, m.train_depth)]
     said = ", ".join(f"{k}={v}" for k, v in {**keys, "train_depth": train_depth}.items() if v is not None)
     if len(found) != 1:
-        raise ValueError(f"{'several models' if found else 'no model'} with {said}")
+        raise ValueError(f"several models with {said}") if found else NoModel(f"no model with {said}")
     model = found[0]
     depth = wanted.get("depth", model.train_depth)
     if depth not in model.depths:
@@ -185,7 +189,7 @@ def _best_trained(study: Study, test: Mapping[str, Any]) -> _Judged:
     for train_depth in sorted(trained):
         try:
             others.append((train_depth, find(study, {**series, "train_depth": train_depth})[1]))
-        except ValueError:  # that depth belongs to another configuration
+        except NoModel:  # that depth belongs to another configuration
             continue
     if not others:
         raise ValueError(f"it was trained for {model.train_depth} only")

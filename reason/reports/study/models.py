@@ -268,7 +268,9 @@ def _columns(point: Point, names: set[str]) -> dict[str, np.ndarray]:
 def _is_policy(outcome: Outcome) -> bool:
     told = outcome.entry.points[0]
     policy = told.config.get(f"{told.result['method']}.policy")
-    return policy not in (None, "fixed") or any(np.ptp(used) > 0 for used in outcome.used.values())
+    return policy not in (None, "fixed") or any(
+        np.any(used != outcome.depth) for used in outcome.used.values()
+    )
 
 
 def _model(
@@ -299,7 +301,8 @@ def _attach(policy: Outcome, evidence: Evidence) -> None:
     if not candidates:
         evidence.notes.append(
             f"{policy.label} decides depths case by case, and its model was not judged at fixed depths: it is "
-            f"left out. `reason evaluate {policy.entry.points[0].run}` with the policy fixed judges them."
+            f"left out. These judge them: reason evaluate {policy.entry.points[0].run} "
+            f"{policy.entry.points[0].result['method']}.policy=fixed eval.curve=true"
         )
         return
     own = min(candidates, key=lambda m: sum(settings.get(k) != v for k, v in m.key.settings))
@@ -308,6 +311,8 @@ def _attach(policy: Outcome, evidence: Evidence) -> None:
     apart.sort(key=lambda setting: setting[0] != "policy")  # its name first
     words = [v if k == "policy" else f"{k}={v}" for k, v in apart if v != "None"]
     label = " ".join(words) or f"policy up to {policy.depth}"
+    if any(other.label == label for other in own.policies):  # the same policy under another cap
+        label += f" up to {policy.depth}"
     own.policies.append(Outcome(label, policy.entry, policy.rows, policy.used, policy.means))
 
 

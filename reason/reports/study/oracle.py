@@ -14,7 +14,7 @@ from itertools import combinations
 import numpy as np
 
 from reason.metrics.statistics import Difference, Interval, Rows, paired_difference, seeded_interval
-from reason.reports.study.models import Evidence, Model, shared
+from reason.reports.study.models import Evidence, Model, Tested, shared, tested
 
 
 @dataclass
@@ -28,12 +28,13 @@ class Null:
     gain: Interval  # over one base run
     model_gain: Interval  # of the best of as many depths over the best fixed one
     excess: Difference  # model_gain - gain, paired over examples and seeds
+    tested: Tested | None  # the excess, corrected for the models that are looked at beside this one
 
     @property
     def verdict(self) -> str:
-        if self.excess.low > 0:
-            return "more than luck"
-        return "less than luck" if self.excess.high < 0 else "not distinguishable from luck"
+        if self.tested is None or not self.tested.distinguishable:
+            return "not distinguishable from luck"
+        return "more than luck" if self.excess.value > 0 else "less than luck"
 
 
 @dataclass
@@ -137,13 +138,15 @@ def _null(values: dict[int, np.ndarray], fixed: int, base: dict[int, np.ndarray]
     gain = {s: best[s] - base[s] for s in seeds}
     mine = {s: _best_of(v, fixed, runs) - v[fixed] for s, v in values.items()}
     zero = any(b.sum() == 0 for b in base.values())
+    excess = paired_difference(rows(mine), rows(gain))
     return Null(
         runs, seeds,
-        oracle=seeded_interval(rows({s: sign * b for s, b in best.items()})),
+        # One number for each example: a maximum over all seeds is no sample of seeds. Examples alone vary in it.
+        oracle=seeded_interval(rows({seeds[0]: sign * np.mean(list(best.values()), axis=0)})),
         over_base=None if zero else seeded_interval(rows(gain, {s: sign * b for s, b in base.items()})),
         gain=seeded_interval(rows(gain)),
         model_gain=seeded_interval(rows(mine)),
-        excess=paired_difference(rows(mine), rows(gain)),
+        excess=excess, tested=tested([excess])[0],
     )  # fmt: skip
 
 

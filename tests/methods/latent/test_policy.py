@@ -311,16 +311,85 @@ def test_policies_share_a_model_and_differ_as_results():
 
 
 def test_router_sees_nothing_of_the_answer(tmp_path):
-    """The same history with another target: the same features, the same depth."""
+    """It is never handed a target, and has no word to ask for one."""
     s = begin(tmp_path, "latent.policy=router")
     s.ctx.calibration = s.method.calibrate(s.ctx, s.network, s.ctx.data.valid)
     answer = Answerer(s.plan.config, s.ctx, s.network)
     batch = s.ctx.data.test.batch(np.arange(20))
-    before = answer(batch["items"], batch["length"], 3).served.depth
-    s.ctx.data.test.target[:] = 0
-    assert torch.equal(answer(batch["items"], batch["length"], 3).served.depth, before)
+    assert len(answer(batch["items"], batch["length"], 3).served.depth.unique()) == 2
     with pytest.raises(ConfigError, match="target_popularity"):
         resolve("latent", ["latent.policy=router", "latent.features=history,target_popularity"])
+
+
+@pytest.mark.parametrize("name", [*TESTS, "router"])
+def test_nothing_to_decide_is_no_reason_to_fail(tmp_path, name):
+    s = begin(tmp_path, f"latent.policy={name}", "depth=0", "train_depth=0")
+    s.ctx.calibration = s.method.calibrate(s.ctx, s.network, s.ctx.data.valid)
+    assert "decides nothing" in s.ctx.calibration["notes"][0]
+    used = s.method.evaluate(s.ctx, s.network, s.ctx.data.test, 0).rows.column("depth_used").to_numpy()
+    assert set(used) == {0.0}
+
+
+@pytest.mark.parametrize("name", ["kl", "margin", "overlap", "entropy"])
+@torch.no_grad()
+def test_what_is_no_candidate_does_not_count(config, model, batch, name):
+    """Fewer candidates than the shortlist holds: the same measures as over the candidates alone."""
+    from dataclasses import replace
+
+    exclude = torch.rand(B, N, generator=torch.Generator().manual_seed(2)) < 0.7  # a dozen are left of forty
+    policy = replace(measures(config, model, batch, name)[0], shortlist=30)
+    run, measure = start(config, model, batch), Measure(policy, exclude=exclude)
+    reads, _ = everything(config, model, batch)
+    scores = (reads @ model.item_vectors().T).double().masked_fill(exclude[:, None], -torch.inf)
+    run.step()
+    found = measure(run).double()
+    p = [(scores[:, k] / policy.temperature[k]).softmax(-1) for k in (0, 1)]
+    log = [q.clamp_min(1e-300).log() for q in p]
+    best = p[1].topk(2).values
+    expected = {
+        "kl": -(p[0] * (log[0] - log[1])).sum(-1),
+        "margin": best[:, 0] - best[:, 1],
+        "entropy": (p[1] * log[1]).sum(-1) / np.log(31),
+    }
+    if name == "overlap":
+        enough = (~exclude).sum(1) >= 10
+        tops = [scores[:, k].topk(10).indices for k in (0, 1)]
+        for row in enough.nonzero().squeeze(1).tolist():
+            same = len(set(tops[0][row].tolist()) & set(tops[1][row].tolist()))
+            assert float(found[row]) == pytest.approx(same / 10)
+    else:
+        torch.testing.assert_close(found, expected[name], atol=1e-4, rtol=1e-3)
+
+
+def test_temperatures_are_fitted_over_the_candidates(tmp_path):
+    s = begin(tmp_path, "dataset.candidates=unseen")
+    cases, vectors = s.ctx.data.valid, s.network.item_vectors()
+    batch = cases.batch(np.arange(len(cases)))
+    with torch.no_grad():
+        found = calibrate.temperatures(s.plan.config, s.ctx, s.network, vectors, cases)
+        scores = s.network.start(batch["items"], batch["length"]).state @ vectors.T
+    exclude = torch.zeros(len(cases), len(vectors), dtype=torch.bool)
+    exclude[cases.seen(np.arange(len(cases)))] = True
+    exclude[torch.arange(len(cases)), batch["target"]] = False
+    scores = scores.masked_fill(exclude, -torch.inf)
+    nll = [
+        float(torch.nn.functional.cross_entropy(scores / t, batch["target"]))
+        for t in (found[0] * 0.9, found[0], found[0] * 1.1)
+    ]
+    assert min(nll) == nll[1]
+
+
+def test_a_budget_that_is_missed_is_told(tmp_path):
+    s = begin(tmp_path, "latent.policy=overlap", "latent.mean_depth=1.01")
+    fitted = s.method.calibrate(s.ctx, s.network, s.ctx.data.valid)
+    missed = abs(fitted["valid_mean_depth"] - 1.01) > 0.02
+    assert bool(fitted["notes"]) == missed and (not missed or "were asked for" in fitted["notes"][0])
+
+
+def test_a_router_needs_cases(tmp_path):
+    s = begin(tmp_path, "latent.policy=router", "dataset.users=12")
+    with pytest.raises(ConfigError, match="cases"):
+        s.method.check(s.ctx, s.network)
 
 
 def test_a_deadline_caps_the_depth(tmp_path):
@@ -340,6 +409,8 @@ def test_a_deadline_caps_the_depth(tmp_path):
     s.ctx.calibration["times_ms"] = [1.0, 1.0, 1e9, 2e9]  # a second step would never be in time
     (reply,) = s.method.predict(s.ctx, s.network, [user], 3)
     assert reply["depth"] == 1 and "deadline" in reply["stopped"]
+    two = begin(tmp_path, "latent.deadline_ms=1e6", "dataset.users=2")
+    assert len(two.method.calibrate(two.ctx, two.network, two.ctx.data.valid)["times_ms"]) == 4
     s.ctx.calibration |= {"depth": 2, "times_ms": [0.0, 0.0, 0.0, 0.0]}
     (reply,) = s.method.predict(s.ctx, s.network, [user], 3)
     assert reply["depth"] == 2 and reply["stopped"] == "the deadline affords 2 of 3 steps"
