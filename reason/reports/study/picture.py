@@ -112,7 +112,7 @@ def _ceilings(ax: Any, study: Study) -> None:
     """Right of the depths: the best depth for each, and the best of as many base runs."""
     depths = sorted({d for m in study.evidence.models for d in m.depths})
     labels = [m.label for m in study.evidence.models]
-    nulls = {o.null.runs: o.null.oracle for o in study.oracle if o.null}
+    nulls = {(o.null.runs, o.null.oracle.value): o.null.oracle for o in study.oracle if o.null}
     step = 0.045 * max(depths[-1] - depths[0], 1) if depths else 0.1
     start = at = (depths[-1] if depths else 0) + 3.5 * step
     for o in study.oracle:
@@ -128,7 +128,7 @@ def _ceilings(ax: Any, study: Study) -> None:
             label="best depth for each",
         )
         at += step
-    for runs, a in nulls.items():
+    for (runs, _), a in nulls.items():
         _bar(
             ax,
             [at],
