@@ -41,6 +41,11 @@ def group_of(child: int) -> list[int]:
     return found
 
 
+def heed_interrupts():
+    """A suite that runs in a shell's background inherits that Ctrl-C is ignored; who types it does not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_pages_answer_when_told_so_and_nothing_is_left(uri, make, tmp_path):
@@ -55,6 +60,7 @@ def test_pages_answer_when_told_so_and_nothing_is_left(uri, make, tmp_path):
         child = subprocess.Popen(
             [sys.executable, "-c", CALL, str(port)],
             cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            preexec_fn=heed_interrupts,
         )  # fmt: skip
         assert child.stdout and child.stderr
         address = child.stdout.readline().strip()
