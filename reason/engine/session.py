@@ -118,12 +118,19 @@ class Session:
         """What ``calibrate`` kept.
 
         Raises:
-            RunError: it was fitted to another model or other data.
+            RunError: it cannot be read, or was fitted to another model or other data.
         """
         path = folder / CALIBRATION
         if not path.exists():
             return
-        kept = read_json(path)
+        try:
+            kept = read_json(path)
+            fitted = kept["fitted"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(
+                f"{path} cannot be read as a calibration: {error}",
+                f"Fit it anew: reason evaluate {folder.name}",
+            ) from error
         for key, what, mine in (
             ("model", "model", sha256(owner / MODEL)),
             ("data_digest", "dataset", self.dataset.digest),
@@ -134,7 +141,7 @@ class Session:
                     "its thresholds mean nothing here.",
                     f"Fit it anew: reason evaluate {folder.name}",
                 )
-        self.ctx.calibration = kept["fitted"]
+        self.ctx.calibration = fitted
 
 
 _datasets: dict[str, Any] = {}  # the last two, by their configuration

@@ -68,7 +68,8 @@ class MethodCard:
     summary: str
     paper: str  # authors, title, arXiv id
     # Dataclass of the method's own keys, a comment with unit and source on every field. It may define
-    # ``settle(config, origin)``: called with the whole configuration and each key's layer, to refuse or fill in what depends on other sections.
+    # ``settle(config, origin)``: called with the whole configuration and each key's layer, to refuse or fill in
+    # what depends on other sections.
     Config: type
     depth: DepthAxis
     view: str  # what it reads of a dataset: "sequences", "chats", "problems", "text"
@@ -261,9 +262,9 @@ class Method(ABC):
     def calibrate(self, ctx: Context, model: nn.Module, valid: Examples) -> dict[str, Any] | None:
         """Fit thresholds and temperatures to a trained model, on validation data only.
 
-        Returns JSON data; sentences under "notes" are told to people. The engine keeps it with the run, bound to the model and the data by hash,
-        and hands it back as ``ctx.calibration`` to ``evaluate``, ``predict`` and ``inspect``. Every
-        run calibrates for itself, one that took over another's model too, so that what is fitted may
+        Returns JSON data; sentences under "notes" are told to people. The engine keeps it with the
+        run, bound to the model and the data by hash, and hands it back as ``ctx.calibration`` to
+        ``evaluate``, ``predict`` and ``inspect``. Every run calibrates for itself, one that took over another's model too, so that what is fitted may
         depend on keys of evaluation. On several ranks the first one's answer counts.
         """
         return None

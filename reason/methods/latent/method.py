@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from reason.backbones.encoder import SequenceEncoder
-from reason.errors import ConfigError, DataError
+from reason.errors import ConfigError, DataError, RunError
 from reason.methods.base import Context, Evaluation, Examples, Losses, Method, Ratio, Splits, Step
 from reason.methods.figures import Figure
 from reason.methods.latent import calibrate, objective
@@ -211,6 +211,7 @@ class Latent(Method):
         the history that are not in the catalogue and were left out; ``note`` says that popularity
         answered where nothing was left. A request that makes no sense gets ``{"error": ...}``.
         """
+        self._calibrated(ctx)
         codes = {name: code for code, name in enumerate(ctx.dataset.item_ids)}
         with torch.inference_mode():
             answer = Answerer(self.config, ctx, cast(SequenceEncoder, model))
@@ -258,10 +259,20 @@ class Latent(Method):
             reply["unknown"] = asked.unknown
         return reply
 
+    def _calibrated(self, ctx: Context) -> None:
+        """A policy whose thresholds are gone does not turn into a fixed depth unsaid."""
+        policy = self.config.latent.policy
+        if policy != "fixed" and "policy" not in (ctx.calibration or {}):
+            raise RunError(
+                f"The run was made with latent.policy={policy}, and its calibration.json is gone.",
+                "`reason evaluate` of the run fits it anew; latent.policy=fixed needs none.",
+            )
+
     def inspect(self, ctx: Context, model: nn.Module, example: str) -> list[Figure]:
         """What each latent step did to the answer for one test user ('' = one with a history of median length)."""
         from reason.methods.latent.show import figures
 
+        self._calibrated(ctx)
         return figures(self.config, ctx, cast(SequenceEncoder, model), example)
 
 
