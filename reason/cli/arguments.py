@@ -53,6 +53,15 @@ AnyName = Annotated[
     str,
     typer.Argument(metavar="NAME|RUN", help="A method, experiment, sweep or run.", autocompletion=_anything),
 ]
+Names = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[NAME ...]",
+        help="Methods, experiments, sweeps or runs; none means every finished run.",
+        show_default=False,
+        autocompletion=_anything,
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE ...]", help="Any key of `reason show NAME`.", show_default=False),

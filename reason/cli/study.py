@@ -7,19 +7,11 @@ from typing import Annotated
 
 import typer
 
-from reason.cli.arguments import RUNS, Json, Runs, _anything
+from reason.cli.arguments import RUNS, Json, Names, Runs
 
 
 def study(
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[NAME ...]",
-            help="Methods, experiments, sweeps or runs, with their base; none means every finished run.",
-            show_default=False,
-            autocompletion=_anything,
-        ),
-    ] = None,
+    names: Names = None,
     json: Json = False,
     plot: Annotated[
         Path | None,

@@ -265,13 +265,11 @@ def _schema(card: MethodCard, backbone: type, dataset: type) -> type:
 def _settle_depth(config: Any, card: MethodCard, origin: dict[str, str]) -> None:
     """Fill depth and train_depth from each other and refuse what cannot be."""
     axis = card.depth
-    for key in ("depth", "train_depth"):
-        value = getattr(config, key)
-        if value is not None and value < (0 if key == "train_depth" else axis.least):
-            raise ConfigError(
-                f"{key}={value} is below the least: {card.name} starts at {axis.least} {axis.unit} ({axis.zero}).",
-                f"Use {key}={axis.least} or more.",
-            )
+    if config.train_depth is not None and config.train_depth < 0:
+        raise ConfigError(
+            f"train_depth={config.train_depth} is below the least, 0: the base without {card.name}.",
+            "Use train_depth=0 or more.",
+        )
     if config.depth is None:
         config.depth = axis.default if config.train_depth is None else config.train_depth
         config.depth = max(config.depth, axis.least)

@@ -54,9 +54,8 @@ class Cohort:
 
     column: str  # of the rows, the same whatever the model and the depth
     label: str  # what it says of an example, for people: "items in the history"
-    edges: tuple[
-        float, ...
-    ] = ()  # upper bounds of groups, inclusive; none = four of equal mass, ties together
+    # Upper bounds of groups, inclusive; none = four of equal mass, ties together.
+    edges: tuple[float, ...] = ()
     known: bool = True  # before the answer is, so that requests can be routed by it; a target's is not
 
 

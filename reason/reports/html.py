@@ -16,11 +16,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from reason.errors import ConfigError
 from reason.methods.figures import Figure, HeatMap, Lines, Table, Tokens
 from reason.metrics.statistics import Interval
 from reason.reports import words
 from reason.reports.svg import chart, key
+from reason.reports.target import check_target
 
 STEPS = 33  # shades from dark to light
 SUFFIXES = (".html", ".htm")
@@ -29,20 +29,8 @@ _LONG = 40  # characters of a label that are shown for certain; a longer one als
 
 
 def check_page(path: Path) -> None:
-    """Refuse, before anything is computed, a path that no page can be written to.
-
-    Raises:
-        ConfigError: a folder, an unknown ending, or in a folder that does not exist.
-    """
-    if path.is_dir():
-        raise ConfigError(f"{path} is a folder; a page is one file.", f"For example: {path / 'page.html'}")
-    if path.suffix.lower() not in SUFFIXES:
-        raise ConfigError(
-            f"{path} does not end like a page.",
-            f"Use {' or '.join(SUFFIXES)}: {path.parent / path.stem}.html",
-        )
-    if not path.parent.is_dir():
-        raise ConfigError(f"There is no folder {path.parent} to write {path.name} to.", "Make it first.")
+    """Refuse, before anything is computed, a path that no page can be written to (``check_target``)."""
+    check_target(path, "page", SUFFIXES)
 
 
 def about(result: Mapping[str, Any], example: str = "") -> dict[str, Any]:

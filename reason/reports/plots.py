@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from reason.errors import ConfigError
 from reason.methods.figures import Figure, HeatMap, Lines, Table, Tokens
 from reason.reports import words
+from reason.reports.target import check_target
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,20 +45,8 @@ _STYLE = {
 
 
 def check_picture(path: Path) -> None:
-    """Refuse, before anything is computed, a path that no picture can be written to.
-
-    Raises:
-        ConfigError: a folder, an unknown ending, or a place in a folder that does not exist.
-    """
-    if path.is_dir():
-        raise ConfigError(f"{path} is a folder.", f"Name a file in it: {path / 'picture.png'}")
-    if path.suffix.lower() not in FORMATS:
-        raise ConfigError(
-            f"{path} does not end like a picture.",
-            f"Use one of {', '.join(FORMATS)}: {path.with_suffix('.png')}",
-        )
-    if not path.parent.is_dir():
-        raise ConfigError(f"There is no folder {path.parent} to write {path.name} to.", "Make it first.")
+    """Refuse, before anything is computed, a path that no picture can be written to (``check_target``)."""
+    check_target(path, "picture", FORMATS)
 
 
 def _pyplot() -> Any:

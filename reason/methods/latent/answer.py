@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from reason.methods.base import Context
 from reason.methods.latent.calibrate import log_counts
+from reason.methods.latent.candidates import excluded
 from reason.methods.latent.policy import Policy, Stop
 from reason.methods.latent.serve import Reasoning, Served, serve
 
@@ -55,9 +56,8 @@ class Answerer:
             watch: also say how far the last step moved each row.
         """
         device = self.ctx.device
-        exclude = None
-        if seen is not None:
-            exclude = mask(seen, (len(items), len(self.vectors))).to(device)
+        exclude = excluded(seen, len(items), len(self.vectors))
+        exclude = None if exclude is None else exclude.to(device)
         depth = depth if fixed else min(depth, self.cap)
         run = Reasoning(
             self.config.latent, self.model, self.vectors, items.to(device), length.to(device), depth
@@ -98,15 +98,7 @@ class Answerer:
             total[rows] = self.model.flops(length[rows], k)
         if self.policy and self.policy.needs_scores:
             N, d = self.vectors.shape
-            looks = (
-                0 if self.policy.router else depth
-            )  # at the shortlist, after the one at the whole catalogue
+            # After the look at the whole catalogue, a stop test looks at the shortlist once a step.
+            looks = 0 if self.policy.router else depth
             total += 2.0 * d * (N + looks * min(self.policy.shortlist, N))
         return total
-
-
-def mask(seen: tuple[Tensor, Tensor], shape: Sequence[int]) -> Tensor:
-    """(rows, items) -> bool of ``shape``, True at each of them."""
-    found = torch.zeros(tuple(shape), dtype=torch.bool)
-    found[seen] = True
-    return found

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from reason.errors import ConfigError
 from reason.methods.base import Context
+from reason.methods.latent.candidates import excluded, seen
 from reason.methods.latent.policy import (
     LESS_IS_SURER,
     OUT,
@@ -300,9 +301,5 @@ def _batches_with_exclusion(
         index = np.unique(np.linspace(0, len(cases) - 1, min(most, len(cases))).round().astype(np.int64))
     size = ctx.config.eval.batch_size
     for part in (index[a : a + size] for a in range(0, len(index), size)):
-        exclude = None
-        if config.dataset.candidates != "all":
-            rows, items = cases.seen(part)
-            exclude = torch.zeros(len(part), ctx.data.num_items, dtype=torch.bool, device=ctx.device)
-            exclude[rows, items] = True
-        yield cases.batch(part), exclude
+        exclude = excluded(seen(config, cases, part), len(part), ctx.data.num_items)
+        yield cases.batch(part), None if exclude is None else exclude.to(ctx.device)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from reason.errors import DataError
+from reason.methods.latent import candidates
 from reason.methods.latent.explain import Explainer, spearman
 from reason.metrics.statistics import Difference, Interval, Rows, bootstrap_interval, paired_difference
 
@@ -84,8 +85,8 @@ def faithfulness(
         index = np.array([i])
         items = cases.batch(index)["items"][0].to(trained.vectors.device)
         scores = trained.trace(items).scores[-1]
-        if config.dataset.candidates != "all":
-            scores[cases.seen(index)[1]] = -torch.inf
+        if (seen := candidates.seen(config, cases, index)) is not None:
+            scores[seen[1]] = -torch.inf
         best = int(scores.argmax())
         told, ruined = attributions(trained, items, best), attributions(ruin, items, best)
         drawn = [torch.as_tensor(rng.choice(len(items), REMOVED, replace=False)) for _ in range(DRAWS)]

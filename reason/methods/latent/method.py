@@ -20,8 +20,8 @@ from reason.backbones.encoder import SequenceEncoder
 from reason.errors import ConfigError, DataError, RunError
 from reason.methods.base import Context, Evaluation, Examples, Losses, Method, Ratio, Splits, Step
 from reason.methods.figures import Figure
-from reason.methods.latent import calibrate, objective
-from reason.methods.latent.answer import TOP, Answerer, mask
+from reason.methods.latent import calibrate, candidates, objective
+from reason.methods.latent.answer import TOP, Answerer
 from reason.metrics.ranking import diversity, ranking_columns, target_rank
 
 RANKING = {
@@ -117,15 +117,13 @@ class Latent(Method):
             counts = torch.as_tensor(ctx.data.train_counts, device=ctx.device)
             head = torch.from_numpy(head_items(ctx.data.train_counts)).to(ctx.device)
             mine = ctx.shard(len(split))
-            by_length = np.argsort(cases.length[mine], kind="stable")[
-                ::-1
-            ]  # batches of like lengths pad little
+            by_length = np.argsort(cases.length[mine], kind="stable")[::-1]  # like lengths pad little
             parts: dict[str, list[np.ndarray]] = {}
             flops = tokens = 0.0
             for a in range(0, len(mine), ctx.config.eval.batch_size):
                 index = mine[by_length[a : a + ctx.config.eval.batch_size]]
                 batch = cases.batch(index)
-                seen = self._seen(cases, index)
+                seen = candidates.seen(self.config, cases, index)
                 with ctx.meter.batch(len(index)):
                     found = answer(batch["items"], batch["length"], depth, seen, watch=depth > 0)
                 rank = target_rank(found.scores, batch["target"].to(ctx.device), found.exclude).cpu().numpy()
@@ -144,7 +142,7 @@ class Latent(Method):
                 tokens += float(batch["length"].sum() + found.served.depth.sum())
             for i in ctx.meter.requests(len(cases)):
                 index = np.array([i])
-                batch, seen = cases.batch(index), self._seen(cases, index)
+                batch, seen = cases.batch(index), candidates.seen(self.config, cases, index)
                 with ctx.meter.request():
                     answer(batch["items"], batch["length"], depth, seen)
         back = np.empty_like(by_length)
@@ -161,13 +159,6 @@ class Latent(Method):
             lambda whole: diversity(whole.column("top@10").to_numpy(), num_items),
         )
 
-    def _seen(self, cases: Any, index: np.ndarray) -> tuple[Tensor, Tensor] | None:
-        """(rows, items) that are no candidates, or None where all items are."""
-        if self.config.dataset.candidates == "all":
-            return None
-        rows, items = cases.seen(index)
-        return torch.from_numpy(rows), torch.from_numpy(items)
-
     # --- trivial rivals ------------------------------------------------------------------------
 
     def baselines(self, ctx: Context, split: Examples) -> dict[str, Evaluation]:
@@ -182,8 +173,8 @@ class Latent(Method):
             chunk = index[a : a + ctx.config.eval.batch_size]
             batch = cases.batch(chunk)
             last = batch["items"][torch.arange(len(chunk)), batch["length"] - 1]
-            seen = self._seen(cases, chunk)
-            exclude = None if seen is None else mask(seen, (len(chunk), data.num_items))
+            seen = candidates.seen(self.config, cases, chunk)
+            exclude = candidates.excluded(seen, len(chunk), data.num_items)
             plain = popularity.expand(len(chunk), -1)
             followed = successors.scores(last) + plain / (popularity.sum() + 1)  # the second part is below 1
             for name, scores in (("popularity", plain), ("successor", followed)):

@@ -35,9 +35,7 @@ MEANING = {
 TOP = 10  # items a user sees
 OUT = -1e9  # score of what is no candidate: no mass at any temperature, and no NaN in 0 log 0
 FEW = 8  # rows, below which a product with the whole catalogue is bound by memory too
-DEAR = (
-    24  # catalogue over shortlist, above which such a product costs more than reading the shortlist's vectors
-)
+DEAR = 24  # catalogue over shortlist, above which such a product costs more than gathering the shortlist
 LESS_IS_SURER = ("kl", "entropy")  # in these the threshold is crossed from above; inside, all measures rise
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from reason.methods.base import Context
 from reason.methods.figures import Figure, HeatMap, Table
-from reason.methods.latent import objective
+from reason.methods.latent import candidates, objective
 from reason.methods.latent.answer import Answerer
 from reason.methods.latent.explain import Explainer, Trace, category_mass, nearest, spearman
 
@@ -109,10 +109,8 @@ def categories_of(dataset: Any) -> list[list[str]] | None:
 def _decided(config: Any, ctx: Context, model: SequenceEncoder, index: int) -> tuple[int, str]:
     """The steps that the run's policy takes for a test case, and a sentence on why no more ('' if it was fixed)."""
     answer, cases = Answerer(config, ctx, model), cast(Any, ctx.data.test)
-    batch, seen = cases.batch(np.array([index])), None
-    if config.dataset.candidates != "all":
-        rows, items = cases.seen(np.array([index]))
-        seen = torch.from_numpy(rows), torch.from_numpy(items)
+    where = np.array([index])
+    batch, seen = cases.batch(where), candidates.seen(config, cases, where)
     served = answer(batch["items"], batch["length"], config.depth, seen).served
     why = answer.reason(served, config.depth)
     return int(served.depth[0]), f"{why[:1].upper()}{why[1:]}." if why else ""
@@ -122,16 +120,16 @@ def _request(config: Any, ctx: Context, model: SequenceEncoder, index: int, dept
     from reason.methods.latent.method import titles_of
 
     cases = cast(Any, ctx.data.test)
-    batch = cases.batch(np.array([index]))
+    where = np.array([index])
+    batch = cases.batch(where)
     target, items = int(batch["target"][0]), batch["items"][0].to(ctx.device)
     traced = Explainer(config, model, config.depth).trace(items)
     scores = traced.scores
-    if config.dataset.candidates != "all":
-        seen = sorted(set(cases.seen(np.array([index]))[1].tolist()) - {target})
+    if (seen := candidates.seen(config, cases, where)) is not None:
         scores = scores.clone()
-        scores[:, seen] = -torch.inf
-    candidates = int(scores[0].isfinite().sum())
-    order = scores.argsort(dim=-1, descending=True, stable=True)[:, :candidates].tolist()
+        scores[:, seen[1][seen[1] != target]] = -torch.inf
+    ranked = int(scores[0].isfinite().sum())
+    order = scores.argsort(dim=-1, descending=True, stable=True)[:, :ranked].tolist()
     fitted = (ctx.calibration or {}).get("temperatures")
     tau = (fitted or objective.temperatures(config.latent, model.steps))[: config.depth + 1]
     probability = (scores.double() / scores.new_tensor(tau)[:, None]).softmax(-1)

@@ -1,0 +1,29 @@
+"""Where an answer may be written: refused before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from reason.errors import ConfigError
+
+
+def check_target(path: Path, kind: str, endings: Sequence[str]) -> None:
+    """Refuse a path that no ``kind`` of file ("picture", "page") can be written to.
+
+    endings: those that are known, the usual one first.
+
+    Raises:
+        ConfigError: a folder, an unknown ending, or a place in a folder that does not exist.
+    """
+    if path.is_dir():
+        raise ConfigError(
+            f"{path} is a folder; a {kind} is one file.", f"For example: {path / (kind + endings[0])}"
+        )
+    if path.suffix.lower() not in endings:
+        raise ConfigError(
+            f"{path} does not end like a {kind}.",
+            f"Use {' or '.join(endings)}: {path.parent / path.stem}{endings[0]}",
+        )
+    if not path.parent.is_dir():
+        raise ConfigError(f"There is no folder {path.parent} to write {path.name} to.", "Make it first.")
