@@ -1,9 +1,10 @@
-"""Judge how faithfully a latent run's answers can be attributed to its users' histories.
+"""Judge how faithfully answers of latent runs can be attributed to their users' histories.
 
-    python docs/results/faithfulness.py RUN [--cases 200] [--seed 0] > docs/results/data/SET-faithfulness.json
+    python docs/results/faithfulness.py RUN ... [--cases 200] [--seed 0] > docs/results/data/SET-faithfulness.json
 
-Opens a finished run, takes random test cases of six items or more, and writes one JSON object: what
-``reason.methods.latent.faithfulness`` measures, with the run, the data and the depth it was measured on.
+Opens finished runs, takes random test cases of six items or more, and writes a JSON list, an object a run: what
+``reason.methods.latent.faithfulness`` measures, with the run, the data and the depth it was measured on. The
+block `faithful SET` of a page shows it.
 """
 
 from __future__ import annotations
@@ -49,12 +50,12 @@ def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", metavar="RUN", help="folder, name or the beginning of it")
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="folder, name or the beginning of it")
     parser.add_argument("--cases", type=int, default=200, help="test cases to judge, at most")
     parser.add_argument("--seed", type=int, default=0, help="of cases, random deletions, scrambled weights")
     said = parser.parse_args(words)
     try:
-        print(json.dumps(judge(said.run, said.cases, said.seed), indent=1))
+        print(json.dumps([judge(run, said.cases, said.seed) for run in said.runs], indent=1))
     except ReasonError as error:
         print(error, file=sys.stderr)
         return error.exit_code

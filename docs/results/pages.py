@@ -12,6 +12,7 @@ replaces what stands between them. KIND is
     picture    of the comparison                         made      machine, versions, date, commit
     answer, triangle, cohorts, oracle, policies, deep    a section of `reason study`
     study      its picture
+    faithful             what `faithfulness.py` said of runs, kept in data/SET-faithfulness.json
     published, claims    what a paper says, and what our runs say to that; SET is a file in published/
 """
 
@@ -202,8 +203,20 @@ def made_block(name: str) -> str:
         f"{len(runs)} runs, {first}{'' if first == last else ' to ' + last}; "
         f"{', '.join(sorted({r['device_name'] for r in results}))}, {results[0]['threads']} thread(s) a run; "
         f"python {env.get('python', '')}, torch {versions.get('torch', '')}; commit {', '.join(commits) or 'unknown'}; "
-        f"{sum(r['metrics']['device_hours'] for r in results):.2f} device-hours in all.\n"
+        f"{_device_hours(runs):.2f} device-hours in all.\n"
     )
+
+
+def _device_hours(runs: list[RunFolder]) -> float:
+    """What the runs of a set took, and each model that they share once."""
+    own = sum((run.result or {})["metrics"]["device_hours"] for run in runs)
+    trained = {run.identity["train_hash"] for run in runs if not run.identity["trained_by"]}
+    shared = {
+        run.identity["train_hash"]: (run.result or {})["metrics"]["train_device_hours"]
+        for run in runs
+        if run.identity["train_hash"] not in trained
+    }
+    return own + sum(shared.values())
 
 
 @functools.cache
@@ -220,6 +233,31 @@ def study_block(name: str) -> str:
     IMAGES.mkdir(exist_ok=True)
     draw_study(_study(name), IMAGES / f"{name}-study.png")
     return f"![Accuracy against mean depth, and differences by group](../images/{name}-study.png)\n"
+
+
+def faithful_block(name: str) -> str:
+    lines = [
+        "| model | attribution | with leaving out one by one [95%] | fall without the first three, less three at random [95%] | with itself, weights scrambled [95%] |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    judged = read_json(DATA / f"{name}-faithfulness.json")
+    for one in judged:
+        for how in one["deletion"]:
+            cells = [
+                f"{one['experiment']}, {one['depth']} steps" if how == next(iter(one["deletion"])) else "",
+                how,
+                *(_range(part.get(how)) for part in (one["agreement"], one["deletion"], one["scrambled"])),
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+    cases = " and ".join(sorted({f"{one['requests']:,}" for one in judged}))
+    lines.append(
+        f"\n{cases} test cases of six items or more for each model; correlations are Spearman's, means over cases."
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _range(told: dict | None) -> str:
+    return f"{told['value']:+.2f} [{told['low']:+.2f}, {told['high']:+.2f}]" if told else ""
 
 
 def published_block(name: str) -> str:
@@ -287,6 +325,7 @@ BLOCKS = {
     "picture": picture_block,
     "made": made_block,
     "study": study_block,
+    "faithful": faithful_block,
     "published": published_block,
     "claims": claims_block,
     **{section: lambda name, section=section: markdown(_study(name), section) for section in SECTIONS},

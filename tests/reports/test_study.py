@@ -713,7 +713,11 @@ def test_a_page_is_filled_from_what_was_kept_alone(pages, runs, tmp_path, monkey
         "tables: [{title: T, columns: [base, A], metrics: [N, R], rows: {Yelp: [[0.02, 0.04], [0.03, 0.04]]}}]\n"
         "claims: [{id: deeper is better, paper: +1 %, test: {kind: difference, a: {latent.loss: prl}, b: base}}]\n"
     )
-    kinds = [*SECTIONS, "study"]
+    part = {"value": 0.123, "low": 0.1, "high": 0.2}
+    judged = {"experiment": "latent-prl", "depth": 2, "requests": 5, "agreement": {"attention": part}}
+    judged |= {"deletion": {"attention": part, "occlusion": part}, "scrambled": {}}
+    (pages.DATA / "set-faithfulness.json").write_text(json.dumps([judged]))
+    kinds = [*SECTIONS, "study", "faithful"]
     blocks = [f"<!-- begin {k} set -->\nold\n<!-- end -->" for k in kinds]
     blocks += [f"<!-- begin {k} paper -->\nold\n<!-- end -->" for k in ("published", "claims")]
     page = tmp_path / "page.md"
@@ -722,6 +726,8 @@ def test_a_page_is_filled_from_what_was_kept_alone(pages, runs, tmp_path, monkey
     text = page.read_text()
     assert "old" not in text and str(tmp_path) not in text
     assert "| Yelp | .0200 / .0400 | .0300 / .0400 | +25.0% |" in text
+    assert "| latent-prl, 2 steps | attention | +0.12 [+0.10, +0.20] | +0.12 [+0.10, +0.20] |  |" in text
+    assert "|  | occlusion |  | +0.12" in text
     assert "| deeper is better | +1 % | set | to the base: +" in text and "**reproduced**" in text
     assert (tmp_path / "images" / "set-study.png").exists() and "cos mean_depth=1" in text
     pages.build()

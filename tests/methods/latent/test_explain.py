@@ -469,7 +469,7 @@ def test_faithfulness_is_a_function_of_its_seed(trained):
 # --- the command ----------------------------------------------------------------------------------------
 
 
-def test_faithfulness_of_a_run_is_one_json_object(tmp_path, monkeypatch, capsys):
+def test_faithfulness_of_runs_is_one_json_list(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     spec = importlib.util.spec_from_file_location(
         "faithfulness_script", ROOT / "docs/results/faithfulness.py"
@@ -479,8 +479,9 @@ def test_faithfulness_of_a_run_is_one_json_object(tmp_path, monkeypatch, capsys)
     plan = resolve("latent", [*WORDS, "train.epochs=1", "hardware.threads=1"], environ={})
     folder = runner.prepare(plan, load_dataset(plan).digest)
     runner.work({"folder": str(folder.path), "device": "cpu", "quiet": True})
-    assert script.main([str(folder.path), "--cases", "5"]) == 0
-    told = json.loads(capsys.readouterr().out)
+    assert script.main([str(folder.path), str(folder.path), "--cases", "5"]) == 0
+    told, again = json.loads(capsys.readouterr().out)
+    assert told == again
     assert told["run"] == folder.name and told["requests"] == 5 and told["depth"] == 2
     assert set(told["deletion"]["occlusion"]) == {"value", "low", "high", "p", "n", "seeds"}
     assert script.main(["nosuchrun"]) == 2 and "nosuchrun" in capsys.readouterr().err
