@@ -1,7 +1,7 @@
 """Networks that methods work on, and what they share. Here stand only the cards: importing this is cheap."""
 
 from reason.backbones.base import BackboneCard
-from reason.backbones.config import Bert4recConfig, SasrecConfig, UnisrecConfig
+from reason.backbones.config import Bert4recConfig, RecursiveConfig, SasrecConfig, UnisrecConfig
 
 sasrec = BackboneCard(
     name="sasrec",
@@ -25,4 +25,12 @@ unisrec = BackboneCard(
     kind="sequence encoder",
     Config=UnisrecConfig,
     target="reason.backbones.adaptor:UniSRec",
+)
+
+recursive = BackboneCard(
+    name="recursive",
+    summary="Llama-style language model that applies a block of layers again and again; from scratch or opened.",
+    kind="recursive decoder",
+    Config=RecursiveConfig,
+    target="reason.backbones.decoder:RecursiveDecoder",
 )

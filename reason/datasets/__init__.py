@@ -1,13 +1,25 @@
 """Where examples come from: cards of the datasets that ship, light enough for ``--help``.
 
-The work is elsewhere: ``fetch`` brings files, ``tables`` reads them, ``histories`` cleans and
-splits, ``sequences`` is the view that sequential recommenders read.
+The work is elsewhere. ``fetch`` brings files, ``tables`` reads them. Interactions: ``histories`` cleans and
+splits, ``sequences`` is the view that sequential recommenders read. Text: ``documents`` cleans and splits what
+``stdlib``, ``textfiles`` and ``hubtext`` find; ``arithmetic`` and ``tasks`` generate; ``packing`` is what
+language models read.
 """
 
 from __future__ import annotations
 
 from reason.datasets.base import DatasetCard
 from reason.datasets.config import InteractionsConfig, MovieLens100KConfig, SyntheticConfig
+from reason.datasets.textconfig import (
+    ArithmeticConfig,
+    ChainsConfig,
+    HopConfig,
+    HubTextConfig,
+    ListOpsConfig,
+    MixedStreamConfig,
+    StdlibConfig,
+    TextConfig,
+)
 
 movielens_100k = DatasetCard(
     name="movielens-100k",
@@ -37,6 +49,88 @@ synthetic_interactions = DatasetCard(
     views=("sequences",),
     Config=SyntheticConfig,
     target="reason.datasets.synthetic:load",
+    licence="none needed: generated",
+    sources=("generator",),
+)
+
+stdlib_text = DatasetCard(
+    name="stdlib-text",
+    summary="7 MB of prose and code: the language reference and the standard library of the running Python",
+    views=("text",),
+    Config=StdlibConfig,
+    target="reason.datasets.stdlib:load",
+    licence="Python Software Foundation License",
+    citation="The Python standard library and its documentation. python.org",
+    sources=("the running Python",),
+)
+
+text = DatasetCard(
+    name="text",
+    summary="your own: files of text, or a document a row of CSV, TSV, JSONL or Parquet (dataset.path=PATH)",
+    views=("text",),
+    Config=TextConfig,
+    target="reason.datasets.textfiles:load",
+    licence="yours",
+    sources=("dataset.path",),
+)
+
+hub_text = DatasetCard(
+    name="hub-text",
+    summary="the first rows of a text dataset on the Hugging Face hub, such as FineWeb-Edu (extra: hub)",
+    views=("text",),
+    Config=HubTextConfig,
+    target="reason.datasets.hubtext:load",
+    licence="the dataset's own: see its page on the hub",
+    sources=("cache", "huggingface.co"),
+)
+
+arithmetic_problems = DatasetCard(
+    name="arithmetic",
+    summary="generated: sums of several steps modulo a number, with slips that are mended; needs nothing",
+    views=("text",),
+    Config=ArithmeticConfig,
+    target="reason.datasets.arithmetic:load",
+    licence="none needed: generated",
+    sources=("generator",),
+)
+
+p_hop = DatasetCard(
+    name="p-hop",
+    summary="generated: follow a map p times; the steps that an answer takes are known",
+    views=("text",),
+    Config=HopConfig,
+    target="reason.datasets.tasks:load",
+    licence="none needed: generated",
+    sources=("generator",),
+)
+
+chains = DatasetCard(
+    name="chains",
+    summary="generated: interleaved chains of assignments; the steps that an answer takes are known",
+    views=("text",),
+    Config=ChainsConfig,
+    target="reason.datasets.tasks:load",
+    licence="none needed: generated",
+    sources=("generator",),
+)
+
+listops = DatasetCard(
+    name="listops",
+    summary="generated: nested operations on digits; the nesting that an answer depends on is known",
+    views=("text",),
+    Config=ListOpsConfig,
+    target="reason.datasets.tasks:load",
+    licence="none needed: generated",
+    citation="Form after N. Nangia and S. R. Bowman. ListOps. NAACL SRW 2018. arXiv:1804.06028",
+    sources=("generator",),
+)
+
+mixed_stream = DatasetCard(
+    name="mixed-stream",
+    summary="generated: words predictable at sight, with hard questions strewn in; each one's steps are known",
+    views=("text",),
+    Config=MixedStreamConfig,
+    target="reason.datasets.tasks:load",
     licence="none needed: generated",
     sources=("generator",),
 )

@@ -43,18 +43,8 @@ class InteractionKeys:
     tie_seed: int = 0  # seed of the order among a user's interactions with equal time
 
     def __post_init__(self):
-        for key, value, known in (
-            ("split", self.split, Split),
-            ("cold", self.cold, Cold),
-            ("candidates", self.candidates, Candidates),
-        ):
-            if value not in get_args(known):
-                close = nearest(value, get_args(known))
-                hint = f"Did you mean {close!r}? " if close else ""
-                raise ConfigError(
-                    f"dataset.{key}={value} is not one of the choices.",
-                    f"{hint}Choices: {', '.join(get_args(known))}.",
-                )
+        for key, known in (("split", Split), ("cold", Cold), ("candidates", Candidates)):
+            one_of(self, key, get_args(known))
         for key, least in {
             "min_user": 0,
             "min_item": 0,
@@ -62,7 +52,7 @@ class InteractionKeys:
             "stride": 0,
             "tie_seed": 0,
         }.items():
-            _within(self, key, least)
+            within(self, key, least)
         if not 0 < self.valid_quantile < self.test_quantile < 1:
             raise ConfigError(
                 f"dataset.valid_quantile={self.valid_quantile} and test_quantile={self.test_quantile}.",
@@ -70,11 +60,23 @@ class InteractionKeys:
             )
 
 
-def _within(keys: Any, key: str, least: int, most: int = 2**53) -> None:
+def within(keys: Any, key: str, least: int, most: int = 2**53) -> None:
+    """Refuse a key outside of its bounds."""
     value = getattr(keys, key)
     if not least <= value <= most:
         bounds = f"{least} to {most:,}" if most < 2**53 else f"{least} or more"
         raise ConfigError(f"dataset.{key}={value} is out of range.", f"Set it to {bounds}.")
+
+
+def one_of(keys: Any, key: str, choices: tuple[str, ...]) -> None:
+    """Refuse a key that is none of ``choices``, naming the nearest."""
+    value = getattr(keys, key)
+    if value not in choices:
+        close = nearest(value, choices)
+        hint = f"Did you mean {close!r}? " if close else ""
+        raise ConfigError(
+            f"dataset.{key}={value} is not one of the choices.", f"{hint}Choices: {', '.join(choices)}."
+        )
 
 
 @dataclass
@@ -115,7 +117,7 @@ class SyntheticConfig(InteractionKeys):
 
     def __post_init__(self):
         super().__post_init__()
-        _within(self, "users", 2, 10_000_000)
-        _within(self, "mean_length", 3, 10_000)
-        _within(self, "categories", 2, 24)
-        _within(self, "items", 2 * self.categories, 10_000_000)
+        within(self, "users", 2, 10_000_000)
+        within(self, "mean_length", 3, 10_000)
+        within(self, "categories", 2, 24)
+        within(self, "items", 2 * self.categories, 10_000_000)

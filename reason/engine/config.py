@@ -212,6 +212,7 @@ def _assemble(name: str, layers: list[Layer]) -> Plan:
     layers = [(f"preset of {method}", dict(card.preset)), *layers]
     layers = [(where, {_shorthand(k): v for k, v in values.items()}) for where, values in layers]
     backbone = registry.card("backbones", str(_last(layers, "backbone.name") or card.backbone))
+    _suits(backbone, card)
     layers, dataset = _choose_dataset(layers, card.dataset)
     if card.view not in dataset.views:
         raise ConfigError(
@@ -232,12 +233,23 @@ def _assemble(name: str, layers: list[Layer]) -> Plan:
     config = typed(schema, fields, values, origin)
     for section in (config.backbone, config.dataset):  # a run may be resumed and read from anywhere
         for f in dataclasses.fields(section):
-            if f.metadata.get("path") and getattr(section, f.name) not in ("", "-"):
+            if f.metadata.get("path") is True and getattr(section, f.name) not in ("", "-"):
                 setattr(section, f.name, str(Path(getattr(section, f.name)).expanduser().absolute()))
     _settle_depth(config, card, origin)
     if settle := getattr(getattr(config, card.name), "settle", None):
         settle(config, origin)
     return Plan(name, card, config, dict(values_of(config)), origin)
+
+
+def _suits(backbone: Any, card: MethodCard) -> None:
+    """A method works on backbones of the kind of its default one."""
+    kind = registry.card("backbones", card.backbone).kind
+    if backbone.kind != kind:
+        fit = [c.name for c in registry.cards("backbones")[0] if c.kind == kind]
+        raise ConfigError(
+            f"The method {card.name!r} works on a {kind}; the backbone {backbone.name!r} is a {backbone.kind}.",
+            f"Choose one that fits: {', '.join(fit)}.",
+        )
 
 
 def _schema(card: MethodCard, backbone: type, dataset: type) -> type:

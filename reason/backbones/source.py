@@ -1,0 +1,53 @@
+"""Where the weights of a language model come from, read off its name. Free of torch: ``--dry-run`` asks too."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Literal
+
+from reason.errors import ConfigError, nearest
+
+CARRIED = ("smollm2-135m",)  # models that come without a hub: parcels of reason.datasets.fetch
+HUB = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")  # owner/name or owner/name@revision
+FORMS = (
+    "a folder in Hugging Face's format, a .gguf file, a hub id such as HuggingFaceTB/SmolLM2-135M "
+    f"(or owner/name@revision), or {', '.join(CARRIED)}"
+)
+
+Kind = Literal["carried", "run", "local", "hub"]
+
+
+def kind(source: str) -> Kind:
+    """What ``source`` names. A file or folder that exists comes before a hub id of the same spelling.
+
+    Raises:
+        ConfigError: none of what can be opened.
+    """
+    if source in CARRIED:
+        return "carried"
+    if source.startswith("run:"):
+        return "run"
+    if _spelt_as_path(source) or (source and Path(source).exists()):
+        return "local"
+    if HUB.fullmatch(source):
+        return "hub"
+    close = nearest(source, CARRIED)
+    raise ConfigError(
+        f"{source!r} is no language model that can be opened: there is no such file or folder here, and it "
+        "is not a hub id.",
+        (f"Did you mean {close!r}? " if close else "") + f"A source is {FORMS}.",
+    )
+
+
+def settle(source: str) -> str:
+    """``source`` so that it means the same in any folder: a path made absolute, anything else as it is."""
+    try:
+        local = source != "" and kind(source) == "local"
+    except ConfigError:  # told by whoever opens it: a recorded run must stay readable
+        local = False
+    return str(Path(source).expanduser().absolute()) if local else source
+
+
+def _spelt_as_path(source: str) -> bool:
+    return source.startswith(("/", "./", "../", "~", ".\\", "..\\")) or source.lower().endswith(".gguf")

@@ -1,0 +1,303 @@
+"""Text to tokens and back: tokenizers trained on the data at hand, and those that come with a model.
+
+Three kinds are trained. ``bpe``: pairs of bytes merged by frequency (Sennrich et al., arXiv 1508.07909, on
+bytes as GPT-2 does it), digits one by one; any text can be written, and it comes back as it was.
+``byte``: no merges. ``word``: split at spaces, for made-up languages in which a word is a symbol.
+
+A text is taken literally: what looks like a special token in it becomes plain text, so that no document
+can end itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from reason.backbones.making import made
+from reason.datasets.fetch import cache_dir
+from reason.errors import ConfigError, DataError, unknown
+from reason.files import atomic, read_json, write_json
+
+KINDS = ("bpe", "byte", "word")
+RECIPE = 1  # raise it when the same texts would give another tokenizer
+END = "<end of document>"  # holds spaces, so that neither a word nor a merge can be spelt like it
+READ = 64_000_000  # characters that merges are learned from: documents spread evenly, beyond that
+
+Span = tuple[int, int]
+
+
+class Tokens:
+    """A tokenizer, and the token that ends a document.
+
+    Args:
+        tokenizer: of the library ``tokenizers``. It is set to take texts literally, whole and unpadded.
+        eos: id of the token that ends a document, which begins the next one too.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, eos: int):
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.encode_special_tokens = True
+        self.tokenizer, self.eos = tokenizer, eos
+
+    # --- from texts, or from a folder -------------------------------------------------------------------
+
+    @classmethod
+    def train(cls, texts: Sequence[str], kind: str, vocab: int, *, cache: bool = True) -> Tokens:
+        """The tokenizer that ``texts`` give. The same texts give the same one.
+
+        Args:
+            texts: documents; a tokenizer of kind "word" knows their words and no others.
+            kind: "bpe", "byte" or "word".
+            vocab: tokens at most, the end of a document among them. Few texts give fewer; "byte" has 257.
+            cache: keep it in the cache folder, and take it from there.
+
+        Raises:
+            ConfigError: unknown kind, or a vocabulary that is too small.
+            DataError: no texts, or a text that is no valid Unicode.
+        """
+        if kind not in KINDS:
+            raise unknown("kind of tokenizer", kind, KINDS)
+        if kind == "byte":  # the same for all texts
+            return cls(*_byte())
+        digest, train = _digest(texts), {"bpe": _bpe, "word": _word}[kind]
+        if not cache:
+            return cls(*train(texts, vocab))
+        recipe = f"{RECIPE} {tokenizers.__version__} {kind} {vocab} {digest}"
+        place = cache_dir() / "tokenizers" / f"{kind}-{hashlib.sha256(recipe.encode()).hexdigest()[:32]}"
+        return cls.from_folder(made(place, lambda folder: cls(*train(texts, vocab)).save(folder)))
+
+    @classmethod
+    def from_folder(cls, folder: Path | str) -> Tokens:
+        """That of a model folder in Hugging Face's format, or what ``save`` wrote.
+
+        Raises:
+            DataError: there is none, it cannot be read, or nothing says which token ends a text.
+        """
+        folder = Path(folder)
+        file = folder / "tokenizer.json"
+        if not file.is_file():
+            raise DataError(
+                f"{folder} has no tokenizer.json.",
+                'Where the library transformers can read its tokenizer, this writes one: python -c "from '
+                "transformers import AutoTokenizer as T; T.from_pretrained('FOLDER').save_pretrained('FOLDER')\"",
+            )
+        try:
+            tokenizer = Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises nothing narrower
+            raise DataError(f"{file} cannot be read: {error}.", "Fetch or save the model again.") from error
+        return cls(tokenizer, _end_of(folder, tokenizer))
+
+    def save(self, folder: Path | str) -> None:
+        """Write it for ``from_folder`` (and for transformers' ``AutoTokenizer``) into an existing folder."""
+        folder = Path(folder)
+        write_json(
+            folder / "tokenizer_config.json",
+            {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self.tokenizer.id_to_token(self.eos)},
+        )
+        with atomic(folder / "tokenizer.json") as f:
+            f.write(self.tokenizer.to_str(pretty=True))
+
+    # --- use --------------------------------------------------------------------------------------------
+
+    @property
+    def size(self) -> int:
+        """One more than the largest id."""
+        return max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of what it is: two with the same digest do the same."""
+        return hashlib.sha256(f"{self.eos} {self.tokenizer.to_str()}".encode()).hexdigest()
+
+    def encode(self, texts: Sequence[str]) -> list[tuple[list[int], list[Span]]]:
+        """For each text its ids, without an end, and for each id the characters it stands for (start, end).
+
+        A character that is cut into several tokens belongs to all of them.
+
+        Raises:
+            DataError: a text that is no valid Unicode, or a word that a tokenizer of words does not know.
+        """
+        try:
+            found = self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        except Exception as error:  # the library raises nothing narrower, and does not say where
+            raise self._refused(texts, error) from error
+        return [(one.ids, one.offsets) for one in found]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ``ids``; ends of documents are spelt out."""
+        return self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        r"""What each of ``ids`` adds to the text, for display. Half a character is shown as bytes, ``\xe2``."""
+        ids = [int(i) for i in ids]
+        return [self._piece(before, i) for before, i in zip([None, *ids], ids, strict=False)]
+
+    # --- inside -----------------------------------------------------------------------------------------
+
+    def _piece(self, before: int | None, i: int) -> str:
+        """What id ``i`` adds to the text of id ``before``."""
+        token, letters = self.tokenizer.id_to_token(i) or "", self._letters
+        if letters is not None:
+            if i in self._verbatim or not all(c in letters for c in token):
+                return token
+            return bytes(letters[c] for c in token).decode("utf-8", "backslashreplace")
+        if byte := re.fullmatch("<0x([0-9A-F]{2})>", token):  # how SentencePiece writes one
+            return bytes.fromhex(byte[1]).decode("utf-8", "backslashreplace")
+        if before is None:
+            return self.decode([i])
+        return self.decode([before, i])[len(self.decode([before])) :]
+
+    @cached_property
+    def _letters(self) -> dict[str, int] | None:
+        """Which byte each letter of a token stands for, where tokens are written so."""
+        decoder = self._json["decoder"] or {}
+        parts = decoder.get("decoders", [decoder])
+        return (
+            {c: b for b, c in LETTERS.items()} if any(p.get("type") == "ByteLevel" for p in parts) else None
+        )
+
+    @cached_property
+    def _verbatim(self) -> set[int]:
+        """Tokens that stand for their own spelling."""
+        return {token["id"] for token in self._json["added_tokens"]}
+
+    @cached_property
+    def _json(self) -> dict[str, Any]:
+        return json.loads(self.tokenizer.to_str())
+
+    def _refused(self, texts: Sequence[str], error: Exception) -> DataError:
+        """Why ``texts`` cannot be encoded: the text that is none, or the word that is not known."""
+        for number, text in enumerate(texts):
+            _bytes_of(text, number)
+        words = self._json["model"].get("vocab", {})
+        strange = next(
+            (word for text in texts for word in text.split(" ") if word and word not in words), None
+        )
+        if self._json["model"]["type"] != "WordLevel" or strange is None:
+            return DataError(f"The tokenizer cannot write these texts: {error}.")
+        return DataError(
+            f"The word {strange!r} is not in the vocabulary of {len(words):,} words.",
+            "A tokenizer of words knows those it was trained on. Use backbone.tokenizer=bpe for open text.",
+        )
+
+
+# --- how each kind is trained ---------------------------------------------------------------------------
+
+
+def _letters() -> dict[int, str]:
+    """GPT-2's writing of bytes as visible letters: printable Latin-1 for itself, the rest from U+0100 on."""
+    plain = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    moved = iter(range(256, 512))
+    return {b: chr(b) if b in plain else chr(next(moved)) for b in range(256)}
+
+
+LETTERS = _letters()
+
+
+def _bpe(texts: Sequence[str], vocab: int) -> tuple[Tokenizer, int]:
+    if vocab < 257:
+        raise ConfigError(
+            f"A tokenizer of {vocab} tokens cannot write every byte.",
+            "Give it at least 257 (backbone.vocab).",
+        )
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab, min_frequency=2, special_tokens=[AddedToken(END, special=True, normalized=False)],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False,
+    )  # fmt: skip
+    stride = max(1, -(-sum(map(len, texts)) // READ))
+    tokenizer.train_from_iterator(texts[::stride], trainer)
+    return tokenizer, cast(int, tokenizer.token_to_id(END))
+
+
+def _byte() -> tuple[Tokenizer, int]:
+    """Ids 0 to 255 are the bytes, 256 ends a document."""
+    tokenizer = Tokenizer(models.BPE({letter: byte for byte, letter in LETTERS.items()}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return _ended(tokenizer)
+
+
+def _word(texts: Sequence[str], vocab: int) -> tuple[Tokenizer, int]:
+    """Words by frequency, then by spelling."""
+    counts = Counter(word for text in texts for word in text.split(" ") if word)
+    if len(counts) >= vocab:
+        raise ConfigError(
+            f"The texts have {len(counts):,} different words; backbone.vocab={vocab} holds {vocab - 1:,}, "
+            "and the end of a document.",
+            "Use backbone.tokenizer=bpe for text in which words are made of parts, "
+            f"or backbone.vocab={len(counts) + 1} if each is a symbol of its own.",
+        )
+    words = sorted(counts, key=lambda word: (-counts[word], word))
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=END))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
+    return _ended(tokenizer)
+
+
+def _ended(tokenizer: Tokenizer) -> tuple[Tokenizer, int]:
+    tokenizer.add_special_tokens([AddedToken(END, special=True, normalized=False)])
+    return tokenizer, cast(int, tokenizer.token_to_id(END))
+
+
+def _digest(texts: Sequence[str]) -> str:
+    """Of the texts in their order, each with its length."""
+    if not any(texts):
+        raise DataError("There is no text to train a tokenizer on.", "Check dataset.path and the split.")
+    digest = hashlib.sha256()
+    for number, text in enumerate(texts):
+        content = _bytes_of(text, number)
+        digest.update(len(content).to_bytes(8, "little") + content)
+    return digest.hexdigest()
+
+
+def _bytes_of(text: str, number: int) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"Text {number + 1} is no valid Unicode: character {error.start + 1} is half of a surrogate pair.",
+            "Mend the data where it was written: such halves come of JSON escapes (\\ud83d) that were cut.",
+        ) from error
+
+
+# --- which token ends a text, in a model folder ---------------------------------------------------------
+
+
+def _end_of(folder: Path, tokenizer: Tokenizer) -> int:
+    named = _read(folder / "tokenizer_config.json").get("eos_token")
+    named = named.get("content") if isinstance(named, dict) else named
+    found = tokenizer.token_to_id(named) if named else None
+    for file in ("generation_config.json", "config.json"):
+        if found is None:
+            ids = _read(folder / file).get("eos_token_id")
+            found = ids[0] if isinstance(ids, list) and ids else ids
+    if not isinstance(found, int) or tokenizer.id_to_token(found) is None:
+        raise DataError(
+            f"Nothing in {folder} says which token ends a text.",
+            'Name it in tokenizer_config.json, such as {"eos_token": "<|endoftext|>"}.',
+        )
+    return found
+
+
+def _read(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        found = read_json(file)
+    except ValueError as error:
+        raise DataError(f"{file} is not valid JSON: {error}.", "Fetch or save the model again.") from error
+    return found if isinstance(found, dict) else {}
