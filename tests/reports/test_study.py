@@ -605,9 +605,14 @@ def test_claims_on_groups_luck_and_time(study):
     assert contrasted.verdict == "not distinguishable" and "target_count" in contrasted.measured
     luck = found_of(study, kind="oracle", model=PRL)
     assert "from 3 base runs" in luck.measured and luck.p is not None
-    assert found_of(study, kind="latency", model=PRL, at_most=1.7).verdict == "reproduced"
-    assert found_of(study, kind="latency", model=PRL, at_most=1.5).verdict == "contradicted"
-    assert "1.60 times depth 0" in found_of(study, kind="latency", model=PRL, at_most=1.5).measured
+    assert found_of(study, kind="time", of="request", model=PRL, at_most=1.7).verdict == "reproduced"
+    assert found_of(study, kind="time", of="request", model=PRL, at_most=1.5).verdict == "contradicted"
+    said = found_of(study, kind="time", of="request", model=PRL, at_most=1.5).measured
+    assert "a request takes 1.60 times as long as at depth 0" in said
+    assert (
+        found_of(study, kind="time", of="batch", model=PRL, at_most=1.5).verdict == "reproduced"
+    )  # 1.4 times
+    assert found_of(study, kind="time", of="batch", model=PRL, at_most=1.3).verdict == "contradicted"
 
 
 def test_claims_on_what_was_trained(make):

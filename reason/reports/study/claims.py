@@ -12,7 +12,8 @@ other side, and else *not distinguishable*: all at the size of what was run here
     {kind: group, model: MODEL, to: base | least, column, group: first | last, better: true | false}
                                                      the first or last group gains, or loses
     {kind: oracle, model: MODEL}                     the best depth for each gains more than luck
-    {kind: latency, model: MODEL, at_most: 1.1}      a request takes at most so many times as long as at depth 0
+    {kind: time, model: MODEL, of: batch | request, at_most: 1.1}
+                                                     it takes at most so many times as long as at depth 0
 
 MODEL is ``{train_depth: 2, depth: 2, latent.loss: prl}``: keys of the configuration, and the depth it is
 judged at (left out: its train_depth). ``deepest`` is the largest train depth there is.
@@ -63,7 +64,7 @@ class _Judged:
 
     told: str
     gains: list[Difference]  # all of which must be positive
-    low: float | None = None  # of what is no difference of rows (latency): decided by its interval alone
+    low: float | None = None  # of what is no difference of rows (time): decided by its interval alone
     high: float | None = None
 
 
@@ -248,25 +249,29 @@ def _oracle(study: Study, test: Mapping[str, Any]) -> _Judged:
     return _Judged(f"{percent}excess over that luck: {words.difference(null.excess)}", [null.excess])
 
 
-def _latency(study: Study, test: Mapping[str, Any]) -> _Judged:
-    """Ratio of the median request at the train depth to that at the least; interval over seeds (t, on logs)."""
+_CLOCKS = {"request": ("latency_p50_ms", 1), "batch": ("throughput_per_s", -1)}
+
+
+def _time(study: Study, test: Mapping[str, Any]) -> _Judged:
+    """Ratio of the time at the train depth to that at the least; interval over seeds (t, on logs)."""
     model, mine = find(study, test["model"])
     least = model.depths[model.least]
     if mine is least or not study.evidence.table.one_device:
-        raise ValueError("its latencies at two depths were not taken on one kind of device")
-    deep, shallow = ({p.seed: p.entry.get("latency_p50_ms") for p in o.entry.points} for o in (mine, least))
-    ratios = [ms / shallow[s] for s, ms in deep.items() if ms and shallow.get(s)]
+        raise ValueError("its times at two depths were not taken on one kind of device")
+    key, power = _CLOCKS[test["of"]]
+    deep, shallow = ({p.seed: p.entry.get(key) for p in o.entry.points} for o in (mine, least))
+    ratios = [(value / shallow[s]) ** power for s, value in deep.items() if value and shallow.get(s)]
     if not ratios:
-        raise ValueError("no latency was taken")
+        raise ValueError("no time was taken")
     logs = np.log(ratios)
-    told = f"{np.exp(logs.mean()):.2f} times depth {model.least}"
+    told = f"a {test['of']} takes {np.exp(logs.mean()):.2f} times as long as at depth {model.least}"
     if len(logs) < 2:
         return _Judged(f"{told}; one seed, so no interval", [])
     from scipy.stats import t
 
     half = float(t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / np.sqrt(len(logs)))
     low, high = logs.mean() - half, logs.mean() + half
-    told += f" [{np.exp(low):.2f}, {np.exp(high):.2f}] over {len(logs)} seeds; claimed: at most {test['at_most']:.3g}"
+    told += f" [{np.exp(low):.2f}, {np.exp(high):.2f}] over {len(logs)} seeds; claimed: at most {test['at_most']:.4g}"
     limit = float(np.log(test["at_most"]))
     return _Judged(told, [], limit - high, limit - low)
 
@@ -277,5 +282,5 @@ _KINDS = {
     "contrast": _contrast,
     "group": _group,
     "oracle": _oracle,
-    "latency": _latency,
+    "time": _time,
 }
