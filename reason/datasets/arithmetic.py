@@ -25,7 +25,7 @@ from reason.datasets.generated import distinct, names
 from reason.datasets.textconfig import ArithmeticConfig
 
 OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
-NUMBER = r"(0|[1-9][0-9]*)"
+NUMBER = r"(0|[1-9][0-9]{0,8})"
 STEP = re.compile(rf"(redo )?{NUMBER}([-+*]){NUMBER}={NUMBER}")
 ANSWER = re.compile(rf"answer {NUMBER}")
 

@@ -22,7 +22,7 @@ from reason.datasets.documents import Documents, Span
 from reason.errors import ConfigError, DataError, nearest
 
 IGNORE = -100  # target where there is none; torch's cross_entropy skips it
-AT_ONCE = 1024  # documents that are encoded in one call
+AT_ONCE = 1_000_000  # characters that are encoded in one call, or a single document of more
 
 
 class Encoder(Protocol):
@@ -63,9 +63,8 @@ def encode(documents: Documents, tokenizer: Encoder) -> Encoded:
         DataError: what the tokenizer cannot write, as it says it.
     """
     ids, levels, lengths = [], [], []
-    for first in range(0, len(documents), AT_ONCE):
-        texts = documents.text[first : first + AT_ONCE]
-        for i, (found, places) in enumerate(tokenizer.encode(texts), first):
+    for first, last in _calls(documents.text):
+        for i, (found, places) in enumerate(tokenizer.encode(documents.text[first:last]), first):
             ids.append(np.asarray(found, np.int32))
             lengths.append(len(found))
             if documents.levels is not None:
@@ -80,6 +79,18 @@ def encode(documents: Documents, tokenizer: Encoder) -> Encoded:
         eos=tokenizer.eos,
         levelled=documents.levels is not None,
     )
+
+
+def _calls(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Runs first:last of documents that are encoded together. Offsets take a hundred bytes a token."""
+    first = size = 0
+    for i, text in enumerate(texts):
+        if i > first and size + len(text) > AT_ONCE:
+            yield first, i
+            first, size = i, 0
+        size += len(text)
+    if first < len(texts):
+        yield first, len(texts)
 
 
 def _levels(places: Sequence[tuple[int, int]], spans: Sequence[Span]) -> np.ndarray:

@@ -213,7 +213,7 @@ def _assemble(name: str, layers: list[Layer]) -> Plan:
     layers = [(where, {_shorthand(k): v for k, v in values.items()}) for where, values in layers]
     backbone = registry.card("backbones", str(_last(layers, "backbone.name") or card.backbone))
     _suits(backbone, card)
-    layers, dataset = _choose_dataset(layers, card.dataset)
+    layers, dataset = _choose_dataset(layers, card)
     if card.view not in dataset.views:
         raise ConfigError(
             f"The method {method!r} reads {card.view!r}; the dataset {dataset.name!r} offers {', '.join(dataset.views)}.",
@@ -315,18 +315,22 @@ def _shorthand(key: str) -> str:
     return f"{key}.name" if key in ("dataset", "backbone") else key
 
 
-def _choose_dataset(layers: list[Layer], name: str) -> tuple[list[Layer], Any]:
+OWN = {"sequences": "interactions", "text": "text"}  # by view: the dataset that reads one's own files
+
+
+def _choose_dataset(layers: list[Layer], method: MethodCard) -> tuple[list[Layer], Any]:
     """The dataset's card, and the layers without keys of datasets that a later layer replaced.
 
-    A path given as the name means one's own interactions at that path.
+    A path given as the name means one's own data at that path.
     """
     kept: list[Layer] = []
+    name = method.dataset
     for where, values in layers:
         asked = values.get("dataset.name")
         if asked is not None:
             asked, values = str(asked), {k: v for k, v in values.items() if k != "dataset.name"}
             if asked not in registry.names("datasets") and _looks_like_path(asked):
-                asked, values = "interactions", {"dataset.path": asked, **values}
+                asked, values = OWN[method.view], {"dataset.path": asked, **values}
             if asked != name:
                 gone = _replaced(name, asked)
                 kept = [(w, {k: v for k, v in lower.items() if k not in gone}) for w, lower in kept]
