@@ -1,0 +1,171 @@
+"""The keys of Mixture-of-Recursions. Free of torch: ``show``, ``--help`` and ``--dry-run`` read it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from reason.backbones.sharing import Sharing
+from reason.errors import ConfigError
+from reason.methods.base import evaluation_key
+from reason.methods.mor.flops import balanced
+
+Routing = Literal["expert", "token", "random", "none"]
+Route = Literal["auto", "threshold", "token", "fixed", "topk"]
+KV = Literal["recursion", "sharing", "hybrid"]
+Gate = Literal["auto", "sigmoid", "tanh", "softmax", "none"]
+Combine = Literal["paper", "delta", "replace"]
+Gap = Literal["trained", "skip", "share_first", "hybrid", "deepest", "propagate"]
+
+
+@dataclass
+class MorConfig:
+    """Sources: [P] Bae et al., arXiv 2507.10524; [C] its reference code; "ours" is a choice of this platform."""
+
+    routing: Routing = (
+        "expert"  # expert: a recursion picks tokens | token: a token its depth | random | none [P 2.2]
+    )
+    router: Literal["linear", "mlp"] = "linear"  # what scores a token; mlp has a hidden layer of 2D [P, C]
+    gate: Gate = "auto"  # how a score enters the state; auto: sigmoid for expert, softmax for token [C]
+    alpha: float = 0.0  # scale of the gate; 0 = 0.1 for expert, 1 for token [C]
+    combine: Combine = "paper"  # state after a step: paper x + g f(x) | delta x + g (f(x) - x) | replace f(x)
+    capacities: str = (
+        ""  # share of all tokens that each recursion keeps, by comma; "" = 1, (N-1)/N .. 1/N [P]
+    )
+    capacity_warmup: int = (
+        0  # optimiser steps over which capacities fall from 1; 0 = off, which [P] found better
+    )
+    elastic: float = (
+        0.0  # expert: share of steps with capacities drawn at random, so that depth bends later (ours)
+    )
+    exit_weight: float = 0.0  # weight of the loss after a random recursion, so that each depth answers (ours)
+
+    aux: Literal["loss", "router", "none"] = (
+        "loss"  # expert: what learns to foresee top-k without the future [P]
+    )
+    aux_weight: float = 0.01  # of that binary cross-entropy, summed over recursions ([P] 0.001)
+    balance: Literal["loss", "bias", "none"] = "loss"  # token: how loads are evened; bias is "loss-free" [P]
+    balance_weight: float = 0.1  # token: of the balancing loss [C]
+    balance_rate: float = 0.001  # token: step of the selection bias after each optimiser step [P]
+    z_weight: float = 0.0  # of the squared log-sum-exp of router logits [P: off for linear]
+
+    kv: KV = "recursion"  # keys at a step: of those that took it | sharing: of step 1 | hybrid: own, else 1's [P 2.3]
+
+    route: Route = evaluation_key("auto")  # who decides depth when judged; auto: threshold, token or fixed
+    mean_depth: float | None = evaluation_key(None)  # recursions to spend on average; null = as trained
+    shift: float = evaluation_key(0.0)  # added to every threshold, in logits (ours)
+    gap: Gap = evaluation_key("trained")  # what stands in for keys of those that left; trained = as kv says
+    force: bool = evaluation_key(False)  # judge with other keys and values than it was trained with
+    audit: float = evaluation_key(0.05)  # share of documents judged again at full depth, to find misrouting
+
+    def __post_init__(self):
+        for key in (
+            "alpha", "capacity_warmup", "exit_weight", "aux_weight", "balance_weight", "balance_rate", "z_weight",
+        ):  # fmt: skip
+            if getattr(self, key) < 0:
+                raise ConfigError(f"mor.{key} is {getattr(self, key)}; it must not be below 0.")
+        for key in ("elastic", "audit"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise ConfigError(f"mor.{key} is {getattr(self, key)}; it is a share, from 0 to 1.")
+        if (
+            self.routing == "expert"
+            and self.combine == "replace"
+            and (self.aux == "none" or not self.aux_weight)
+        ):
+            raise ConfigError(
+                "mor.combine=replace without mor.aux leaves the router without anything to learn from: no gate "
+                "carries a gradient to it.",
+                "Use mor.combine=delta, or mor.aux=loss with mor.aux_weight above 0.",
+            )
+        if self.gate == "softmax" and self.routing != "token":
+            raise ConfigError(
+                "mor.gate=softmax compares the depths a token may choose; an expert-choice router scores one step at a time.",
+                "Use mor.gate=sigmoid, or mor.routing=token.",
+            )
+        self._listed()
+
+    def settle(self, config: Any, origin: Mapping[str, str]) -> None:
+        """Refuse what does not fit the number of recursions or the sharing of layers, before anything is loaded."""
+        recursions = max(config.train_depth, 1)
+        sharing = Sharing(
+            config.backbone.sharing, config.backbone.layers, recursions
+        )  # refuses what does not divide
+        if not config.train_depth:
+            return  # the vanilla model: nothing here is read
+        if not sharing.cyclic and self.routing != "none":
+            raise ConfigError(
+                f"backbone.sharing={sharing.scheme} repeats each layer in its place: there is no block that a token "
+                "could leave.",
+                f"Use backbone.sharing={sharing.scheme.replace('sequence', 'cycle')}, or mor.routing=none.",
+            )
+        self.profile(recursions)
+        if self.mean_depth is not None and not 1 <= self.mean_depth <= config.depth:
+            raise ConfigError(
+                f"mor.mean_depth={self.mean_depth:g} cannot be spent: a token takes 1 to {config.depth} recursions.",
+                f"Set it between 1 and {config.depth}.",
+            )
+        fits = {
+            "expert": ("threshold", "topk", "fixed"),
+            "token": ("token", "fixed"),
+            "random": ("fixed",),
+            "none": ("fixed",),
+        }
+        if self.route != "auto" and self.route not in fits[self.routing]:
+            raise ConfigError(
+                f"mor.route={self.route} means nothing to mor.routing={self.routing}.",
+                f"Choose from auto, {', '.join(fits[self.routing])}.",
+            )
+        for key in ("mean_depth", "shift"):
+            if getattr(self, key) and (self.routing != "expert" or self.route not in ("auto", "threshold")):
+                raise ConfigError(
+                    f"mor.{key} moves thresholds, and mor.routing={self.routing} with mor.route={self.route} has none.",
+                    "Leave it out, or use mor.routing=expert with mor.route=threshold.",
+                )
+        if self.memory != self.kv and not self.force:
+            raise ConfigError(
+                f"The model was trained with mor.kv={self.kv}; mor.gap={self.gap} shows its tokens other keys and values.",
+                "That can ruin it: judge it so with mor.force=true, or train with it.",
+            )
+
+    @property
+    def memory(self) -> str:
+        """What a token sees when the model is judged."""
+        return {"trained": self.kv, "skip": "recursion", "share_first": "sharing"}.get(self.gap, self.gap)
+
+    def profile(self, recursions: int) -> list[float]:
+        """c_1 .. c_Nr: the share of all tokens that each recursion keeps.
+
+        Raises:
+            ConfigError: another number of capacities than recursions.
+        """
+        listed = self._listed() or balanced(recursions)
+        if len(listed) != recursions:
+            raise ConfigError(
+                f"mor.capacities has {len(listed)} shares for {recursions} recursions.",
+                f"For example: mor.capacities={','.join(f'{c:.3g}' for c in balanced(recursions))}",
+            )
+        return listed
+
+    def _listed(self) -> list[float]:
+        try:
+            listed = [float(word) for word in self.capacities.split(",") if word.strip()]
+        except ValueError:
+            raise ConfigError(
+                f"mor.capacities={self.capacities} is no list of numbers.",
+                "For example: mor.capacities=1,0.5",
+            ) from None
+        if not listed:
+            return []
+        if listed[0] != 1 or not all(0 < c <= 1 for c in listed):
+            raise ConfigError(
+                f"mor.capacities={self.capacities}: every token takes the first recursion, and a share is above 0 and at most 1.",
+                "Begin with 1: mor.capacities=1,0.5",
+            )
+        if any(b > a for a, b in itertools.pairwise(listed)):
+            raise ConfigError(
+                f"mor.capacities={self.capacities} rises: only a token that took a recursion can take the next.",
+                f"Never rising: mor.capacities={','.join(f'{c:g}' for c in sorted(listed, reverse=True))}",
+            )
+        return listed

@@ -1,0 +1,116 @@
+"""Multiply-adds of Mixture-of-Recursions, counted twice: as the paper counts, and as they are executed.
+
+The paper (Bae et al., arXiv 2507.10524, appendix; the accounting that gives its step counts) counts a
+forward pass, takes K and V for as wide as the states, and leaves out embedding, head, router and norms.
+``executed`` leaves out only norms and pointwise functions; benchmarks hold measured times against it.
+All numbers are floating-point operations: a multiply-add is two. Free of torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of one network with a looped block."""
+
+    width: int  # D
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int  # F, inner width of SwiGLU
+    vocab: int
+    block: int  # b, layers that are looped
+    ends: int  # layers that run once: 2 with private ends, else 0
+
+    @property
+    def layer(self) -> int:
+        """Of one token through the products of one layer, attention's own left out."""
+        q = 2 * self.width * self.heads * self.head_dim
+        return 2 * q + self.keys_values + 6 * self.width * self.ffn
+
+    @property
+    def keys_values(self) -> int:
+        return 2 * 2 * self.width * self.kv_heads * self.head_dim
+
+    @property
+    def pair(self) -> int:
+        """Of one query looking at one key, and taking its value."""
+        return 4 * self.heads * self.head_dim
+
+    @property
+    def head(self) -> int:
+        return 2 * self.width * self.vocab
+
+
+# --- as the paper counts ----------------------------------------------------------------------------
+
+
+def published(
+    width: int, ffn: int, context: int, *, ends: int, block: int, capacities: Sequence[float], shared: bool = False
+) -> float:  # fmt: skip
+    """Forward operations of one token: Phi of the paper's accounting.
+
+    capacities: c_1..c_Nr; all ones give the plain recursive model, a single one with ``block`` unique
+        layers the vanilla one. shared: K and V of the first step serve all.
+    """
+    steps = ends + block * sum(capacities)  # layers that a token runs through on average
+    reach = steps if shared else ends + block * sum(c * c for c in capacities)
+    total = steps * 2 * (4 * width**2 + 3 * width * ffn) + reach * 2 * width * context
+    if shared:
+        total -= block * sum(capacities[1:]) * 2 * 2 * width**2
+    return total
+
+
+def steps_within(budget: float, per_token: float, tokens_per_step: int) -> float:
+    """Optimiser steps whose forward passes cost ``budget`` operations."""
+    return budget / (per_token * tokens_per_step)
+
+
+# --- as they are executed ---------------------------------------------------------------------------
+
+
+def executed(
+    shape: Shape, context: int, counts: Sequence[int], *, shared: bool = False, router: int = 0, head: bool = True
+) -> float:  # fmt: skip
+    """Forward operations of one sequence of ``context`` tokens, of which ``counts[r]`` take step r + 1.
+
+    Attention is counted by the pairs that the causal mask admits. shared: queries of later steps look
+    at all earlier tokens and compute no K and V. router: operations of scoring one token once; the tokens
+    that took step r are scored for the next one.
+    """
+    whole = context * (context + 1) // 2
+    total = float(shape.ends * (context * shape.layer + whole * shape.pair))
+    for r, k in enumerate(counts):
+        if shared and r:
+            # Which positions stay is not known here: on average they see half of the text.
+            total += shape.block * (
+                k * (shape.layer - shape.keys_values) + k * (context + 1) / 2 * shape.pair
+            )
+        else:
+            total += shape.block * (k * shape.layer + k * (k + 1) / 2 * shape.pair)
+    total += router * sum([context, *counts][: len(counts)])
+    return total + (context * shape.head if head else 0)
+
+
+# --- capacities -------------------------------------------------------------------------------------
+
+
+def balanced(recursions: int) -> list[float]:
+    """The paper's capacities: (N_r - r + 1) / N_r, as if depths were uniform."""
+    return [(recursions - r) / recursions for r in range(recursions)]
+
+
+def kept(capacity: float, tokens: int) -> int:
+    """k_r = max(1, floor(c_r T)), of the whole length whatever the step before kept."""
+    return max(1, math.floor(capacity * tokens + 1e-9))
+
+
+def warmed(capacity: float, step: int, steps: int) -> float:
+    """Capacity during a cosine warm-up from 1 over ``steps`` optimiser steps; 0 = none."""
+    if steps <= 0 or step >= steps:
+        return capacity
+    return capacity + (1 - capacity) * 0.5 * (1 + math.cos(math.pi * step / steps))

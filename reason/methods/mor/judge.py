@@ -1,0 +1,149 @@
+"""What a model says of text: the loss of every token, whether it was foreseen, and the depth it was given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reason.backbones.losses import IGNORED
+from reason.methods.mor.config import MorConfig
+from reason.methods.mor.flops import Shape, executed
+from reason.methods.mor.routes import Above, Known, Route, TopK
+
+if TYPE_CHECKING:
+    from reason.methods.mor.network import MixtureOfRecursions, Routed
+
+ROWS = 4096  # tokens whose logits are alive at a time
+
+
+@dataclass
+class Told:
+    """Of a batch of windows (B, T), on CPU; where a position is no target, nll and hit are 0."""
+
+    nll: np.ndarray  # (B, T) float64, nats
+    hit: np.ndarray  # (B, T) bool, the most probable token was the right one
+    depth: np.ndarray  # (B, T) int64, recursions; 0 at padding
+
+
+@torch.no_grad()
+def tell(model: MixtureOfRecursions, routed: Routed, targets: Tensor) -> Told:
+    """Judge every target of a forward pass. targets: (B, T) with -100 where there is none."""
+    hidden, flat = model.read(routed.states).flatten(0, 1), targets.flatten()
+    where = (flat != IGNORED).nonzero().flatten()
+    nll = torch.zeros(len(flat), dtype=torch.float64, device=flat.device)
+    hit = torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
+    for part in where.split(ROWS):
+        logits = model.decoder.logits(hidden[part]).float()
+        right = flat[part]
+        nll[part] = (logits.logsumexp(-1) - logits.gather(1, right[:, None])[:, 0]).double()
+        hit[part] = logits.argmax(-1) == right
+    shape = targets.shape
+    return Told(nll.view(shape).cpu().numpy(), hit.view(shape).cpu().numpy(), routed.depth.cpu().numpy())
+
+
+# --- who decides depth when a model is judged ---------------------------------------------------------
+
+
+def judging_route(
+    config: MorConfig,
+    model: MixtureOfRecursions,
+    tokens: Tensor,
+    thresholds: Sequence[float] | None,
+    seed: int,
+) -> Route | None:
+    """The route by which a model is judged; None: what a token-choice router says.
+
+    thresholds: of steps 2 to N_r, calibrated; None: of logits at 0.
+    """
+    if config.routing == "none" or config.route == "fixed" or model.recursions == 1:
+        return Known(model.recursions)
+    if config.routing == "token":
+        return None
+    capacities = config.profile(model.recursions)
+    if config.routing == "random":
+        return Known(dice(tokens, capacities, seed))
+    if config.route == "topk":
+        return TopK(capacities)
+    fitted = [0.0] * (model.recursions - 1) if thresholds is None else thresholds
+    return Above([t + config.shift for t in fitted])
+
+
+def dice(tokens: Tensor, capacities: Sequence[float], seed: int) -> Tensor:
+    """(B T,) int64 depths that are random, and yet the same whenever the same token stands at the same place.
+
+    So that random routing can be judged, decoded and replayed. A step is reached with probability ``capacities``.
+    """
+    place = torch.arange(tokens.shape[1], device=tokens.device)
+    before = torch.nn.functional.pad(tokens, (1, 0))[:, :-1]
+    mixed = tokens
+    for part in (before, place, place.new_tensor(seed)):  # an avalanche of 32 bits after each
+        mixed = (mixed ^ (part + 0x9E3779B9)) * 0x85EBCA6B & 0xFFFFFFFF
+        mixed = (mixed ^ (mixed >> 15)) * 0xC2B2AE35 & 0xFFFFFFFF
+        mixed = mixed ^ (mixed >> 13)
+    drawn = mixed.double() / 2**32  # (B, T)
+    return sum((drawn < c).long() for c in capacities).flatten()  # type: ignore[union-attr]
+
+
+def profile_of(mean: float, capacities: Sequence[float]) -> list[float]:
+    """Capacities of the same shape whose sum is ``mean``: each to the power that gives it, so they stay in order.
+
+    Raises:
+        ValueError: a mean outside 1 to the number of recursions.
+    """
+    if not 1 <= mean <= len(capacities):
+        raise ValueError(f"a mean depth of {mean:g} cannot be had from {len(capacities)} recursions.")
+    shape = [min(c, 1 - 1e-6) for c in capacities[1:]]
+    if mean == 1:
+        return [1.0] + [0.0] * len(shape)
+    low, high = 0.0, 1e6
+    for _ in range(200):
+        power = (low + high) / 2 if high < 1e6 else (low or 0.5) * 2
+        if 1 + sum(c**power for c in shape) > mean:
+            low = power
+        else:
+            high = power
+    return [1.0, *(c**high for c in shape)]
+
+
+# --- thresholds ---------------------------------------------------------------------------------------
+
+
+def quantile_above(scores: np.ndarray, share: float) -> float:
+    """The threshold that ``share`` of the scores lie above: between the two that it has to part."""
+    ordered = np.sort(scores.astype(np.float32))[::-1]  # as ``above`` compares
+    k = round(share * len(ordered))
+    if k <= 0:
+        return float(np.nextafter(ordered[0], np.float32(np.inf))) if len(ordered) else 0.0
+    if k >= len(ordered):
+        return float(np.nextafter(ordered[-1], np.float32(-np.inf)))
+    middle = (ordered[k - 1] + ordered[k]) / 2
+    return float(middle if middle < ordered[k - 1] else ordered[k])
+
+
+# --- what it cost -------------------------------------------------------------------------------------
+
+
+def cost(model: MixtureOfRecursions, shape: Shape, routed: Routed) -> float:
+    """Operations of a forward pass, sequence by sequence, by the tokens that really took each step."""
+    depth = routed.depth.cpu()
+    scored = model.by_step[0].flops if model.by_step else 0  # type: ignore[union-attr]
+    shared = model.config.memory == "sharing"
+    total = 0.0
+    for row in depth:
+        real = int((row > 0).sum())
+        if real:
+            counts = [int((row > r).sum()) for r in range(int(row.max()))]
+            total += executed(shape, real, counts, shared=shared, router=scored)
+            if model.by_token is not None:
+                total += real * model.by_token.flops
+    return total
+
+
+def joined(parts: Sequence[Told]) -> Told:
+    """Windows of one batch that were judged apart."""
+    return Told(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("nll", "hit", "depth")))

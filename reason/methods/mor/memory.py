@@ -1,0 +1,79 @@
+"""What a token sees at each recursion: the keys and values of others, within one pass over whole sequences.
+
+Bae et al., arXiv 2507.10524, section 2.3, and what may stand in for keys that do not exist because
+their token left earlier. The cache of decoding (``cache.py``) answers the same calls.
+
+    recursion   tokens that took this step, by this step's keys; who left is not seen
+    sharing     all tokens, by the keys of the first step; later steps compute queries only
+    hybrid      all tokens; this step's keys of those that took it, else the first step's
+    deepest     all tokens; this step's keys of those that took it, else those of the last step they took
+    propagate   all tokens; of those that left, keys made from the state they left with (as CALM does,
+                Schuster et al., arXiv 2207.07061)
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from reason.backbones.decoder import Layer, Rope
+from reason.methods.mor.taken import Taken
+
+KINDS = ("recursion", "sharing", "hybrid", "deepest", "propagate")
+
+
+class Memory:
+    """Of one forward pass.
+
+    rope: of every position, (T, d_h / 2) twice.
+    """
+
+    def __init__(self, kind: str, rope: Rope):
+        self.kind, self.rope = kind, rope
+        self.kept: dict[
+            int, tuple[Tensor, Tensor]
+        ] = {}  # layer -> (B T, h_kv, d_h) twice, what gaps are filled with
+
+    def run(self, layer: Layer, j: int, step: int, x: Tensor, taken: Taken, left: Tensor | None) -> Tensor:
+        """Layer ``j`` of the block at ``step`` (from 0) over the tokens that take it: (n, D) -> (n, D).
+
+        left: (B T, D) states of all tokens before this step, where ``needs_states``.
+        """
+        rope = (self.rope[0][taken.position], self.rope[1][taken.position])
+        if self.kind == "recursion":
+            return layer(x, rope, taken.look_back)
+        if step == 0:
+
+            def remember(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+                self.kept[j] = self._everywhere(k, taken), self._everywhere(v, taken)
+                return taken.look_back(q, k, v)
+
+            return layer(x, rope, remember)
+        if self.kind == "sharing":
+            return layer.finish(x, taken.look_at_all(layer.queries(x, rope), *self._by_sequence(j, taken)))
+        if self.kind == "propagate":
+            assert left is not None
+            places = taken.index.new_tensor(range(taken.batch * taken.length)) % taken.length
+            self.kept[j] = layer.keys_values(left, (self.rope[0][places], self.rope[1][places]))
+
+        def merged(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            before = self.kept[j]
+            now = tuple(old.index_copy(0, taken.index, new) for old, new in zip(before, (k, v), strict=True))
+            self.kept[j] = now  # type: ignore[assignment]
+            out = taken.look_at_all(q, *self._by_sequence(j, taken))
+            if self.kind == "hybrid":
+                self.kept[j] = before
+            return out
+
+        return layer(x, rope, merged)
+
+    @property
+    def needs_states(self) -> bool:
+        return self.kind == "propagate"
+
+    def _everywhere(self, x: Tensor, taken: Taken) -> Tensor:
+        whole = x.new_zeros(taken.batch * taken.length, *x.shape[1:])
+        return whole.index_copy(0, taken.index, x)
+
+    def _by_sequence(self, j: int, taken: Taken) -> tuple[Tensor, Tensor]:
+        k, v = (x.unflatten(0, (taken.batch, taken.length)) for x in self.kept[j])
+        return k, v

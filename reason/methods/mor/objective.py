@@ -1,0 +1,113 @@
+"""What Mixture-of-Recursions is trained for: next tokens, and routers that decide well without the future.
+
+Bae et al., arXiv 2507.10524, section 2.2 and appendix. Everything is a sum and a count; the trainer divides, so a
+batch cut into micro-batches or over ranks weighs the same. That is where the reference code differs: it adds
+the routers' loss once per micro-batch, so that their weight grows with the accumulation.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from reason.backbones.losses import IGNORED, linear_cross_entropy
+from reason.methods.base import Losses, Step
+from reason.methods.mor.config import MorConfig
+from reason.methods.mor.flops import warmed
+from reason.methods.mor.router import foresee, z_loss
+from reason.methods.mor.routes import AtRandom, Route, TopK
+
+if TYPE_CHECKING:
+    from reason.methods.mor.network import MixtureOfRecursions, Routed
+
+LEVELS = 8  # steps of a warm-up of capacities: each is another shape, which a compiler would have to meet
+
+
+def losses(config: MorConfig, model: MixtureOfRecursions, batch: dict[str, Tensor], step: Step) -> Losses:
+    """One micro-batch. batch: tokens (B, T), targets (B, T) with -100 where none, length (B,)."""
+    tokens, targets, real = batch["tokens"], batch["targets"], batch["length"]
+    routed = model(
+        tokens, training_route(config, model.recursions, step), real=real, memory=config.kv,
+        exits=config.exit_weight > 0,
+    )  # fmt: skip
+    found: Losses = {"text": next_tokens(model, routed.states, targets)}
+    count = found["text"][1]
+    if config.exit_weight and routed.exits:
+        which = int(
+            torch.randint(len(routed.exits), (), generator=step.generator, device=step.generator.device)
+        )
+        found["exit"] = (config.exit_weight * next_tokens(model, routed.exits[which], targets)[0], count)
+    return found | router_losses(config, model, routed)
+
+
+def next_tokens(model: MixtureOfRecursions, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of the next tokens in nats, summed, and how many there are. states: (B, T, D) after the loop."""
+    hidden = model.read(states)
+    total = linear_cross_entropy(hidden.flatten(0, 1), model.head_weight, targets.flatten())
+    return total, (targets != IGNORED).sum()
+
+
+def router_losses(config: MorConfig, model: MixtureOfRecursions, routed: Routed) -> Losses:
+    """Each a sum over the tokens that a router scored; a term a step, because steps score different numbers."""
+    found: Losses = {}
+    for step, scored in enumerate(routed.scored if model.by_step else [], 1):
+        n = float(len(scored.logits))
+        if config.aux != "none" and config.aux_weight:
+            chosen = torch.ones_like(scored.logits, dtype=torch.bool)
+            if scored.places is not None:
+                chosen = torch.zeros_like(chosen).index_fill(0, scored.places, True)
+            heard = scored.logits if scored.foreseen is None else scored.foreseen
+            found[f"foresee {step}"] = (config.aux_weight * foresee(heard, chosen), n)
+        if config.z_weight:
+            found[f"z {step}"] = (config.z_weight * z_loss(scored.logits[:, None]), n)
+    if routed.entry is not None:
+        n = len(routed.entry)
+        if config.balance == "bias":
+            model.note_load(loads(routed, model.recursions))
+        if config.balance == "loss" and config.balance_weight:
+            found["balance"] = (config.balance_weight * _balance(model, routed), float(n))
+        if config.z_weight:
+            found["z"] = (config.z_weight * z_loss(routed.entry), float(n))
+    return found
+
+
+def _balance(model: MixtureOfRecursions, routed: Routed) -> Tensor:
+    """n times the balancing loss. The shares f_i have no gradient and are those of all ranks; P_i is linear in tokens."""
+    load = loads(routed, model.recursions)
+    if dist.is_initialized():
+        dist.all_reduce(load)
+    assert routed.entry is not None
+    return model.recursions * (model.gates(routed.entry) * (load / load.sum())).sum()
+
+
+@torch.no_grad()
+def loads(routed: Routed, recursions: int) -> Tensor:
+    """(N_r,) float: tokens that left after 1, 2, ... recursions."""
+    depth = routed.depth.flatten()
+    return torch.bincount(depth, minlength=recursions + 1)[1:].float()
+
+
+# --- who is chosen while training -------------------------------------------------------------------
+
+
+def training_route(config: MorConfig, recursions: int, step: Step) -> Route | None:
+    """The route of a training step; None: what a token-choice router says."""
+    if config.routing in ("token", "none"):
+        return None
+    capacities = config.profile(recursions)
+    if config.elastic and _draw(step) < config.elastic:
+        free = sorted((_draw(step) for _ in capacities[1:]), reverse=True)
+        capacities = [1.0, *(0.1 + 0.9 * c for c in free)]
+    elif config.capacity_warmup:
+        warm = config.capacity_warmup
+        at = step.step // -(-warm // LEVELS) * -(-warm // LEVELS)
+        capacities = [warmed(c, at, warm) for c in capacities]
+    top = TopK(capacities)
+    return AtRandom(top, step.generator) if config.routing == "random" else top
+
+
+def _draw(step: Step) -> float:
+    return float(torch.rand((), generator=step.generator, device=step.generator.device))

@@ -1,0 +1,175 @@
+"""The cache against a plain record of what was put into it, and against the paper's count of rows."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reason.errors import ConfigError
+from reason.methods.mor.cache import MoRCache, OutOfPages
+from reason.methods.mor.memory import KINDS
+
+_spec = importlib.util.spec_from_file_location("mor_small", Path(__file__).with_name("small.py"))
+small = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(small)
+
+MODEL = small.network()  # 3 recursions of 2 layers, 2 key heads of width 4
+N, B = 3, 2
+
+
+def row(mark, position, step, layer):
+    """What a token writes: no two rows are the same."""
+    value = torch.full((2, 4), float(mark * 10**6 + position * 100 + step * 10 + layer))
+    return value, -value - 0.5
+
+
+def put(past, mark, depths, width=1):
+    """Tokens of these depths, ``width`` at a time, step by step as a pass through the network does it."""
+    for first in range(0, len(depths), width):
+        some = np.array(depths[first : first + width])
+        start = past.length
+        past.begin(len(some))
+        for layer in range(2):
+            pairs = [row(mark, start + i, 9, layer) for i in range(len(some))]
+            past.ends.write(layer, *(torch.stack(x) for x in zip(*pairs, strict=True)))
+        for step in range(N):
+            gone = start + np.flatnonzero(some == step)
+            if step and len(gone) and (run := past.leave(gone)) is not None:
+                write(run, mark, gone, 8)
+            at = start + np.flatnonzero(some > step)
+            if len(at):
+                past.enter(step, at)
+                if past.writes(step):
+                    write(past.runs[step], mark, at, step)
+    return past
+
+
+def write(run, mark, at, step):
+    for layer in range(B):
+        run.write(
+            layer, *(torch.stack(x) for x in zip(*(row(mark, p, step, layer) for p in at), strict=True))
+        )
+
+
+def plainly(kind, marks, depths, step):
+    """(mark, position, step written) of the keys that are seen at a step, in no order."""
+    seen = set()
+    for position, (mark, depth) in enumerate(zip(marks, depths, strict=True)):
+        if kind == "sharing":
+            seen.add((mark, position, 0))
+        elif depth > step:
+            seen.add((mark, position, step))
+        elif kind != "recursion":
+            seen.add((mark, position, {"hybrid": 0, "deepest": depth - 1, "propagate": 8}[kind]))
+    return seen
+
+
+def check(cache, sequences):
+    """sequences: (past, marks, depths) each."""
+    stores = [run.storage for past, *_ in sequences for run in (past.ends, *past.runs)]
+    assert cache.bytes() == sum(s.nbytes for s in stores) == cache.used * cache.page_size * cache.row_bytes
+    assert cache.used == sum(cache.pages(depths) for _, _, depths in sequences)
+    for past, marks, depths in sequences:
+        assert past.length == len(depths) and past.depth.tolist() == depths
+        for step in range(N):
+            took = [p for p, d in enumerate(depths) if d > step]
+            if cache.kind == "sharing" and step:
+                assert past.count(step) == 0 and len(past.runs) == 1
+            else:
+                assert past.count(step) == len(took) and past.runs[step].at.tolist() == took
+            wanted = plainly(cache.kind, marks, depths, step)
+            for layer in range(B):
+                keys, values = past.view(step, layer)
+                assert keys.shape == (2, len(wanted), 4)
+                theirs = torch.tensor([row(*w, layer)[0][0, 0] for w in wanted])
+                assert torch.equal(keys[0, :, 0].sort().values, theirs.sort().values)
+                assert torch.equal(-keys - 0.5, values) and torch.equal(keys, keys[:1, :, :1].expand_as(keys))
+        for layer in range(2):
+            keys, _ = past.ends.view(layer)
+            mine = [row(m, p, 9, layer)[0][0, 0] for p, m in enumerate(marks)]
+            assert torch.equal(keys[0, 0, :, 0], torch.tensor(mine))
+
+
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_any_history_is_what_a_plain_record_says(data):
+    kind = data.draw(st.sampled_from(KINDS))
+    cache = MoRCache(MODEL, kind, page_size=data.draw(st.sampled_from([1, 3, 4])))
+    sequences = [(cache.open(), [], [])]
+    for turn in range(data.draw(st.integers(1, 6))):
+        past, marks, depths = data.draw(st.sampled_from(sequences))
+        act = data.draw(st.sampled_from(["put", "put", "truncate", "fork", "free", "open"]))
+        if act == "put":
+            more = data.draw(st.lists(st.integers(1, N), min_size=1, max_size=9))
+            put(past, turn + 1, more, data.draw(st.integers(1, 9)))
+            marks += [turn + 1] * len(more)
+            depths += more
+        elif act == "truncate":
+            length = data.draw(st.integers(0, len(depths) + 1))
+            past.truncate(length)
+            del marks[length:], depths[length:]
+        elif act == "fork":
+            sequences.append((past.fork(), marks.copy(), depths.copy()))
+        elif act == "free":
+            past.free()
+            marks.clear(), depths.clear()
+        else:
+            sequences.append((cache.open(), [], []))
+        check(cache, sequences)
+    for past, *_ in sequences:
+        past.free()
+    assert cache.used == cache.bytes() == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_full_cache_changes_nothing(kind):
+    cache = MoRCache(MODEL, kind, page_size=2)
+    past = put(cache.open(), 1, [1, 3, 2])
+    used = cache.used
+    cache.limit = 2 * used - 1
+    with pytest.raises(OutOfPages, match=f"{used} of {cache.limit} pages"):
+        past.begin(16)
+    with pytest.raises(OutOfPages):
+        past.fork()
+    check(cache, [(past, [1] * 3, [1, 3, 2])])
+    assert cache.used == used and cache.left == used - 1
+    past.free()
+    check(cache, [(put(past, 2, [3, 1]), [2] * 2, [3, 1])])
+
+
+@pytest.mark.parametrize("kind, rows", [("recursion", 22), ("hybrid", 22), ("deepest", 22), ("sharing", 12)])
+def test_rows_per_token_are_those_of_the_paper(kind, rows):
+    """360M with three recursions: 2 + 10 sum(c) rows of 32, where c = 1, 2/3, 1/3; 2 + 10 if the first step's serve all."""
+    cache = MoRCache(small.network(block=10), kind)
+    depth = [1, 2, 3] * 300
+    assert cache.needed(depth) == rows * len(depth) * cache.row_bytes
+    assert cache.pages(depth) * cache.page_size * cache.row_bytes == pytest.approx(
+        cache.needed(depth), rel=0.02
+    )
+
+
+def test_without_ends_there_is_only_the_loop():
+    cache = MoRCache(small.network(sharing="cycle"), "recursion", page_size=4)
+    past = cache.open()
+    past.begin(5)
+    past.enter(0, range(5))
+    past.enter(1, [2])
+    assert cache.used == B * (2 + 1) and cache.needed([1, 1, 2, 1, 1]) == B * 6 * cache.row_bytes
+
+
+def test_half_precision_takes_half():
+    model = small.network().to(torch.bfloat16)
+    assert MoRCache(model).row_bytes * 2 == MoRCache(MODEL).row_bytes
+
+
+def test_what_means_nothing_is_refused():
+    with pytest.raises(ConfigError, match="recursion"):
+        MoRCache(MODEL, "recursive")
+    with pytest.raises(ValueError, match="page"):
+        MoRCache(MODEL, page_size=0)

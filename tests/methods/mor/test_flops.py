@@ -1,0 +1,81 @@
+"""The FLOP accounting gives every step count that the paper's release states, and agrees with counting one by one."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reason.methods.mor.flops import Shape, balanced, executed, kept, published, steps_within, warmed
+
+TOKENS = 1024 * 2048  # of one optimiser step in the paper
+
+
+@pytest.mark.parametrize(
+    "expected, ends, block, capacities, shared",
+    [
+        (9438, 0, 32, [1], False),  # vanilla, and plain recursive of 32 layers
+        (8883, 0, 34, [1], False),  # recursive of 34 layers
+        (12619, 2, 15, balanced(2), False),
+        (14161, 2, 10, balanced(3), False),
+        (14216, 2, 8, balanced(4), False),
+        (14672, 2, 10, balanced(3), True),
+    ],
+)
+def test_published_steps(expected, ends, block, capacities, shared):
+    per_token = published(960, 2560, 2048, ends=ends, block=block, capacities=capacities, shared=shared)
+    assert round(steps_within(16.5e18, per_token, TOKENS)) == pytest.approx(expected, abs=1)
+
+
+@pytest.mark.parametrize("recursions, block, expected", [(2, 15, 12.3), (3, 10, 11.0), (4, 8, 11.0)])
+def test_published_budgets_at_equal_tokens(recursions, block, expected):
+    per_token = published(960, 2560, 2048, ends=2, block=block, capacities=balanced(recursions))
+    assert round(9438 * TOKENS * per_token / 1e18, 1) == expected
+
+
+def by_hand(shape, depths, shared=False, router=0):
+    """One token, one layer and one visible key at a time."""
+    total = 0
+    for t, depth in enumerate(depths):
+        seen = t + 1
+        total += shape.ends * (shape.layer + seen * shape.pair) + 2 * shape.width * shape.vocab
+        for r in range(depth):
+            if shared and r:
+                total += shape.block * (shape.layer - shape.keys_values + seen * shape.pair)
+            else:
+                deep = sum(d > r for d in depths[: t + 1])
+                total += shape.block * (shape.layer + deep * shape.pair)
+            total += router
+        if depth < max(depths):
+            total += router  # was scored, and left
+    return total
+
+
+SHAPE = Shape(width=8, heads=4, kv_heads=2, head_dim=2, ffn=12, vocab=30, block=2, ends=2)
+
+
+@given(st.lists(st.integers(1, 3), min_size=1, max_size=12))
+def test_executed_is_the_sum_over_tokens(depths):
+    counts = [sum(d > r for d in depths) for r in range(max(depths))]
+    assert executed(SHAPE, len(depths), counts, router=5) == by_hand(SHAPE, depths, router=5)
+
+
+def test_executed_shared_is_exact_where_all_tokens_stay():
+    assert executed(SHAPE, 7, [7, 7, 7], shared=True) == by_hand(SHAPE, [3] * 7, shared=True)
+
+
+@pytest.mark.parametrize(
+    "capacity, tokens, expected", [(0.29, 100, 29), (1 / 3, 2048, 682), (0.1, 5, 1), (1, 7, 7)]
+)
+def test_kept(capacity, tokens, expected):
+    assert kept(capacity, tokens) == expected
+
+
+@given(st.floats(0.05, 1), st.integers(1, 500))
+def test_warm_up_falls_from_one_to_the_capacity(capacity, steps):
+    path = [warmed(capacity, step, steps) for step in range(steps + 2)]
+    assert path[0] == pytest.approx(1) and path[-1] == path[-2] == capacity
+    assert all(a >= b - 1e-12 for a, b in itertools.pairwise(path))
+    assert warmed(capacity, 0, 0) == capacity

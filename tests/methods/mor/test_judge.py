@@ -1,0 +1,78 @@
+"""Judging: losses of tokens, thresholds that keep the share they were fitted to, profiles, costs."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reason.methods.mor.flops import Shape
+from reason.methods.mor.judge import cost, dice, joined, profile_of, quantile_above, tell
+from reason.methods.mor.router import above
+from reason.methods.mor.routes import Above, Known
+
+_spec = importlib.util.spec_from_file_location("mor_small", Path(__file__).with_name("small.py"))
+small = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(small)
+
+
+def text(rows, length, seed=1):
+    return torch.tensor([small.text(length, seed + i) for i in range(rows)])
+
+
+@given(st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=40, unique=True), st.floats(0, 1))
+def test_a_threshold_keeps_its_share(scores, share):
+    kept = above(torch.tensor(scores, dtype=torch.float32), quantile_above(np.array(scores), share)).sum()
+    assert kept == round(share * len(scores))
+
+
+@pytest.mark.parametrize("mean", [1, 1.2, 2, 2.7, 3])
+def test_a_profile_has_its_mean_and_never_rises(mean):
+    got = profile_of(mean, [1, 2 / 3, 1 / 3])
+    assert sum(got) == pytest.approx(mean, abs=1e-4) and got == sorted(got, reverse=True) and got[0] == 1
+    if mean == 2:
+        assert got == pytest.approx([1, 2 / 3, 1 / 3], abs=1e-4)
+    with pytest.raises(ValueError, match="cannot be had"):
+        profile_of(3.5, [1, 0.5, 0.2])
+
+
+def test_dice_are_random_and_the_same_each_time():
+    tokens = torch.randint(50, (40, 100), generator=torch.Generator().manual_seed(0))
+    depth = dice(tokens, [1, 0.5, 0.25], 3)
+    assert torch.equal(depth, dice(tokens, [1, 0.5, 0.25], 3))
+    assert not torch.equal(depth, dice(tokens, [1, 0.5, 0.25], 4))
+    share = [(depth > r).double().mean().item() for r in range(3)]
+    assert share == pytest.approx([1, 0.5, 0.25], abs=0.03)
+    changed = tokens.clone()
+    changed[:, 60:] = 7  # causal
+    assert torch.equal(dice(changed, [1, 0.5, 0.25], 3).view(40, 100)[:, :60], depth.view(40, 100)[:, :60])
+
+
+def test_tell_is_cross_entropy_token_by_token():
+    model = small.network()
+    tokens = text(3, 8)
+    targets = text(3, 8, seed=9)
+    targets[1, 5:] = -100
+    routed = model(tokens, Known(2))
+    told = tell(model, routed, targets)
+    logits = model.decoder.logits(model.read(routed.states))
+    want = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
+    np.testing.assert_allclose(told.nll, want.detach().numpy(), rtol=1e-5, atol=1e-5)
+    assert (told.hit == ((logits.argmax(-1) == targets) & (targets >= 0)).numpy()).all()
+    both = joined([told, told])
+    assert both.nll.shape == (6, 8) and (both.depth[:3] == told.depth).all()
+
+
+def test_cost_counts_what_was_taken():
+    model = small.network()
+    shape = Shape(16, 4, 2, 4, 24, 23, 2, 2)
+    tokens = text(2, 9)
+    shallow, deep = (cost(model, shape, model(tokens, Known(d))) for d in (1, 3))
+    some = cost(model, shape, model(tokens, Above([0.0, 0.0])))
+    assert shallow < some < deep
