@@ -89,12 +89,13 @@ class Mor(Method):
     def param_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """Norms do not decay. A router that foresees learns ten times as fast, from its own targets alone."""
         network = cast(MixtureOfRecursions, model)
-        apart = {id(p) for p in network.foreseers.parameters()}
+        foreseers = [p for router in network.foreseers for p in router.parameters()]
+        apart = {id(p) for p in foreseers}
         rest = [p for p in model.parameters() if id(p) not in apart]
         groups = [
             {"params": [p for p in rest if p.ndim > 1]},
             {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
-            {"params": list(network.foreseers.parameters()), "lr_scale": 10.0},
+            {"params": foreseers, "lr_scale": 10.0},
         ]
         return [group for group in groups if group["params"]]
 
