@@ -8,12 +8,18 @@ norms of Qwen3 where a network has them.
 Who sees whom is the caller's business: a layer takes ``attend``, called with queries (..., h, d_h), keys
 and values (..., h_kv, d_h), which answers with the mixture (..., h, d_h). So a step over some of the
 tokens, over packed sequences or against a cache runs the same layer. There is no dropout.
+
+The uses of a shared layer may differ a little (``lora``): each then has a correction of low rank, as in
+"Relaxed Recursive Transformers", Bae et al., arXiv 2410.20672. ``RecursiveDecoder.at`` hands out a layer of
+the block at a step, or at the steps of several runs of rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, cast
+from functools import partial
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +33,10 @@ if TYPE_CHECKING:
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Rope = tuple[Tensor, Tensor]  # cos and sin, (..., d_h / 2), a row for each token
+Steps = int | Sequence[tuple[int, int]]  # of all rows; or (rows, step) of one run of rows after the other
+
+PRODUCTS = ("query", "key_value", "out", "gate", "up", "down")
+NORMS = ("norm_attention", "norm_query", "norm_key", "norm_feed")
 
 
 def causal(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -72,23 +82,23 @@ def rotate(x: Tensor, rope: Rope) -> Tensor:
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
 
-class Layer(nn.Module):
-    """Pre-norm: ``a = x + out(attention(norm(x)))``, ``y = a + down(silu(gate(norm(a))) * up(norm(a)))``."""
+class Formulas:
+    """Pre-norm: ``a = x + out(attention(norm(x)))``, ``y = a + down(silu(gate(norm(a))) * up(norm(a)))``.
 
-    def __init__(self, shape: Shape):
-        super().__init__()
-        D, d_h, eps = shape.hidden, shape.head_dim, shape.norm_eps
-        self.head_dim = d_h
-        self.norm_attention = nn.RMSNorm(D, eps=eps)
-        self.query = nn.Linear(D, shape.heads * d_h, bias=shape.biases)
-        self.key_value = nn.Linear(D, 2 * shape.kv_heads * d_h, bias=shape.biases)  # keys, then values
-        self.norm_query = nn.RMSNorm(d_h, eps=eps) if shape.head_norms else nn.Identity()
-        self.norm_key = nn.RMSNorm(d_h, eps=eps) if shape.head_norms else nn.Identity()
-        self.out = nn.Linear(shape.heads * d_h, D, bias=False)
-        self.norm_feed = nn.RMSNorm(D, eps=eps)
-        self.gate = nn.Linear(D, shape.ffn, bias=False)
-        self.up = nn.Linear(D, shape.ffn, bias=False)
-        self.down = nn.Linear(shape.ffn, D, bias=False)
+    What a layer does with its parts, whatever they are.
+    """
+
+    head_dim: int
+    norm_attention: Any
+    norm_query: Any
+    norm_key: Any
+    norm_feed: Any
+    query: Any
+    key_value: Any
+    out: Any
+    gate: Any
+    up: Any
+    down: Any
 
     def forward(self, x: Tensor, rope: Rope, attend: Attend = causal) -> Tensor:
         """x: (..., D); rope: for the positions of x -> (..., D)."""
@@ -118,6 +128,120 @@ class Layer(nn.Module):
         return rotate(self.norm_key(key), rope), value
 
 
+class Layer(Formulas, nn.Module):
+    """A layer that stands alone, or is the same at every step. See ``Formulas``."""
+
+    def __init__(self, shape: Shape):
+        super().__init__()
+        D, d_h, eps = shape.hidden, shape.head_dim, shape.norm_eps
+        self.head_dim = d_h
+        self.norm_attention = nn.RMSNorm(D, eps=eps)
+        self.query = nn.Linear(D, shape.heads * d_h, bias=shape.biases)
+        self.key_value = nn.Linear(D, 2 * shape.kv_heads * d_h, bias=shape.biases)  # keys, then values
+        self.norm_query = nn.RMSNorm(d_h, eps=eps) if shape.head_norms else nn.Identity()
+        self.norm_key = nn.RMSNorm(d_h, eps=eps) if shape.head_norms else nn.Identity()
+        self.out = nn.Linear(shape.heads * d_h, D, bias=False)
+        self.norm_feed = nn.RMSNorm(D, eps=eps)
+        self.gate = nn.Linear(D, shape.ffn, bias=False)
+        self.up = nn.Linear(D, shape.ffn, bias=False)
+        self.down = nn.Linear(shape.ffn, D, bias=False)
+
+
+class LowRank(nn.Module):
+    """``x A^T B^T + b``, B and b 0 at first. inward: A (rank, inputs); outward: B (outputs, rank); scaling is 1."""
+
+    def __init__(self, linear: nn.Linear, rank: int):
+        super().__init__()
+        outputs, inputs = linear.weight.shape
+        rank = min(rank, outputs, inputs)
+        self.inward = nn.Parameter(torch.randn(rank, inputs) / inputs**0.5)
+        self.outward = nn.Parameter(torch.zeros(outputs, rank))
+        self.bias = None if linear.bias is None else nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., inputs) -> (..., outputs)."""
+        return F.linear(F.linear(x, self.inward), self.outward, self.bias)
+
+    def become(self, difference: Tensor) -> None:
+        """The nearest to a matrix (outputs, inputs) that the rank allows: its largest singular vectors."""
+        U, S, V = torch.linalg.svd(difference, full_matrices=False)
+        rank = len(self.inward)
+        self.inward.copy_(V[:rank])
+        self.outward.copy_(U[:, :rank] * S[:rank])
+
+
+class Correction(nn.Module):
+    """What one use of a shared layer has beyond it: low rank for its products, whole vectors for norms and biases."""
+
+    def __init__(self, layer: Layer, rank: int):
+        super().__init__()
+        for name in PRODUCTS:
+            self.add_module(name, LowRank(getattr(layer, name), rank))
+        for name in NORMS:
+            if isinstance(norm := getattr(layer, name), nn.RMSNorm):
+                self.register_parameter(name, nn.Parameter(torch.zeros_like(norm.weight)))
+
+    def parameter(self, name: str) -> tuple[str, bool]:
+        """Where the difference of a layer's parameter is kept, and whether as a product of two."""
+        part, kind = name.split(".")
+        return (part, False) if part in NORMS else (part, True) if kind == "weight" else (name, False)
+
+    @torch.no_grad()
+    def fit(self, layer: Layer, wanted: Mapping[str, Tensor]) -> None:
+        """Bring the layer as near to the weights of another as the rank allows, by their names in a ``Layer``."""
+        for name, parameter in layer.named_parameters():
+            place, product = self.parameter(name)
+            difference = wanted[name] - parameter
+            if product:
+                cast(LowRank, self.get_submodule(place)).become(difference)
+            else:
+                self.get_parameter(place).copy_(difference)
+
+    @torch.no_grad()
+    def merged(self, layer: Layer) -> dict[str, Tensor]:
+        """The weights of the layer with this on top."""
+        found = {}
+        for name, parameter in layer.named_parameters():
+            place, product = self.parameter(name)
+            if product:
+                low = cast(LowRank, self.get_submodule(place))
+                found[name] = parameter + low.outward @ low.inward
+            else:
+                found[name] = parameter + self.get_parameter(place)
+        return found
+
+
+class Corrected(Formulas):
+    """A shared layer at some of its steps: called as a ``Layer``.
+
+    runs: (rows, correction) of one run of rows after the other, along the first axis; a single one is of all rows.
+    """
+
+    def __init__(self, layer: Layer, runs: Sequence[tuple[int, Correction]]):
+        self.head_dim, self.rows = layer.head_dim, [rows for rows, _ in runs]
+        self.corrections = [correction for _, correction in runs]
+        for name in PRODUCTS:
+            setattr(self, name, partial(self._product, name, getattr(layer, name)))
+        for name in NORMS:
+            norm = getattr(layer, name)
+            setattr(self, name, partial(self._norm, name, norm) if isinstance(norm, nn.RMSNorm) else norm)
+
+    __call__ = Formulas.forward
+
+    def _product(self, name: str, shared: nn.Linear, x: Tensor) -> Tensor:
+        return shared(x) + self._each(x, lambda correction, rows: getattr(correction, name)(rows))
+
+    def _norm(self, name: str, shared: nn.RMSNorm, x: Tensor) -> Tensor:
+        normed = F.rms_norm(x, shared.normalized_shape, None, shared.eps)
+        return self._each(normed, lambda correction, rows: rows * (shared.weight + getattr(correction, name)))
+
+    def _each(self, x: Tensor, act: Callable[[Correction, Tensor], Tensor]) -> Tensor:
+        """Each run of rows with the correction of its step."""
+        if len(self.corrections) == 1:
+            return act(self.corrections[0], x)
+        return torch.cat([act(c, rows) for c, rows in zip(self.corrections, x.split(self.rows), strict=True)])
+
+
 class RecursiveDecoder(nn.Module):
     """Embedding, a first layer, a block of b layers used N_r times, a last layer, norm, head.
 
@@ -129,12 +253,13 @@ class RecursiveDecoder(nn.Module):
         shape: sizes, ``config.shape(vocab)`` or those of a model that was opened. Its ``layers`` count
             the unrolled network.
         recursions: N_r. 1 is the vanilla network.
+        lora: rank of what each use of a shared layer has beyond it; 0 = nothing.
 
     Raises:
         ConfigError: layers that the recursions do not divide.
     """
 
-    def __init__(self, config: RecursiveConfig, *, shape: Shape, recursions: int):
+    def __init__(self, config: RecursiveConfig, *, shape: Shape, recursions: int, lora: int = 0):
         super().__init__()
         self.shape, self.sharing = shape, Sharing(config.sharing, shape.layers, recursions)
         self.embed = nn.Embedding(shape.vocab, shape.hidden)
@@ -149,12 +274,33 @@ class RecursiveDecoder(nn.Module):
                 nn.init.normal_(module.weight, std=config.init_std)
                 if isinstance(module, nn.Linear) and module.bias is not None:
                     nn.init.zeros_(module.bias)
+        self.corrections = None if not lora else self._corrections(lora)  # [step][layer of the block]
+
+    def _corrections(self, rank: int) -> Sequence[Sequence[Correction]]:
+        steps = (
+            nn.ModuleList(Correction(layer, rank) for layer in self.block)
+            for _ in range(self.sharing.recursions)
+        )
+        return cast(Sequence[Sequence[Correction]], nn.ModuleList(steps))
 
     @property
     def physical(self) -> list[Layer]:
         """The layers that exist, in the numbering of ``Sharing.physical``."""
         ends = ([self.first], [self.last]) if self.first is not None else ([], [])
         return cast(list[Layer], [*ends[0], *self.block, *ends[1]])
+
+    def at(self, j: int, steps: Steps) -> Layer | Corrected:
+        """Layer ``j`` of the block as it is at a step of the loop (from 0), or for runs of rows at several."""
+        layer = self.block[j]
+        if self.corrections is None:
+            return layer
+        if isinstance(steps, int):
+            return Corrected(layer, [(0, self.corrections[steps][j])])
+        runs = [
+            (sum(rows for rows, _ in run), self.corrections[step][j])
+            for step, run in groupby(steps, lambda one: one[1])
+        ]
+        return Corrected(layer, runs)
 
     # --- all at once ------------------------------------------------------------------------------------
 
@@ -167,10 +313,12 @@ class RecursiveDecoder(nn.Module):
             ValueError: no such depth, or a scheme that cannot stop early.
         """
         rope = self.rope(torch.arange(tokens.shape[-1], device=tokens.device))
-        layers = self.physical
+        layers, first = self.physical, int(self.first is not None)
+        depth = self.sharing.recursions if depth is None else depth
         x = self.embed(tokens)
-        for index in self.sharing.upto(self.sharing.recursions if depth is None else depth):
-            x = layers[index](x, rope, causal)
+        for index, step in zip(self.sharing.upto(depth), self.sharing.steps(depth), strict=True):
+            layer = layers[index] if step is None else self.at(index - first, step)
+            x = layer(x, rope, causal)
         return self.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -184,10 +332,13 @@ class RecursiveDecoder(nn.Module):
         x = self.embed(tokens)
         return x if self.first is None else self.first(x, rope, attend)
 
-    def recurse(self, x: Tensor, rope: Rope, attend: Attend = causal) -> Tensor:
-        """Once through the block, residuals included: (..., D) -> (..., D). The f of the paper (cyclic schemes)."""
-        for layer in self.block:
-            x = layer(x, rope, attend)
+    def recurse(self, x: Tensor, rope: Rope, attend: Attend = causal, step: int = 0) -> Tensor:
+        """Once through the block, residuals included: (..., D) -> (..., D). The f of the paper (cyclic schemes).
+
+        step: from 0; it matters where steps have corrections.
+        """
+        for j in range(len(self.block)):
+            x = self.at(j, step)(x, rope, attend)
         return x
 
     def finish(self, x: Tensor, rope: Rope, attend: Attend = causal) -> Tensor:
@@ -204,16 +355,51 @@ class RecursiveDecoder(nn.Module):
 
         Args:
             tensors: as ``reason.backbones.pretrained.Causal`` has them.
-            origins: for each physical layer, those of the other network it becomes the mean of; None
-                gives each the one of its number.
+            origins: for each physical layer, those of the other network it becomes the mean of, or none to
+                leave it as it is; None gives each the one of its number.
         """
         if origins is None:
             origins = [(index,) for index in range(self.sharing.unique)]
         for layer, origin in zip(self.physical, origins, strict=True):
-            for name, parameter in layer.named_parameters():
+            for name, parameter in layer.named_parameters() if origin else ():
                 found = [tensors[f"layers.{index}.{name}"] for index in origin]
                 parameter.copy_(found[0] if len(found) == 1 else torch.stack(found).mean(0))
         outside = {"embed": self.embed, "norm": self.norm} | ({"head": self.head} if self.head else {})
         for name, module in outside.items():
             cast(Tensor, module.weight).copy_(tensors[f"{name}.weight"])
         return self
+
+    def correct(self, tensors: Mapping[str, Tensor], origins: Sequence[int | None]) -> RecursiveDecoder:
+        """Bring each use of a shared layer as near to a layer of a vanilla network as the rank of its correction allows.
+
+        Args:
+            tensors: as for ``fill``, which comes first.
+            origins: for each of the L unrolled layers, the layer of the other network that it stands for; unread
+                where a layer has no correction.
+        """
+        for origin, layer, correction in zip(origins, *self._uses(), strict=True):
+            if correction is not None:
+                names = [name for name, _ in layer.named_parameters()]
+                correction.fit(layer, {name: tensors[f"layers.{origin}.{name}"] for name in names})
+        return self
+
+    @torch.no_grad()
+    def unrolled(self) -> dict[str, Tensor]:
+        """The weights of the vanilla network that does the same, named as ``fill`` reads them. Tensors of layers
+        without corrections are those of this network, under several names."""
+        found = {f"{n}.{p}": t.detach() for n in ("embed", "norm", "head") if (module := getattr(self, n)) is not None
+                 for p, t in module.named_parameters()}  # fmt: skip
+        for index, (layer, correction) in enumerate(zip(*self._uses(), strict=True)):
+            inside = dict(layer.named_parameters()) if correction is None else correction.merged(layer)
+            found |= {f"layers.{index}.{name}": tensor.detach() for name, tensor in inside.items()}
+        return found
+
+    def _uses(self) -> tuple[list[Layer], list[Correction | None]]:
+        """Of each of the L unrolled layers, the physical one, and what this use of it has beyond."""
+        layers, first, N = self.physical, int(self.first is not None), self.sharing.recursions
+        places = list(zip(self.sharing.upto(N), self.sharing.steps(N), strict=True))
+        corrections = [
+            None if self.corrections is None or step is None else self.corrections[step][index - first]
+            for index, step in places
+        ]
+        return [layers[index] for index, _ in places], corrections

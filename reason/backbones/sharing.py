@@ -84,6 +84,12 @@ class Sharing:
             )
         return self._unrolled(depth)
 
+    def steps(self, depth: int) -> tuple[int | None, ...]:
+        """Beside each layer of ``upto(depth)``, the use of its physical layer that this is, from 0; None at the ends."""
+        inner = range(self.block * depth)
+        middle = [i // self.block if self.cyclic else i % depth for i in inner]
+        return (None, *middle, None) if self.ends else tuple(middle)
+
     def _unrolled(self, depth: int) -> tuple[int, ...]:
         inner = range(self.block * depth)
         middle = [i % self.block if self.cyclic else i // depth for i in inner]

@@ -170,7 +170,8 @@ def _loop(
 
 
 def _leave(model: MixtureOfRecursions, parts: Sequence[Part], u: Tensor, rope: tuple[Tensor, Tensor]) -> None:
-    """Rows leave before the last recursion. What that leaves behind, the cache says."""
+    """Rows leave after the step they are at, before the last one. What that leaves behind, the cache says."""
+    parts = [part._replace(step=part.step + 1) for part in parts]
     runs = [run for past, at, _ in parts if (run := past.leave(at)) is not None]
     if runs:
         part_with(model.decoder, parts, runs, u, rope)

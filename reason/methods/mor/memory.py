@@ -8,14 +8,16 @@ their token left earlier. The cache of decoding (``cache.py``) answers the same 
     hybrid      all tokens; this step's keys of those that took it, else the first step's
     deepest     all tokens; this step's keys of those that took it, else those of the last step they took
     propagate   all tokens; of those that left, keys made from the state they left with (as CALM does,
-                Schuster et al., arXiv 2207.07061)
+                Schuster et al., arXiv 2207.07061), once: where steps have corrections, by the weights of the
+                first step that they do not take
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from reason.backbones.decoder import Layer, Rope
+from reason.backbones.decoder import Formulas, Rope
 from reason.methods.mor.taken import Taken
 
 KINDS = ("recursion", "sharing", "hybrid", "deepest", "propagate")
@@ -32,15 +34,21 @@ class Memory:
         self.kept: dict[
             int, tuple[Tensor, Tensor]
         ] = {}  # layer -> (B T, h_kv, d_h) twice, what gaps are filled with
+        self.inside: Tensor | None = None  # who took the latest step
+        self.gone: Tensor | None = None  # who took the one before, and not this
 
-    def run(self, layer: Layer, j: int, step: int, x: Tensor, taken: Taken, left: Tensor | None) -> Tensor:
-        """Layer ``j`` of the block at ``step`` (from 0) over the tokens that take it: (n, D) -> (n, D).
+    def run(self, layer: Formulas, j: int, step: int, x: Tensor, taken: Taken, left: Tensor | None) -> Tensor:
+        """Layer ``j`` of the block at ``step`` (from 0) over the tokens that take it: (n, D) -> (n, D). Layers come
+        in their order.
 
         left: (B T, D) states of all tokens before this step, where ``needs_states``.
         """
         rope = (self.rope[0][taken.position], self.rope[1][taken.position])
         if self.kind == "recursion":
             return layer(x, rope, taken.look_back)
+        if self.kind == "propagate" and j == 0:
+            before, self.inside = self.inside, taken.index
+            self.gone = None if before is None else before[~torch.isin(before, taken.index)]
         if step == 0:
 
             def remember(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -51,9 +59,8 @@ class Memory:
         if self.kind == "sharing":
             return layer.finish(x, taken.look_at_all(layer.queries(x, rope), *self._by_sequence(j, taken)))
         if self.kind == "propagate":
-            assert left is not None
-            places = taken.index.new_tensor(range(taken.batch * taken.length)) % taken.length
-            self.kept[j] = layer.keys_values(left, (self.rope[0][places], self.rope[1][places]))
+            assert left is not None and self.gone is not None
+            self.kept[j] = self._parting(layer, j, left[self.gone], self.gone % taken.length)
 
         def merged(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             before = self.kept[j]
@@ -65,6 +72,13 @@ class Memory:
             return out
 
         return layer(x, rope, merged)
+
+    def _parting(self, layer: Formulas, j: int, left: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys and values, with those made from the states (m, D) in which tokens at ``places`` have just left."""
+        made = layer.keys_values(left, (self.rope[0][places], self.rope[1][places]))
+        assert self.gone is not None
+        k, v = (old.index_copy(0, self.gone, new) for old, new in zip(self.kept[j], made, strict=True))
+        return k, v
 
     @property
     def needs_states(self) -> bool:

@@ -63,6 +63,7 @@ class MixtureOfRecursions(nn.Module):
         self.foreseers = _routers(N if expert and config.aux == "router" else 0, width, config, std)
         self.bias: Tensor  # (N_r,) of selection by a token, never of a gate
         self.register_buffer("bias", torch.zeros(N) if token else None)
+        self.broken = 0  # scores that were no number, in decoding
         self._load = torch.zeros(N)  # tokens that chose each depth since it was last asked; each rank its own
 
     def forward(
@@ -106,8 +107,8 @@ class MixtureOfRecursions(nn.Module):
                 break
             left = torch.cat(rows)[last] if keys.needs_states and step else None
             f = u
-            for j, layer in enumerate(self.decoder.block):
-                f = keys.run(layer, j, step, f, taken, left)
+            for j in range(len(self.decoder.block)):
+                f = keys.run(self.decoder.at(j, step), j, step, f, taken, left)
             u = self.combine(u, f, logits)
             rows.append(u)
             last = last.index_copy(0, taken.index, torch.arange(start, start + len(u), device=x.device))

@@ -1,7 +1,7 @@
 """The network over packed rows of sequences that have a past: each part of a pass, against the cache.
 
 Rows of several sequences stand one after another, and may stand at several steps of the loop: its weights are the
-same for all. Products take all rows at once; attention goes sequence by sequence, because each has keys of its
+same for all, but for corrections of low rank, which go run by run of rows at the same step. Products take all rows at once; attention goes sequence by sequence, because each has keys of its
 own, and reads them where they lie. (Padding keys to a common length copies them for every token and layer: on a CPU
 faster below some 256 keys, slower above, up to twice as long.)
 """
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reason.backbones.decoder import Layer, RecursiveDecoder, Rope
+from reason.backbones.decoder import Formulas, RecursiveDecoder, Rope
 from reason.methods.mor.cache import Past, Run, Seen
 
 
@@ -38,17 +38,20 @@ def begin(decoder: RecursiveDecoder, parts: Sequence[Part], tokens: Tensor, rope
 def recurse(decoder: RecursiveDecoder, parts: Sequence[Part], x: Tensor, rope: Rope) -> Tensor:
     """Once through the block, the rows of each part at its step: (n, D) -> (n, D)."""
     glance = Glance.of_steps(parts)
-    for j, layer in enumerate(decoder.block):
-        x = glance.through(layer, j, x, rope)
+    steps, writers = glance.steps, glance.writers
+    for j in range(len(decoder.block)):
+        x = glance.through(decoder.at(j, steps), j, x, rope, decoder.at(j, writers))
     return x
 
 
 def part_with(
     decoder: RecursiveDecoder, parts: Sequence[Part], runs: Sequence[Run], x: Tensor, rope: Rope
 ) -> None:
-    """Keys made from the states x (n, D) that rows left with, into the runs that ``Past.leave`` named for the parts."""
-    for j, layer in enumerate(decoder.block):
-        _write(runs, [len(part.at) for part in parts], j, *layer.keys_values(x, rope))
+    """Keys made from the states x (n, D) that rows left with, into the runs that ``Past.leave`` named for the parts,
+    which are at the step that they do not take any more."""
+    counts, steps = [len(part.at) for part in parts], [(len(part.at), part.step) for part in parts]
+    for j in range(len(decoder.block)):
+        _write(runs, counts, j, *decoder.at(j, steps).keys_values(x, rope))
 
 
 def finish(
@@ -98,6 +101,16 @@ class Glance:
         self.parts, self.seen, self.write = parts, seen, write
         self.counts = [len(part.at) for part in parts]
 
+    @property
+    def steps(self) -> list[tuple[int, int]]:
+        """(rows, step) of each part."""
+        return [(count, part.step) for count, part in zip(self.counts, self.parts, strict=True)]
+
+    @property
+    def writers(self) -> list[tuple[int, int]]:
+        """(rows, step) of each part that leaves keys."""
+        return [one for one, write in zip(self.steps, self.write, strict=True) if write]
+
     @cached_property
     def masks(self) -> list[Tensor | bool | None]:
         return [_mask(one, part.at) for part, one in zip(self.parts, self.seen, strict=True)]
@@ -119,8 +132,13 @@ class Glance:
         seen = [part.past.seen(part.step) for part in parts]
         return cls(parts, seen, [part.past.writes(part.step) for part in parts])
 
-    def through(self, layer: Layer, j: int, x: Tensor, rope: Rope) -> Tensor:
-        """Layer, which the runs know by the number j: (n, D) -> (n, D). Rows that leave no keys compute none."""
+    def through(
+        self, layer: Formulas, j: int, x: Tensor, rope: Rope, writer: Formulas | None = None
+    ) -> Tensor:  # fmt: skip
+        """Layer, which the runs know by the number j: (n, D) -> (n, D). Rows that leave no keys compute none.
+
+        writer: the layer for only the rows that leave keys, where it is another.
+        """
         if all(self.write):
 
             def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -131,7 +149,7 @@ class Glance:
         if any(self.write):
             rows = np.flatnonzero(np.repeat(self.write, self.counts))
             index = torch.from_numpy(rows).to(x.device)
-            self.leave(j, *layer.keys_values(x[index], turn(rope, index)))
+            self.leave(j, *(writer or layer).keys_values(x[index], turn(rope, index)))
         return layer.finish(x, self.look(j, layer.queries(x, rope)))
 
     def leave(self, j: int, k: Tensor, v: Tensor) -> None:
