@@ -11,17 +11,36 @@ import pytest
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-TINY = [
-    "dataset=synthetic-interactions", "dataset.users=40", "dataset.items=32", "dataset.categories=4", "dataset.mean_length=9",
-    "backbone.hidden=16", "backbone.ffn=16", "backbone.max_length=10", "train.batch_size=13", "train.epochs=2",
-    "eval.resamples=100", "eval.latency_samples=4", "hardware.threads=1", "hardware.device=cpu",
-]  # fmt: skip
+SHORT = ["eval.resamples=100", "eval.latency_samples=4", "hardware.threads=1", "hardware.device=cpu"]
+TINY = {
+    "sequences": [
+        "dataset=synthetic-interactions", "dataset.users=40", "dataset.items=32", "dataset.categories=4", "dataset.mean_length=9",
+        "backbone.hidden=16", "backbone.ffn=16", "backbone.max_length=10", "train.batch_size=13", "train.epochs=2", *SHORT,
+    ],
+    "text": [
+        "dataset=mixed-stream", "dataset.train_documents=60", "dataset.valid_documents=8", "dataset.test_documents=12",
+        "dataset.symbols=6", "dataset.hops=2", "dataset.length=20", "backbone.hidden=16", "backbone.heads=2",
+        "backbone.kv_heads=1", "backbone.ffn=24", "backbone.context=40", "train.batch_size=13", "train.steps=0",
+        "train.epochs=2", *SHORT,
+    ],
+}  # fmt: skip
 
 
 @pytest.fixture
 def tiny() -> list[str]:
     """Words that make a run of any recommender take about a second."""
-    return list(TINY)
+    return list(TINY["sequences"])
+
+
+@pytest.fixture
+def tiny_text() -> list[str]:
+    """The same for any method that reads texts."""
+    return list(TINY["text"])
+
+
+@pytest.fixture
+def tiny_by_view() -> dict[str, list[str]]:
+    return {view: list(words) for view, words in TINY.items()}
 
 
 @pytest.fixture(autouse=True)
