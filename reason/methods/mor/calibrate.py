@@ -2,6 +2,9 @@
 
 theta_r is the value that the share c_r / c_(r-1) of the logits lies above, among the tokens that the steps before
 let through: fitted a step at a time, because whom a step lets through shapes the states that the next one scores.
+
+Beside them: the same for less and for all of the depth, with what each gives (profiles), and what the router's
+health looks like on clean text (the reference of ``monitor``).
 """
 
 from __future__ import annotations
@@ -13,35 +16,87 @@ import torch
 
 from reason.datasets.packing import Cases
 from reason.methods.base import Context
-from reason.methods.mor.judge import profile_of, quantile_above
+from reason.methods.mor.judge import judging_route, profile_of, quantile_above
+from reason.methods.mor.monitor import Watched, refer, sample, watch
 from reason.methods.mor.routes import Above
 
 if TYPE_CHECKING:
     from reason.methods.mor.network import MixtureOfRecursions
 
 MOST = 60_000  # tokens of validation text that thresholds are fitted on
+WATCHED = 30_000  # of these, on which profiles are measured and the router is watched
 OPEN = -1e30  # a threshold that every logit is above
 
 
 def fit(config: Any, ctx: Context, network: MixtureOfRecursions, cases: Cases) -> dict[str, Any] | None:
-    """Thresholds of steps 2 to ``depth``, and what they spent; None where nothing is decided by thresholds."""
+    """Thresholds of steps 2 to ``depth`` and what they spent, profiles, and the reference of the router's health.
+
+    A token-choice router has a reference alone; None where no router decides.
+    """
     mor, depth = network.config, min(config.depth, network.recursions)
-    if mor.routing != "expert" or mor.route not in ("auto", "threshold") or network.recursions == 1:
+    if network.recursions == 1 or mor.routing not in ("expert", "token"):
         return None
-    capacities = mor.profile(network.recursions)
-    if mor.mean_depth is not None:
-        capacities = profile_of(mor.mean_depth, capacities[:depth])
+    if mor.route not in ("auto", "threshold", "token"):
+        return None
+    watched = sample(cases, WATCHED, np.random.default_rng(0))
+
+    def see(thresholds: list[float] | None, whole: bool = False) -> Watched:
+        def route(tokens: torch.Tensor) -> Any:
+            return judging_route(mor, network, tokens, thresholds, config.seed)
+
+        size = config.eval.batch_size
+        return watch(network, watched, route, depth, size=size, device=ctx.device, whole=whole)
+
+    if mor.routing == "token":
+        return {"reference": refer(see(None, whole=True))}
+    trained = mor.shares(network.recursions)
+    capacities = trained if mor.mean_depth is None else profile_of(mor.mean_depth, trained[:depth])
     windows = _some(cases)
+    thresholds = _thresholds(config, ctx, network, windows, capacities)
+    seen = see(thresholds, whole=True)
+    less = profile_of((1 + sum(capacities[:depth])) / 2, trained[:depth])
+    economy, all_of_it = _thresholds(config, ctx, network, watched, less), [OPEN] * (depth - 1)
+    profiles = {
+        "economy": _profile(economy, see(economy)),
+        "default": _profile(thresholds, seen),
+        "max": _profile(all_of_it, see(all_of_it)),
+    }
+    return {
+        "thresholds": thresholds,
+        "capacities": capacities,
+        "tokens": int(windows["length"].sum()),
+        "profiles": profiles,
+        "reference": refer(seen),
+    }
+
+
+def _profile(thresholds: list[float], seen: Watched) -> dict[str, Any]:
+    """Thresholds and what they gave: mean depth, loss (nats a token), and the share of tokens at each depth."""
+    assert seen.nll is not None and seen.asked is not None
+    depth = seen.depth[seen.depth > 0].astype(np.int64)
+    shares = np.bincount(depth, minlength=seen.logits.shape[1] + 1)[1:] / len(depth)
+    nll = float(seen.nll.sum() / max(seen.asked.sum(), 1))
+    return {
+        "thresholds": thresholds,
+        "mean_depth": float(depth.mean()),
+        "nll": nll,
+        "shares": shares.tolist(),
+    }
+
+
+def _thresholds(
+    config: Any,
+    ctx: Context,
+    network: MixtureOfRecursions,
+    windows: dict[str, torch.Tensor],
+    capacities: list[float],
+) -> list[float]:
     thresholds: list[float] = []
     for step in range(1, len(capacities)):
         scores = _scores(config, ctx, network, windows, [*thresholds, OPEN])
         share = capacities[step] / capacities[step - 1] if capacities[step - 1] else 0.0
         thresholds.append(quantile_above(scores, share))
-    return {
-        "thresholds": thresholds,
-        "capacities": capacities,
-        "tokens": int(windows["length"].sum()),
-    }
+    return thresholds
 
 
 def _some(cases: Cases) -> dict[str, torch.Tensor]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from reason.backbones.losses import IGNORED
+from reason.errors import ConfigError
 from reason.methods.mor.config import MorConfig
 from reason.methods.mor.flops import Shape, executed
 from reason.methods.mor.routes import Above, Known, Route, TopK
+from reason.methods.mor.trace import fallen
 
 if TYPE_CHECKING:
     from reason.methods.mor.network import MixtureOfRecursions, Routed
@@ -28,12 +30,23 @@ class Told:
     nll: np.ndarray  # (B, T) float64, nats
     hit: np.ndarray  # (B, T) bool, the most probable token was the right one
     depth: np.ndarray  # (B, T) int64, recursions; 0 at padding
+    broken: np.ndarray  # (B, T) bool, a router said no number of it
+
+    def pick(self, rows: np.ndarray) -> Told:
+        """These windows."""
+        return Told(*(getattr(self, f.name)[rows] for f in fields(self)))
 
 
 @torch.no_grad()
 def tell(model: MixtureOfRecursions, routed: Routed, targets: Tensor) -> Told:
     """Judge every target of a forward pass. targets: (B, T) with -100 where there is none."""
-    hidden, flat = model.read(routed.states).flatten(0, 1), targets.flatten()
+    nll, hit = _judged(model, routed.states, targets)
+    return Told(*(x.cpu().numpy() for x in (nll, hit, routed.depth, fallen(routed))))
+
+
+@torch.no_grad()
+def _judged(model: MixtureOfRecursions, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    hidden, flat = model.read(states).flatten(0, 1), targets.flatten()
     where = (flat != IGNORED).nonzero().flatten()
     nll = torch.zeros(len(flat), dtype=torch.float64, device=flat.device)
     hit = torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
@@ -42,8 +55,12 @@ def tell(model: MixtureOfRecursions, routed: Routed, targets: Tensor) -> Told:
         right = flat[part]
         nll[part] = (logits.logsumexp(-1) - logits.gather(1, right[:, None])[:, 0]).double()
         hit[part] = logits.argmax(-1) == right
-    shape = targets.shape
-    return Told(nll.view(shape).cpu().numpy(), hit.view(shape).cpu().numpy(), routed.depth.cpu().numpy())
+    return nll.view(targets.shape), hit.view(targets.shape)
+
+
+def nll_of(model: MixtureOfRecursions, states: Tensor, targets: Tensor) -> np.ndarray:
+    """(B, T) float64, nats: what ``tell`` says of states (B, T, D) after the loop."""
+    return _judged(model, states, targets)[0].cpu().numpy()
 
 
 # --- who decides depth when a model is judged ---------------------------------------------------------
@@ -64,13 +81,30 @@ def judging_route(
         return Known(model.recursions)
     if config.routing == "token":
         return None
-    capacities = config.profile(model.recursions)
+    capacities = config.shares(model.recursions)
     if config.routing == "random":
         return Known(dice(tokens, capacities, seed))
     if config.route == "topk":
         return TopK(capacities)
     fitted = [0.0] * (model.recursions - 1) if thresholds is None else thresholds
     return Above([t + config.shift for t in fitted])
+
+
+def thresholds_of(calibration: Mapping[str, Any] | None, profile: str) -> Sequence[float] | None:
+    """Of a profile, as they were calibrated; None where no thresholds were.
+
+    Raises:
+        ConfigError: thresholds, and none of this profile.
+    """
+    if calibration is None or profile == "default":
+        return (calibration or {}).get("thresholds")
+    try:
+        return calibration["profiles"][profile]["thresholds"]
+    except KeyError:
+        raise ConfigError(
+            f"This run has no thresholds for the profile {profile!r}: only expert-choice routers have profiles.",
+            "Leave the profile out, or calibrate anew with `reason evaluate RUN`.",
+        ) from None
 
 
 def dice(tokens: Tensor, capacities: Sequence[float], seed: int) -> Tensor:
@@ -146,4 +180,4 @@ def cost(model: MixtureOfRecursions, shape: Shape, routed: Routed) -> float:
 
 def joined(parts: Sequence[Told]) -> Told:
     """Windows of one batch that were judged apart."""
-    return Told(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("nll", "hit", "depth")))
+    return Told(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Told)))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from reason.errors import ConfigError
-from reason.methods.mor.network import deepest_where_broken
+from reason.methods.mor.network import CERTAIN, deepest_where_broken
 from reason.methods.mor.routes import Above, Known, Route
 from reason.methods.mor.taken import Taken
 
@@ -85,6 +85,7 @@ def chosen(model: MixtureOfRecursions, x: Tensor) -> tuple[Tensor | None, np.nda
     if model.by_token is None:
         return None, None
     entry = deepest_where_broken(model.by_token(x))
+    model.broken += int((entry[:, -1] == CERTAIN).sum())
     return entry, model.chosen_depth(
         entry, Taken(torch.arange(len(x), device=x.device), 1, len(x))
     ).cpu().numpy()
@@ -95,16 +96,17 @@ def score(model: MixtureOfRecursions, step: int, u: Tensor) -> tuple[Tensor, np.
     decide. Zeros where none is asked."""
     if not model.by_step:
         return u.new_zeros(len(u), dtype=torch.float32), np.zeros(len(u), np.float32)
-    logits, heard = _sound(model.by_step[step](u))
+    logits, heard = _sound(model, model.by_step[step](u))
     if model.foreseers:
-        heard = _sound(model.foreseers[step](u))[1]
+        heard = _sound(model, model.foreseers[step](u))[1]
     return logits, heard
 
 
-def _sound(logits: Tensor) -> tuple[Tensor, np.ndarray]:
+def _sound(model: MixtureOfRecursions, logits: Tensor) -> tuple[Tensor, np.ndarray]:
     """(n, 1) -> (n,) twice, on the device and on the host, where it is also seen whether a router is broken."""
     host = logits.cpu().numpy()
-    if not np.isfinite(host).all():
+    if not (sound := np.isfinite(host)).all():
+        model.broken += int((~sound).sum())
         logits = deepest_where_broken(logits)
         host = logits.cpu().numpy()
     return logits[:, 0], host[:, 0]
