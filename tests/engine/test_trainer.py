@@ -103,6 +103,15 @@ class TestPlan:
         trainer = Trainer(session.method, session.network, session.ctx, HERE, checkpoints)
         assert [trainer._schedule(s) for s in range(4)] == pytest.approx(factors, abs=1e-5)
 
+    def test_a_trapezoid_begins_low_stays_and_ends_at_nothing(self, tiny):
+        words = ["train.steps=20", "train.schedule=trapezoid", "train.warmup=0.2", "train.cooldown=0.2"]
+        session, checkpoints = begin([*tiny, *words])
+        trainer = Trainer(session.method, session.network, session.ctx, HERE, checkpoints)
+        path = [trainer._schedule(s) for s in range(21)]
+        assert path[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+        assert path[4:17] == [1.0] * 13
+        assert path[17:] == pytest.approx([0.75, 0.5, 0.25, 0])
+
     def test_early_stopping_keeps_the_best(self, tiny):
         # A rate this high only does harm after the first steps.
         _, session, report = losses([*tiny, "train.epochs=40", "train.patience=2", "train.lr=0.3"])

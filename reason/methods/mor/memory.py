@@ -31,6 +31,7 @@ class Memory:
 
     def __init__(self, kind: str, rope: Rope):
         self.kind, self.rope = kind, rope
+        self.turn = rope  # of those who take the latest step
         self.kept: dict[
             int, tuple[Tensor, Tensor]
         ] = {}  # layer -> (B T, h_kv, d_h) twice, what gaps are filled with
@@ -43,7 +44,9 @@ class Memory:
 
         left: (B T, D) states of all tokens before this step, where ``needs_states``.
         """
-        rope = (self.rope[0][taken.position], self.rope[1][taken.position])
+        if j == 0:
+            self.turn = _at(self.rope, taken.position)
+        rope = self.turn
         if self.kind == "recursion":
             return layer(x, rope, taken.look_back)
         if self.kind == "propagate" and j == 0:
@@ -75,7 +78,7 @@ class Memory:
 
     def _parting(self, layer: Formulas, j: int, left: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
         """All keys and values, with those made from the states (m, D) in which tokens at ``places`` have just left."""
-        made = layer.keys_values(left, (self.rope[0][places], self.rope[1][places]))
+        made = layer.keys_values(left, _at(self.rope, places))
         assert self.gone is not None
         k, v = (old.index_copy(0, self.gone, new) for old, new in zip(self.kept[j], made, strict=True))
         return k, v
@@ -91,3 +94,7 @@ class Memory:
     def _by_sequence(self, j: int, taken: Taken) -> tuple[Tensor, Tensor]:
         k, v = (x.unflatten(0, (taken.batch, taken.length)) for x in self.kept[j])
         return k, v
+
+
+def _at(rope: Rope, places: Tensor) -> Rope:
+    return rope[0].index_select(0, places), rope[1].index_select(0, places)

@@ -84,13 +84,12 @@ class MixtureOfRecursions(nn.Module):
         rope = self.decoder.rope(torch.arange(T, device=tokens.device))
         x = self.decoder.begin(tokens, rope).flatten(0, 1)  # (B T, D)
         taken, keys = Taken.everything(tokens, real), Memory(memory, rope)
-        u = x if taken.each is not None else x[taken.index]  # (n, D), those still in the loop
+        u = x if taken.each is not None else x.index_select(0, taken.index)  # (n, D), those still in the loop
         entry = None if self.by_token is None else deepest_where_broken(self.by_token(u))  # (n, N_r)
         if route is None:
             route = Known(self.recursions if entry is None else self.chosen_depth(entry, taken))
-        entered, rows, start = taken, [x], B * T  # rows: states that some token may leave with
-        last = torch.arange(B * T, device=x.device)  # where in them each token's latest state stands
-        depth, scored, at = torch.zeros_like(last), [], []
+        entered, depth, scored = taken, torch.zeros(B * T, dtype=torch.int64, device=x.device), []
+        trail: Trail = [(None, x)]
         for step in range(cap):
             logits = (
                 deepest_where_broken(self.by_step[step](u))[:, 0] if self.by_step else u.new_zeros(len(u))
@@ -102,25 +101,24 @@ class MixtureOfRecursions(nn.Module):
             places, each = route(step, heard.detach(), taken)
             scored.append(Scored(taken, logits, foreseen, places))
             if places is not None:
-                taken, u, logits = taken.pick(places, each), u[places], logits[places]
+                taken = taken.pick(places, each)
+                u, logits = u.index_select(0, places), logits.index_select(0, places)
             if not len(taken):
                 break
-            left = torch.cat(rows)[last] if keys.needs_states and step else None
+            left = settled(trail) if keys.needs_states and step else None
             f = u
             for j in range(len(self.decoder.block)):
                 f = keys.run(self.decoder.at(j, step), j, step, f, taken, left)
             u = self.combine(u, f, logits)
-            rows.append(u)
-            last = last.index_copy(0, taken.index, torch.arange(start, start + len(u), device=x.device))
+            whole = taken.each == T
+            trail.append((places if step else None if whole else taken.index, u))
             depth = depth.index_fill(0, taken.index, step + 1)
-            start += len(u)
-            at.append((last, depth))
-        whole = torch.cat(rows)
-        states = [
-            self.leave(x, whole[last], depth, entry, entered) for last, depth in (at if exits else at[-1:])
-        ]
-        *earlier, final = (y.unflatten(0, (B, T)) for y in states)
-        return Routed(final, depth.view(B, T), entry, scored, earlier)
+        ends = range(1, len(trail) - 1) if exits else ()
+        earlier = [self.leave(x, settled(trail[: n + 1]), depth.clamp_max(n), entry, entered) for n in ends]
+        final = self.leave(x, settled(trail), depth, entry, entered)
+        return Routed(
+            final.view(B, T, -1), depth.view(B, T), entry, scored, [y.view(B, T, -1) for y in earlier]
+        )
 
     def note_load(self, load: Tensor) -> None:
         """Add (N_r,) tokens by the depth they chose, for ``take_load``."""
@@ -174,6 +172,20 @@ class MixtureOfRecursions(nn.Module):
 
 def _routers(n: int, width: int, config: Any, std: float) -> Sequence[Router]:
     return cast(Sequence[Router], nn.ModuleList(Router(width, 1, config.router, std) for _ in range(n)))
+
+
+# Of each step: the places of its tokens among those of the step before (None: all of them), and their states.
+Trail = list[tuple[Tensor | None, Tensor]]
+
+
+def settled(trail: Trail) -> Tensor:
+    """(B T, D) states if the loop ends here. Whom a step did not take is as the step before left it."""
+    (within, states), *before = trail[::-1]
+    for place, earlier in before:
+        if within is not None:
+            states = earlier.index_copy(0, within, states)
+        within = place
+    return states
 
 
 CERTAIN = 100.0  # a logit beyond doubt

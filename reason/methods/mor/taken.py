@@ -27,6 +27,7 @@ class Taken:
         self, index: Tensor, batch: int, length: int, each: int | None = None, real: Tensor | None = None
     ):
         self.index, self.batch, self.length, self.each, self.real = index, batch, length, each, real
+        self._position: Tensor | None = None
 
     @classmethod
     def everything(cls, tokens: Tensor, real: Tensor | None = None) -> Taken:
@@ -40,10 +41,13 @@ class Taken:
     def __len__(self) -> int:
         return len(self.index)
 
-    @cached_property
+    @property
     def position(self) -> Tensor:
         """(n,) where in its sequence a token stands: what rotary positions and causal masks go by."""
-        return self.index % self.length
+        # By hand: a compiler stops at the lock that Python 3.11 puts around cached properties.
+        if self._position is None:
+            self._position = self.index % self.length
+        return self._position
 
     @cached_property
     def row(self) -> Tensor:
@@ -57,7 +61,7 @@ class Taken:
 
     def pick(self, local: Tensor, each: int | None = None) -> Taken:
         """Those at places ``local`` (m,) int64, ascending."""
-        return Taken(self.index[local], self.batch, self.length, each, self.real)
+        return Taken(self.index.index_select(0, local), self.batch, self.length, each, self.real)
 
     @cached_property
     def grid(self) -> tuple[Tensor, Tensor]:

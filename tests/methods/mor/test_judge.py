@@ -32,6 +32,17 @@ def test_a_threshold_keeps_its_share(scores, share):
     assert kept == round(share * len(scores))
 
 
+@torch.no_grad()
+def test_thresholds_spend_what_they_should_on_what_they_were_fitted_to():
+    model, tokens, shares, bars = small.network(), text(40, 30), [1, 0.7, 0.25], []
+    for step in (1, 2):
+        scored = model(tokens, Above([*bars, -1e30]), cap=step + 1).scored[step]
+        bars.append(quantile_above(scored.logits.numpy(), shares[step] / shares[step - 1]))
+    depth = model(tokens, Above(bars)).depth
+    for step, share in enumerate(shares):
+        assert (depth > step).float().mean() == pytest.approx(share, abs=0.01)
+
+
 @pytest.mark.parametrize("mean", [1, 1.2, 2, 2.7, 3])
 def test_a_profile_has_its_mean_and_never_rises(mean):
     got = profile_of(mean, [1, 2 / 3, 1 / 3])

@@ -79,6 +79,31 @@ def test_packed_is_the_masked_reference(route, memory, padded, combine):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * max(1.0, float(b.abs().max())), msg=name)
 
 
+@given(data=st.data())
+@settings(max_examples=15, deadline=None)
+def test_packed_is_the_masked_reference_whatever_the_shapes(data):
+    """States and gradients, of any batch, lengths and capacities."""
+    batch, length = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 9))
+    second, third = data.draw(st.floats(0.05, 1)), data.draw(st.floats(0.05, 1))
+    capacities, seed = [1.0, second, second * third], data.draw(st.integers(0, 99))
+    route = data.draw(st.sampled_from([("topk", capacities), ("above", [second - 0.5, third - 0.5])]))
+    real = torch.tensor(data.draw(st.lists(st.integers(0, length), min_size=batch, max_size=batch)))
+    rows = torch.rand(batch, VOCAB, generator=torch.Generator().manual_seed(seed))
+    tokens = rows.argsort(1)[:, :length]  # no token twice: a text that begins so has equal states, and ties
+    model = network(block=1, seed=seed)
+    got = model(tokens, {"topk": TopK, "above": Above}[route[0]](route[1]), real=real)
+    want, depth = slowly(model, tokens, route, real)
+    assert torch.equal(got.depth, depth)
+    seen = depth > 0
+    torch.testing.assert_close(got.states[seen], want[seen], rtol=1e-5, atol=1e-5)
+    if seen.any():
+        weights = list(model.decoder.parameters())
+        grads = [torch.autograd.grad(s[seen].sum(), weights, allow_unused=True) for s in (got.states, want)]
+        for a, b in zip(*grads, strict=True):
+            if a is not None and b is not None:
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * max(1.0, float(b.abs().max())))
+
+
 @pytest.mark.parametrize("combine", ["paper", "delta", "replace"])
 @pytest.mark.parametrize("gate", ["auto", "sigmoid"])
 @pytest.mark.parametrize("cap", [None, 2])
@@ -196,6 +221,33 @@ def test_rows_do_not_feel_each_other():
         torch.testing.assert_close(whole.states[order][seen], part.states[seen], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("memory", KINDS)
+@pytest.mark.parametrize("routing", ["topk", "above", "token"])
+def test_padding_of_any_width_changes_nothing(routing, memory):
+    """On the right; texts cannot be padded on the left."""
+    model = network(routing="token" if routing == "token" else "expert")
+    route = None if routing == "token" else ROUTES[routing][0]
+    tokens = text(2, 7)
+    bare = model(tokens, route, memory=memory)
+    for wide in (1, 6):
+        padded = torch.cat([tokens, text(2, wide, seed=wide)], 1)
+        got = model(padded, route, real=torch.tensor([7, 7]), memory=memory)
+        assert torch.equal(got.depth[:, :7], bare.depth) and not got.depth[:, 7:].any()
+        torch.testing.assert_close(got.states[:, :7], bare.states, rtol=1e-5, atol=1e-5)
+
+
+def test_keys_of_all_who_took_the_step_are_keys_of_all():
+    """Where nobody leaves, what gaps are filled with is not looked at; where all have left, neither."""
+    model, tokens = network(), text(2, 9)
+    kinds = [kind for kind in KINDS if kind != "sharing"]
+    for route, same in ((Known(3), kinds), (Known(1), KINDS)):
+        first, *others = (model(tokens, route, memory=kind).states for kind in same)
+        for other in others:
+            torch.testing.assert_close(other, first, rtol=1e-5, atol=1e-5)
+    a, b = (model(tokens, Known(3), memory=kind).states for kind in ("recursion", "sharing"))
+    assert not torch.allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
 def test_subsets_are_rotated_by_their_places_in_the_text(monkeypatch):
     model, tokens = network(), text(2, 12)
     route = TopK([1, 0.5, 0.25])
@@ -213,6 +265,13 @@ def test_who_left_is_passed_through_unchanged():
     got = model(tokens, TopK([1, 0.5, 0.2]), exits=True)
     left = (got.depth[0] == 1).nonzero().flatten()
     assert len(left) and torch.equal(got.states[0, left], got.exits[0][0, left])
+    weights = list(model.parameters())
+    late, early = (
+        torch.autograd.grad(states[0, left].sum(), weights, retain_graph=True, allow_unused=True)
+        for states in (got.states, got.exits[0])
+    )
+    for a, b in zip(late, early, strict=True):
+        assert (a is None or not a.any()) if b is None else torch.equal(a, b)
 
 
 @pytest.mark.parametrize("routing", ["expert", "token"])
@@ -230,5 +289,16 @@ def test_empty_and_single():
     model = network()
     assert (model(text(2, 6), Above([99.0, 99.0])).depth == 1).all()
     assert model(text(1, 1), TopK([1, 0.5, 0.1])).depth.tolist() == [[3]]
+    assert model(text(1, 4), TopK([1, 0.01, 0.01])).depth.sort().values.tolist() == [[1, 1, 1, 3]]
     padded = model(text(2, 5), Above([0.0, 0.0]), real=torch.tensor([5, 0]))
     assert not padded.depth[1].any() and padded.states.isfinite().all()
+
+
+@pytest.mark.parametrize("memory", KINDS)
+@pytest.mark.parametrize("routing", ["expert", "token"])
+def test_a_batch_of_nothing_but_padding(routing, memory):
+    model, nobody = network(routing=routing), torch.zeros(2, dtype=torch.int64)
+    for route in (None,) if routing == "token" else (TopK([1, 0.5, 0.2]), Above([0.0, 0.0])):
+        got = model(text(2, 5), route, real=nobody, memory=memory, exits=True)
+        assert got.states.shape == (2, 5, 16) and got.states.isfinite().all()
+        assert not got.depth.any() and not got.exits
