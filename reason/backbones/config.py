@@ -90,7 +90,7 @@ class RecursiveConfig:
     name: str = "recursive"  # a block of Llama-style layers, applied again and again (Bae, arXiv 2507.10524)
     source: str = field(
         default="", metadata={"path": "settled"}
-    )  # weights to begin with: a folder, .gguf file, hub id or smollm2-135m; "" = from scratch
+    )  # weights to begin with: a folder, .gguf file, hub id, run:NAME or smollm2-135m; "" = from scratch
     hidden: int = 192  # width D of the residual stream
     heads: int = 6  # query heads h; they cut hidden into pieces of even width
     kv_heads: int = 2  # key and value heads h_kv; must divide heads (grouped-query attention)

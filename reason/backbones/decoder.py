@@ -163,11 +163,19 @@ class LowRank(nn.Module):
         return F.linear(F.linear(x, self.inward), self.outward, self.bias)
 
     def become(self, difference: Tensor) -> None:
-        """The nearest to a matrix (outputs, inputs) that the rank allows: its largest singular vectors."""
-        U, S, V = torch.linalg.svd(difference, full_matrices=False)
-        rank = len(self.inward)
-        self.inward.copy_(V[:rank])
-        self.outward.copy_(U[:, :rank] * S[:rank])
+        """The nearest to a matrix (outputs, inputs) that the rank allows: A = V^T and B = U S of its largest singular
+        values. Found by the eigenvectors of its smaller square, many times faster than by a decomposition of itself."""
+        wide, rank = difference.double(), len(self.inward)
+        if wide.shape[0] >= wide.shape[1]:
+            V = torch.linalg.eigh(wide.T @ wide).eigenvectors[:, -rank:].flip(1)
+            A, B = V.T, wide @ V
+        else:
+            U = torch.linalg.eigh(wide @ wide.T).eigenvectors[:, -rank:].flip(1)
+            A = U.T @ wide
+            S = torch.linalg.vector_norm(A, dim=1).clamp_min(1e-12)
+            A, B = A / S[:, None], U * S
+        self.inward.copy_(A)
+        self.outward.copy_(B)
 
 
 class Correction(nn.Module):
@@ -242,6 +250,9 @@ class Corrected(Formulas):
         return torch.cat([act(c, rows) for c, rows in zip(self.corrections, x.split(self.rows), strict=True)])
 
 
+Use = Layer | Corrected  # of a physical layer, at some place of the unrolled network
+
+
 class RecursiveDecoder(nn.Module):
     """Embedding, a first layer, a block of b layers used N_r times, a last layer, norm, head.
 
@@ -289,7 +300,7 @@ class RecursiveDecoder(nn.Module):
         ends = ([self.first], [self.last]) if self.first is not None else ([], [])
         return cast(list[Layer], [*ends[0], *self.block, *ends[1]])
 
-    def at(self, j: int, steps: Steps) -> Layer | Corrected:
+    def at(self, j: int, steps: Steps) -> Use:
         """Layer ``j`` of the block as it is at a step of the loop (from 0), or for runs of rows at several."""
         layer = self.block[j]
         if self.corrections is None:

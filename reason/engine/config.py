@@ -40,7 +40,7 @@ from reason.methods.base import DepthAxis, MethodCard
 class TrainConfig:
     """How a model is trained. Counts are global: they do not change with the number of ranks."""
 
-    epochs: int = 30  # passes over the training examples
+    epochs: int = 30  # passes over the training examples; 0, with steps 0 = no training: judge the model as it begins
     steps: int = 0  # optimiser steps; when above 0 it replaces epochs
     batch_size: int = 64  # examples per optimiser step, over all ranks and micro-batches
     accumulate: int = 1  # micro-batches per optimiser step and rank
@@ -58,7 +58,7 @@ class TrainConfig:
     patience: int = 5  # validations without a gain before training stops; 0 = never stops early
 
     def __post_init__(self):
-        _at_least(self, "train", epochs=1, steps=0, batch_size=1, accumulate=1, every=0, patience=0, clip=0)
+        _at_least(self, "train", epochs=0, steps=0, batch_size=1, accumulate=1, every=0, patience=0, clip=0)
         _within(self, "train", warmup=(0, 1), cooldown=(0, 1), beta1=(0, 1), beta2=(0, 1))
         if not 0 < self.lr < math.inf:
             raise ValueError(f"train.lr is {self.lr}; it must be above 0 and finite.")
@@ -132,8 +132,15 @@ class Plan:
         low = self.card.depth.least if self.config.eval.curve else self.config.depth
         return list(range(low, self.config.depth + 1))
 
-    def hashes(self, data_digest: str) -> tuple[str, str]:
+    @property
+    def source(self) -> str:
+        """What the weights begin as; "" = from scratch."""
+        return getattr(self.config.backbone, "source", "")
+
+    def hashes(self, data_digest: str, source_digest: str = "") -> tuple[str, str]:
         """(train_hash, config_hash): which model this is, and which result. 64 hex digits each.
+
+        source_digest: of what ``source`` holds.
 
         Devices and paths are left out of both; depth and evaluation keys of the first: those of
         ``eval`` and those that a method's Config marks (``evaluation_key``).
@@ -142,12 +149,14 @@ class Plan:
             k: v for k, v in self.flat.items() if not k.startswith("hardware.") and k not in self._paths()
         }
         whole["data_digest"] = data_digest
+        if source_digest:
+            whole["source_digest"] = source_digest
         judging = {"depth", *self._marked(self.card.name, "evaluation")}
         train = {k: v for k, v in whole.items() if k not in judging and not k.startswith("eval.")}
         return _digest(train), _digest(whole)
 
     def _paths(self) -> set[str]:
-        """Keys that say where something lies: the data digest speaks for them."""
+        """Keys that say where something lies: the digests speak for them."""
         return {"runs", "offline", *self._marked("dataset", "path"), *self._marked("backbone", "path")}
 
     def _marked(self, section: str, mark: str) -> set[str]:

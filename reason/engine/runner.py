@@ -54,7 +54,10 @@ def prepare(
     plan: Plan, data_digest: str, *, model: RunFolder | None = None, sweep: RunFolder | None = None
 ) -> RunFolder:
     """A fresh folder that says what the run is, before its first attempt."""
-    train_hash, config_hash = plan.hashes(data_digest)
+    from reason.engine.session import source_digest
+
+    source = source_digest(plan)
+    train_hash, config_hash = plan.hashes(data_digest, source)
     if model is not None and model.identity["train_hash"] != train_hash:
         raise ConfigError(
             f"{model.name} holds another model: training keys, seed or data differ from what was asked for.",
@@ -68,7 +71,7 @@ def prepare(
     (folder / "git.diff").write_text(provenance.diff(Path.cwd()), encoding="utf-8")
     identity = {
         "kind": "run", "experiment": plan.experiment, "method": plan.card.name,
-        "config_hash": config_hash, "train_hash": train_hash, "data_digest": data_digest,
+        "config_hash": config_hash, "train_hash": train_hash, "data_digest": data_digest, "source_digest": source,
         "parent": sweep.name if sweep else None, "trained_by": model.name if model else None,
         "created": time.time(), "argv": ["reason", *sys.argv[1:]],
     }  # fmt: skip
@@ -83,7 +86,7 @@ def resume(folder: RunFolder, hardware: Mapping[str, Any] | None = None, *, quie
         hardware: dotted keys that say where it goes on, if elsewhere than it began.
     """
     from reason.engine.parallel import choose_device
-    from reason.engine.session import load_dataset, recorded_plan
+    from reason.engine.session import load_dataset, recorded_plan, source_digest
 
     if folder.status == FINISHED:
         return folder
@@ -95,6 +98,10 @@ def resume(folder: RunFolder, hardware: Mapping[str, Any] | None = None, *, quie
         raise RunError(
             f"The data of {folder.name} has changed since it started ({digest[:8]}, then {folder.identity['data_digest'][:8]}).",
             "Start a new run.",
+        )
+    if source_digest(plan) != folder.identity.get("source_digest", ""):
+        raise RunError(
+            f"The model that {folder.name} began with has changed: {plan.source}.", "Start a new run."
         )
     _say(f"{folder.name}: resuming", quiet)
     if hardware:
@@ -248,9 +255,9 @@ def _train(session: Any, folder: RunFolder, train_hash: str, voice: Any) -> dict
     session.world.barrier()
     voice.progress("training", 1, 1)
     why = "validation stopped gaining" if report.stopped == "early" else "as planned"
-    best = f", best at epoch {report.best_epoch:.0f}" if report.best_epoch else ""
+    best = f", best at epoch {report.best_epoch:.3g}" if report.best_epoch else ""
     voice.say(
-        f"  trained {report.epochs:.0f} epochs ({report.steps} steps) in {time.perf_counter() - started:.0f} s, {why}{best}"
+        f"  trained {report.epochs:.3g} epochs ({report.steps} steps) in {time.perf_counter() - started:.0f} s, {why}{best}"
     )
     return asdict(report) | {"parameters": sum(p.numel() for p in session.network.parameters())}
 
@@ -344,6 +351,7 @@ def _identity_of(plan: Plan, identity: dict[str, Any], folder: RunFolder) -> dic
             "depth": axis.unit, "zero": axis.zero, "example": units.example, "latency": units.latency,
             "throughput": units.throughput,
         },
+        "beside": list(plan.card.beside),
     }  # fmt: skip
 
 

@@ -160,6 +160,15 @@ def load_dataset(plan: Plan) -> Any:
     return _datasets[key]
 
 
+def source_digest(plan: Plan) -> str:
+    """Of the model that the weights begin as; "" = from scratch."""
+    if not plan.source:
+        return ""
+    from reason.backbones.pretrained import opened
+
+    return opened(plan.source, plan.config.offline).digest
+
+
 class LoadedRun:
     """A finished run, its model in memory: what ``reason.load`` returns."""
 

@@ -100,12 +100,12 @@ def expand(value: str) -> list[str]:
 
 def plan_sweep(
     name: str, overrides: Sequence[str] = (), *, files: Sequence[Path] = (), flags: Mapping[str, Any] | None = None,
-    digest_of: Callable[[Plan], str] | None = None,
+    digests_of: Callable[[Plan], tuple[str, str]] | None = None,
 ) -> SweepPlan:  # fmt: skip
     """Resolve every trial of a grid. ``name`` is a sweep of an experiments file, an experiment or a method.
 
     train_depth defaults to the largest depth of the sweep, so that one model serves them all. Without
-    ``digest_of`` no data is read, and what a path holds is taken to be its own.
+    ``digests_of`` (data and source) nothing is read, and what a path holds is taken to be its own.
     """
     named = sweeps().get(name)
     vary: dict[str, list[str]] = {}
@@ -138,15 +138,16 @@ def plan_sweep(
         varied = dict(zip(vary, values, strict=True))
         words = [*fixed, *(f"{k}={v}" for k, v in varied.items())]
         plan = resolve(base, words, files=files, flags=flags, defaults=defaults)
-        trials.append(Trial(varied, plan, *plan.hashes((digest_of or _where)(plan))))
+        trials.append(Trial(varied, plan, *plan.hashes(*(digests_of or _where)(plan))))
     # The deepest trial of each model comes first: it trains. Python's sort keeps the rest in order.
     first = {t.train_hash: i for i, t in reversed(list(enumerate(trials)))}
     trials.sort(key=lambda t: (first[t.train_hash], -t.plan.config.depth))
     return SweepPlan(name, trials)
 
 
-def _where(plan: Plan) -> str:
-    return json.dumps({k: v for k, v in plan.flat.items() if k.startswith("dataset.")}, sort_keys=True)
+def _where(plan: Plan) -> tuple[str, str]:
+    data = {k: v for k, v in plan.flat.items() if k.startswith("dataset.")}
+    return json.dumps(data, sort_keys=True), plan.source
 
 
 def _whole(value: str, key: str) -> int:
@@ -165,9 +166,12 @@ def sweep(
     Raises:
         SweepError: some trials failed (the others are done).
     """
-    from reason.engine.session import load_dataset
+    from reason.engine.session import load_dataset, source_digest
 
-    plan = plan_sweep(name, overrides, files=files, flags=flags, digest_of=lambda p: load_dataset(p).digest)
+    def digests(p: Plan) -> tuple[str, str]:
+        return load_dataset(p).digest, source_digest(p)
+
+    plan = plan_sweep(name, overrides, files=files, flags=flags, digests_of=digests)
     root = Path(plan.trials[0].plan.config.runs)
     root.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(root / ".sweeps.lock"):  # the same command started twice is one sweep

@@ -479,11 +479,6 @@ def test_carried_models_are_parcels_and_obey_offline():
             open_causal(name, offline=True)
 
 
-def test_runs_are_not_opened_yet():
-    with pytest.raises(ConfigError, match="is a run"):
-        open_causal("run:mor-1234")
-
-
 @pytest.mark.parametrize(
     ("keys", "said"),
     [

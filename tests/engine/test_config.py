@@ -117,7 +117,7 @@ class TestRefusals:
             (["backbone=recursive"], "sequence encoder"),
             (["dataset=movielens"], "movielens-100k"),
             (["dataset=chains"], "sequences"),
-            (["train.epochs=0"], "at least 1"),
+            (["train.epochs=-1"], "at least 0"),
             (["train.warmup=2"], "must lie in"),
             (["train.lr=-1"], "above 0"),
             (["backbone.heads=3"], "backbone.heads=2"),

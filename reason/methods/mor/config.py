@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from reason.backbones.sharing import Sharing
@@ -16,7 +16,9 @@ Routing = Literal["expert", "token", "random", "none"]
 Route = Literal["auto", "threshold", "token", "fixed", "topk"]
 KV = Literal["recursion", "sharing", "hybrid"]
 Gate = Literal["auto", "sigmoid", "tanh", "softmax", "none"]
-Combine = Literal["paper", "delta", "replace"]
+Combine = Literal["auto", "paper", "delta", "replace"]
+Init = Literal["stepwise", "average", "lower", "upper", "random"]
+Profile = Literal["default", "economy", "max"]
 Gap = Literal["trained", "skip", "share_first", "hybrid", "deepest", "propagate"]
 
 
@@ -29,13 +31,19 @@ class MorConfig:
     )
     router: Literal["linear", "mlp"] = "linear"  # what scores a token; mlp has a hidden layer of 2D [P, C]
     gate: Gate = "auto"  # how a score enters the state; auto: sigmoid for expert, softmax for token [C]
-    alpha: float = 0.0  # scale of the gate; 0 = 0.1 for expert, 1 for token [C]
-    combine: Combine = "paper"  # state after a step: paper x + g f(x) | delta x + g (f(x) - x) | replace f(x)
+    alpha: float = (
+        0.0  # scale of the gate; 0 = 0.1 for expert, 1 for token [C]; with a source, what makes g = 1 at the start
+    )
+    combine: Combine = (
+        "auto"  # state after a step: paper x + g f(x) | delta x + g (f(x) - x) | replace f(x); auto: paper from
+        # scratch, delta with a source, whose activations paper would scale away (ours)
+    )
     capacities: str = (
         ""  # share of all tokens that each recursion keeps, by comma; "" = 1, (N-1)/N .. 1/N [P]
     )
     capacity_warmup: int = (
-        0  # optimiser steps over which capacities fall from 1; 0 = off, which [P] found better
+        0  # optimiser steps over which capacities fall from 1 and aux_weight rises from 0; 0 = off, which [P]
+        # found better from scratch
     )
     elastic: float = (
         0.0  # expert: share of steps with capacities drawn at random, so that depth bends later (ours)
@@ -51,18 +59,33 @@ class MorConfig:
     balance_rate: float = 0.001  # token: step of the selection bias after each optimiser step [P]
     z_weight: float = 0.0  # of the squared log-sum-exp of router logits [P: off for linear]
 
+    init: Init = (
+        "stepwise"  # source: layers that the block begins with, spread evenly | average of those it stands for | lower
+        # or upper ones | random [C]
+    )
+    lora: int = 0  # rank of what each use of a shared layer has beyond it (Bae et al., arXiv 2410.20672); 0 = nothing
+    distil: float = 0.0  # source: weight of KL(source || ours) over next tokens, beside the text (arXiv 2410.20672)
+
     kv: KV = "recursion"  # keys at a step: of those that took it | sharing: of step 1 | hybrid: own, else 1's [P 2.3]
 
     route: Route = evaluation_key("auto")  # who decides depth when judged; auto: threshold, token or fixed
     mean_depth: float | None = evaluation_key(None)  # recursions to spend on average; null = as trained
     shift: float = evaluation_key(0.0)  # added to every threshold, in logits (ours)
+    profile: Profile = evaluation_key(
+        "default"
+    )  # thresholds as calibrated: default | economy, half the way to 1 recursion | max, all of them (ours)
     gap: Gap = evaluation_key("trained")  # what stands in for keys of those that left; trained = as kv says
     force: bool = evaluation_key(False)  # judge with other keys and values than it was trained with
     audit: float = evaluation_key(0.05)  # share of documents judged again at full depth, to find misrouting
+    record: bool = evaluation_key(False)  # predict: keep each request in audit.jsonl, to be replayed exactly (ours)
+    guard: bool = evaluation_key(
+        False
+    )  # predict: go to a safer profile when depths drift from validation's (ours)
 
     def __post_init__(self):
         for key in (
             "alpha", "capacity_warmup", "exit_weight", "aux_weight", "balance_weight", "balance_rate", "z_weight",
+            "lora", "distil",
         ):  # fmt: skip
             if getattr(self, key) < 0:
                 raise ConfigError(f"mor.{key} is {getattr(self, key)}; it must not be below 0.")
@@ -89,18 +112,34 @@ class MorConfig:
     def settle(self, config: Any, origin: Mapping[str, str]) -> None:
         """Refuse what does not fit the number of recursions or the sharing of layers, before anything is loaded."""
         recursions = max(config.train_depth, 1)
-        sharing = Sharing(
-            config.backbone.sharing, config.backbone.layers, recursions
-        )  # refuses what does not divide
+        scheme, source = config.backbone.sharing, config.backbone.source
+        if not source:
+            Sharing(scheme, config.backbone.layers, recursions)  # refuses what does not divide
         if not config.train_depth:
             return  # the vanilla model: nothing here is read
-        if not sharing.cyclic and self.routing != "none":
+        cyclic = scheme.endswith("cycle")
+        if self.distil and not source:
             raise ConfigError(
-                f"backbone.sharing={sharing.scheme} repeats each layer in its place: there is no block that a token "
-                "could leave.",
-                f"Use backbone.sharing={sharing.scheme.replace('sequence', 'cycle')}, or mor.routing=none.",
+                f"mor.distil={self.distil:g} learns from a source, and there is none.",
+                "Name one: backbone.source=smollm2-135m, or leave mor.distil out.",
             )
-        self.profile(recursions)
+        if source and self.gate == "tanh":
+            raise ConfigError(
+                "mor.gate=tanh begins at 0 where weights come from a source, and shuts its layers out.",
+                "Use mor.gate=auto, whose gate begins at 1.",
+            )
+        if self.lora and not cyclic:
+            raise ConfigError(
+                f"mor.lora={self.lora} corrects the passes through a block, and backbone.sharing={scheme} has none.",
+                f"Use backbone.sharing={scheme.replace('sequence', 'cycle')}, or mor.lora=0.",
+            )
+        if not cyclic and self.routing != "none":
+            raise ConfigError(
+                f"backbone.sharing={scheme} repeats each layer in its place: there is no block that a token "
+                "could leave.",
+                f"Use backbone.sharing={scheme.replace('sequence', 'cycle')}, or mor.routing=none.",
+            )
+        self.shares(recursions)
         if self.mean_depth is not None and not 1 <= self.mean_depth <= config.depth:
             raise ConfigError(
                 f"mor.mean_depth={self.mean_depth:g} cannot be spent: a token takes 1 to {config.depth} recursions.",
@@ -117,8 +156,14 @@ class MorConfig:
                 f"mor.route={self.route} means nothing to mor.routing={self.routing}.",
                 f"Choose from auto, {', '.join(fits[self.routing])}.",
             )
-        for key in ("mean_depth", "shift"):
-            if getattr(self, key) and (self.routing != "expert" or self.route not in ("auto", "threshold")):
+        if self.profile != "default" and self.mean_depth is not None:
+            raise ConfigError(
+                f"mor.profile={self.profile} and mor.mean_depth={self.mean_depth:g} both say how much to spend.",
+                "Leave one of them out.",
+            )
+        for key in ("mean_depth", "shift", "profile"):
+            by_threshold = self.routing == "expert" and self.route in ("auto", "threshold")
+            if getattr(self, key) not in (None, 0, "default") and not by_threshold:
                 raise ConfigError(
                     f"mor.{key} moves thresholds, and mor.routing={self.routing} with mor.route={self.route} has none.",
                     "Leave it out, or use mor.routing=expert with mor.route=threshold.",
@@ -129,12 +174,27 @@ class MorConfig:
                 "That can ruin it: judge it so with mor.force=true, or train with it.",
             )
 
+    def resolved(self, source: bool, recursions: int) -> MorConfig:
+        """These keys with "auto" and 0 of ``gate``, ``alpha`` and ``combine`` replaced by what they stand for.
+
+        source: whether weights are those of a model that works. Its routers begin at zero, and scales are such that
+        g is 1 then: at full depth the network begins as the plain recursive one.
+        """
+        token = self.routing == "token"
+        gate = self.gate if self.gate != "auto" else "softmax" if token else "sigmoid"
+        if source:  # softmax and sigmoid of zeros are 1 / N_r and 1 / 2
+            alpha = {"softmax": float(recursions), "sigmoid": 2.0}.get(gate, 1.0)
+        else:
+            alpha = 1.0 if token else 0.1
+        combine = self.combine if self.combine != "auto" else "delta" if source else "paper"
+        return replace(self, gate=gate, alpha=self.alpha or alpha, combine=combine)
+
     @property
     def memory(self) -> str:
         """What a token sees when the model is judged."""
         return {"trained": self.kv, "skip": "recursion", "share_first": "sharing"}.get(self.gap, self.gap)
 
-    def profile(self, recursions: int) -> list[float]:
+    def shares(self, recursions: int) -> list[float]:
         """c_1 .. c_Nr: the share of all tokens that each recursion keeps.
 
         Raises:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from reason.backbones.decoder import Formulas, Rope
+from reason.backbones.decoder import Rope, Use
 from reason.methods.mor.taken import Taken
 
 KINDS = ("recursion", "sharing", "hybrid", "deepest", "propagate")
@@ -38,7 +38,7 @@ class Memory:
         self.inside: Tensor | None = None  # who took the latest step
         self.gone: Tensor | None = None  # who took the one before, and not this
 
-    def run(self, layer: Formulas, j: int, step: int, x: Tensor, taken: Taken, left: Tensor | None) -> Tensor:
+    def run(self, layer: Use, j: int, step: int, x: Tensor, taken: Taken, left: Tensor | None) -> Tensor:
         """Layer ``j`` of the block at ``step`` (from 0) over the tokens that take it: (n, D) -> (n, D). Layers come
         in their order.
 
@@ -76,7 +76,7 @@ class Memory:
 
         return layer(x, rope, merged)
 
-    def _parting(self, layer: Formulas, j: int, left: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    def _parting(self, layer: Use, j: int, left: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
         """All keys and values, with those made from the states (m, D) in which tokens at ``places`` have just left."""
         made = layer.keys_values(left, _at(self.rope, places))
         assert self.gone is not None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -18,17 +18,20 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+from reason.backbones.from_run import keep
+from reason.backbones.pretrained import Causal, opened
 from reason.backbones.tokens import Tokens
 from reason.datasets.documents import Corpus
 from reason.datasets.packing import Cases, Windows, encode
-from reason.errors import ConfigError, DataError
+from reason.errors import ConfigError
 from reason.methods.base import Context, Evaluation, Examples, Losses, Method, Ratio, Splits, Step
 from reason.methods.figures import Figure
-from reason.methods.mor import judge, objective
+from reason.methods.mor import audit, judge, objective
+from reason.methods.mor.answer import Answers
 from reason.methods.mor.cache import MoRCache
+from reason.methods.mor.convert import Layout, Teacher, convert
 from reason.methods.mor.decode import prefill, step
 from reason.methods.mor.flops import Shape
-from reason.methods.mor.generate import Request, Sampling, generate
 from reason.methods.mor.network import MixtureOfRecursions
 from reason.methods.mor.pace import Pace
 from reason.methods.mor.rivals import Follower, targets
@@ -69,16 +72,51 @@ class Mor(Method):
 
     def data(self, ctx: Context) -> Splits:
         corpus, backbone = ctx.dataset.text(), self.config.backbone
+        if (source := self._source()) is not None:
+            told = {"source": source.where} | (
+                {"layers": note} if (note := self._layout(source).note) else {}
+            )
+            return cast(
+                Splits, TextSplits(corpus, source.tokens, backbone.context, {**ctx.dataset.info, **told})
+            )
         kind = backbone.tokenizer if backbone.tokenizer != "auto" else "word" if corpus.words else "bpe"
         tokens = Tokens.train(corpus.train.text, kind, backbone.vocab)
         return cast(Splits, TextSplits(corpus, tokens, backbone.context, ctx.dataset.info))
 
     def build(self, ctx: Context) -> nn.Module:
-        recursions = max(self.config.train_depth, 1)
-        shape = self.config.backbone.shape(ctx.data.tokens.size)
-        decoder = ctx.backbone(shape=shape, recursions=recursions)
+        recursions, backbone, source = max(self.config.train_depth, 1), self.config.backbone, self._source()
         mor = self.config.mor if self.config.train_depth else type(self.config.mor)(routing="none")
-        return MixtureOfRecursions(decoder, mor, self.config.backbone.init_std)
+        if source is None:
+            shape = backbone.shape(ctx.data.tokens.size)
+            decoder = ctx.backbone(shape=shape, recursions=recursions, lora=mor.lora)
+        else:
+            decoder = convert(source, self._layout(source), ctx.backbone, mor.lora)
+        if ctx.rank == 0:
+            keep(
+                ctx.workdir,
+                decoder,
+                ctx.data.tokens,
+                lora=0 if decoder.corrections is None else mor.lora,
+                routing=mor.routing,
+            )
+        teacher = None if source is None else Teacher(source)
+        return MixtureOfRecursions(decoder, mor, backbone.init_std, teacher)
+
+    def _source(self) -> Causal | None:
+        """The model to begin with, opened once per process."""
+        source = self.config.backbone.source
+        return opened(source, self.config.offline) if source else None
+
+    def _layout(self, source: Causal) -> Layout:
+        """Refuses what the source is too small for."""
+        config, context = self.config, source.shape.context
+        if context and config.backbone.context > context:
+            raise ConfigError(
+                f"{source.where} reads {context:,} tokens at a time; backbone.context={config.backbone.context} is more.",
+                f"Use backbone.context={context} or less.",
+            )
+        recursions = max(config.train_depth, 1)
+        return Layout.of(source.shape.layers, config.backbone.sharing, recursions, config.mor.init)
 
     # --- training ------------------------------------------------------------------------------
 
@@ -117,11 +155,14 @@ class Mor(Method):
 
         Columns: id; nll (nats), bits, correct, targets, bytes: sums over the document; tokens, depth_used
         (mean recursions of its tokens); at_1, at_2 ...: tokens that left after so many. Where the data says how
-        hard a token is: correct_L and targets_L for each level L, depth_L the sum of their depths.
+        hard a token is: correct_L and targets_L for each level L, depth_L the sum of their depths. fallbacks:
+        tokens of which the router said no number. ``audit.COLUMNS``: sums of those documents that were judged at
+        all depths (``mor.audit``), 0 of the others.
         """
         network, cases = cast(MixtureOfRecursions, model), cast(Cases, split)
         cap = min(depth, network.recursions)
         mine, levels = ctx.shard(len(cases)), cases.levels
+        audited = self._audited(ctx, network, cases, cap)
         parts: list[dict[str, np.ndarray]] = []
         flops = 0.0
         for index in cases.batches(mine, ctx.config.eval.batch_size):
@@ -130,6 +171,7 @@ class Mor(Method):
                 told, cost = self._tell(ctx, network, batch, cap)
             flops += cost
             parts.append(_by_document(told, batch, len(index), network.recursions, levels))
+            parts[-1] |= self._audit(ctx, network, cases, index, told, cap, audited)
         self._time_tokens(ctx, network, cases, cap)
         columns = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
         spent = float(sum(r * columns[f"at_{r}"].sum() for r in range(1, network.recursions + 1)))
@@ -138,7 +180,34 @@ class Mor(Method):
         )
         metrics = METRICS | {f"accuracy at level {n}": Ratio(f"correct_{n}", f"targets_{n}") for n in levels}
         cost_of = {"steps": spent, "tokens": float(columns["tokens"].sum()), "flops": flops}
-        return Evaluation(rows, "next-token accuracy", metrics, cost_of)
+        return Evaluation(rows, "next-token accuracy", metrics, cost_of, _overall)
+
+    def _audited(self, ctx: Context, network: MixtureOfRecursions, cases: Cases, cap: int) -> set[int]:
+        """The documents whose depths are audited, on all ranks together."""
+        if cap == 1:
+            return set()
+        judged = replace(ctx, rank=0, world_size=1).shard(len(cases))
+        return set(audit.sampled(judged, network.config.audit, self.config.seed).tolist())
+
+    def _audit(
+        self, ctx: Context, network: MixtureOfRecursions, cases: Cases, index: np.ndarray, told: judge.Told,
+        cap: int, audited: set[int],
+    ) -> dict[str, np.ndarray]:  # fmt: skip
+        """``audit.COLUMNS`` of the documents at ``index``."""
+        columns = {name: np.zeros(len(index)) for name in audit.COLUMNS}
+        where = np.flatnonzero([int(i) in audited for i in index])
+        if len(where):
+            batch = cases.batch(index)
+            rows = np.isin(batch["case"].numpy(), where)
+            some = {name: column[torch.from_numpy(rows)] for name, column in batch.items()}
+            some["case"] = torch.from_numpy(np.searchsorted(where, some["case"].numpy()))
+            found = audit.audit(
+                network, some, told.pick(rows), cap, size=ctx.config.eval.batch_size, device=ctx.device,
+                seed=self.config.seed,
+            )  # fmt: skip
+            for name, values in found.items():
+                columns[name][where] = values
+        return columns
 
     def _tell(
         self, ctx: Context, network: MixtureOfRecursions, batch: dict[str, Tensor], cap: int
@@ -172,7 +241,7 @@ class Mor(Method):
                 int(step(network, [past], [int(text[-1])], [pace])[0].argmax())
 
     def _route(self, ctx: Context, network: MixtureOfRecursions, tokens: Tensor) -> Route | None:
-        fitted = (ctx.calibration or {}).get("thresholds")
+        fitted = judge.thresholds_of(ctx.calibration, network.config.profile)
         return judge.judging_route(network.config, network, tokens, fitted, self.config.seed)
 
     # --- trivial rivals ------------------------------------------------------------------------
@@ -204,7 +273,8 @@ class Mor(Method):
 
         Each answer: ``{"text", "tokens", "depth", "stopped"}``: what was written, in how many tokens, the mean
         recursions that a token took, and whether the end of a document stopped it. ``"depth": n`` in a request
-        caps its recursions, else the run's does. A request that makes no sense gets ``{"error": ...}``.
+        caps its recursions, else the run's does; ``"profile"`` picks the thresholds. ``{"replay": record}``, of
+        ``audit.jsonl`` (``mor.record``), writes a text again. A request that makes no sense gets ``{"error": ...}``.
         """
         network = cast(MixtureOfRecursions, model)
         if network.config.route == "topk":
@@ -212,36 +282,9 @@ class Mor(Method):
                 "mor.route=topk looks ahead: whom it chooses depends on the tokens that are still to be written.",
                 "Write with thresholds: reason evaluate RUN mor.route=threshold, then predict with that run.",
             )
+        answers = Answers(ctx, network, depth)
         with torch.inference_mode():
-            return [self._reply(ctx, network, request, depth) for request in requests]
-
-    def _reply(
-        self, ctx: Context, network: MixtureOfRecursions, request: dict[str, Any], depth: int
-    ) -> dict[str, Any]:
-        tokens, context = ctx.data.tokens, self.config.backbone.context
-        try:
-            asked = parse(request, network.recursions)
-            ids = [tokens.eos, *tokens.encode([asked.prompt])[0][0]]
-            if len(ids) >= context:
-                raise DataError(
-                    f"The prompt has {len(ids):,} tokens; the model was trained on {context:,} at a time.",
-                    "Shorten it, or train with a larger backbone.context.",
-                )
-            most = min(asked.tokens, context - len(ids))
-            whole = torch.tensor([ids + [tokens.eos] * most], device=ctx.device)
-            route = self._route(ctx, network, whole)
-            sampling = Sampling(asked.temperature, asked.top_p, asked.seed)
-            cap = min(depth if asked.depth is None else asked.depth, network.recursions)
-            done = generate(network, Request(ids, most, route, cap, sampling, frozenset({tokens.eos})))
-        except ValueError as error:
-            return {"error": str(error).replace("\n", " ")}
-        reply = {
-            "text": tokens.decode(done.tokens), "tokens": len(done.tokens),
-            "depth": float(done.depth.mean()), "stopped": done.stopped,
-        }  # fmt: skip
-        if most < asked.tokens and not done.stopped:
-            reply["note"] = f"the context of {context:,} tokens is full"
-        return reply
+            return [answers(request) for request in requests]
 
     # --- showing -------------------------------------------------------------------------------
 
@@ -252,45 +295,19 @@ class Mor(Method):
         return figures(self.config, ctx, cast(MixtureOfRecursions, model), example)
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A request, understood."""
-
-    prompt: str
-    tokens: int = 64  # to write at most
-    depth: int | None = None  # recursions at most; None: the run's
-    temperature: float = 0.0  # 0 = greedy
-    top_p: float = 1.0
-    seed: int = 0
-
-
-def parse(request: dict[str, Any], recursions: int) -> Asked:
-    """Raises DataError, in words for the asker."""
-    if not isinstance(request, dict) or not isinstance(request.get("prompt"), str):
-        raise DataError('A request is {"prompt": "text to continue"}, with "tokens" if not 64 are wanted.')
-    if not request["prompt"].strip():
-        raise DataError("The prompt is empty.", "Give the text that is to be continued.")
-    known = [f.name for f in fields(Asked)]
-    if extra := sorted(set(request) - set(known)):
-        raise DataError(f"Unknown key {extra[0]!r} in the request.", f"Known: {', '.join(known)}.")
-    for name, kind, least, most in (
-        ("tokens", int, 1, 100_000), ("depth", int, 1, recursions), ("temperature", float, 0, 100),
-        ("top_p", float, 1e-9, 1), ("seed", int, 0, 2**63 - 1),
-    ):  # fmt: skip
-        value = request.get(name)
-        if value is None:
-            continue
-        fits = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
-        if not fits or not least <= value <= most:
-            what = "a whole number" if kind is int else "a number"
-            raise DataError(f'"{name}" is {value!r}; it must be {what} from {least:g} to {most:g}.')
-    return Asked(**{k: v for k, v in request.items() if v is not None})
-
-
 def sizes(network: MixtureOfRecursions) -> Shape:
     """What the FLOP accounting has to know of a network."""
     s, sharing = network.decoder.shape, network.decoder.sharing
     return Shape(s.hidden, s.heads, s.kv_heads, s.head_dim, s.ffn, s.vocab, sharing.block, sharing.ends)
+
+
+def _overall(rows: pa.Table) -> dict[str, float]:
+    """The share of tokens of which the router said no number, and what the audit found."""
+
+    def column(name: str) -> float:
+        return float(rows.column(name).to_numpy().sum())
+
+    return {"fallbacks": column("fallbacks") / max(column("tokens"), 1)} | audit.overall(column)
 
 
 def _by_document(
@@ -308,6 +325,7 @@ def _by_document(
     for r in range(1, recursions + 1):
         columns[f"at_{r}"] = summed(told.depth == r)
     columns["tokens"] = summed(told.depth > 0)
+    columns["fallbacks"] = summed(told.broken)
     columns["depth_used"] = summed(told.depth) / np.maximum(columns["tokens"], 1)
     for n in levels:
         at = target & (level == n)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,9 @@ from reason.methods.mor.memory import Memory
 from reason.methods.mor.router import Router, gate
 from reason.methods.mor.routes import Known, Route
 from reason.methods.mor.taken import Taken
+
+if TYPE_CHECKING:
+    from reason.methods.mor.convert import Teacher
 
 
 @dataclass
@@ -50,12 +53,15 @@ class MixtureOfRecursions(nn.Module):
     Args:
         decoder: with cyclic sharing where tokens may leave early.
         config: the method's keys.
+        std: of the weights of routers at the start.
+        teacher: the model that the decoder's weights are of; None: from scratch.
     """
 
-    def __init__(self, decoder: RecursiveDecoder, config: Any, std: float):
+    def __init__(self, decoder: RecursiveDecoder, config: Any, std: float, teacher: Teacher | None = None):
         super().__init__()
-        self.decoder, self.config = decoder, config
         self.recursions = decoder.sharing.recursions
+        self.decoder, self.config = decoder, config.resolved(teacher is not None, self.recursions)
+        self.teacher = teacher  # no module: not trained, saved or sharded
         width, N = decoder.shape.hidden, self.recursions
         token, expert = config.routing == "token", config.routing in ("expert", "random")
         self.by_token = Router(width, N, config.router, std) if token else None
@@ -64,6 +70,9 @@ class MixtureOfRecursions(nn.Module):
         self.bias: Tensor  # (N_r,) of selection by a token, never of a gate
         self.register_buffer("bias", torch.zeros(N) if token else None)
         self.broken = 0  # scores that were no number, in decoding
+        if teacher is not None:  # a gate begins at 1
+            for router in [*self.by_step, *([self.by_token] if self.by_token else [])]:
+                nn.init.zeros_(router.layers[-1].weight)
         self._load = torch.zeros(N)  # tokens that chose each depth since it was last asked; each rank its own
 
     def forward(
@@ -143,15 +152,14 @@ class MixtureOfRecursions(nn.Module):
         return self.decoder.finish(states, rope)
 
     def chosen_depth(self, entry: Tensor, taken: Taken) -> Tensor:
-        """(B T,) int64: the depth each token chooses by its scores (n, N_r) and the selection bias; 0 at padding."""
-        choice = (self.gates(entry) + self.bias).argmax(-1) + 1
+        """(B T,) int64: the depth each token chooses by its scores (n, N_r) and the selection bias; 0 at padding.
+        The deepest of those that are equal."""
+        choice = self.recursions - (self.gates(entry) + self.bias).flip(-1).argmax(-1)
         return choice.new_zeros(taken.batch * taken.length).index_copy(0, taken.index, choice)
 
     def gates(self, logits: Tensor) -> Tensor:
         """How strongly what a router scored enters the state, as its logits."""
-        config, token = self.config, self.by_token is not None
-        kind = config.gate if config.gate != "auto" else "softmax" if token else "sigmoid"
-        return gate(logits, kind, config.alpha or (1.0 if token else 0.1))
+        return gate(logits, self.config.gate, self.config.alpha)
 
     def combine(self, u: Tensor, f: Tensor, logits: Tensor) -> Tensor:
         """How a step enters the state: (n, D), (n, D), (n,) -> (n, D). Token-choice gates once, where a token leaves."""

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from reason.backbones.losses import IGNORED, linear_cross_entropy
+from reason.backbones.losses import IGNORED, linear_cross_entropy, linear_kl
 from reason.methods.base import Losses, Step
 from reason.methods.mor.config import MorConfig
 from reason.methods.mor.flops import warmed
@@ -21,6 +21,7 @@ from reason.methods.mor.router import foresee, z_loss
 from reason.methods.mor.routes import AtRandom, Route, TopK
 
 if TYPE_CHECKING:
+    from reason.backbones.decoder import RecursiveDecoder
     from reason.methods.mor.network import MixtureOfRecursions, Routed
 
 LEVELS = 8  # steps of a warm-up of capacities: each is another shape, which a compiler would have to meet
@@ -35,12 +36,17 @@ def losses(config: MorConfig, model: MixtureOfRecursions, batch: dict[str, Tenso
     )  # fmt: skip
     found: Losses = {"text": next_tokens(model, routed.states, targets)}
     count = found["text"][1]
+    if config.distil:
+        found["distil"] = (config.distil * from_teacher(model, routed.states, tokens, targets), count)
+    if model.decoder.corrections is not None:
+        found["text"] = (found["text"][0] + untouched(model.decoder), count)
     if config.exit_weight and routed.exits:
         which = int(
             torch.randint(len(routed.exits), (), generator=step.generator, device=step.generator.device)
         )
         found["exit"] = (config.exit_weight * next_tokens(model, routed.exits[which], targets)[0], count)
-    return found | router_losses(config, model, routed)
+    rise = min(step.step / config.capacity_warmup, 1.0) if config.capacity_warmup else 1.0
+    return found | router_losses(config, model, routed, rise)
 
 
 def next_tokens(model: MixtureOfRecursions, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,8 +56,28 @@ def next_tokens(model: MixtureOfRecursions, states: Tensor, targets: Tensor) -> 
     return total, (targets != IGNORED).sum()
 
 
-def router_losses(config: MorConfig, model: MixtureOfRecursions, routed: Routed) -> Losses:
-    """Each a sum over the tokens that a router scored; a term a step, because steps score different numbers."""
+def from_teacher(model: MixtureOfRecursions, states: Tensor, tokens: Tensor, targets: Tensor) -> Tensor:
+    """KL(source || ours) of the next token in nats, summed over where there is a target. states: (B, T, D) after the
+    loop."""
+    assert model.teacher is not None
+    asked = (targets != IGNORED).flatten()
+    mine = model.read(states).flatten(0, 1)[asked]
+    theirs = model.teacher.states(tokens).flatten(0, 1)[asked]
+    return linear_kl(mine, model.head_weight, theirs, model.teacher.head_weight)
+
+
+def untouched(decoder: RecursiveDecoder) -> Tensor:
+    """0, with a gradient of zeros for every correction: what no token needed takes part too, as several ranks must."""
+    assert decoder.corrections is not None
+    ends = [p.flatten()[0] for step in decoder.corrections for one in step for p in one.parameters()]
+    return 0.0 * torch.stack(ends).sum()
+
+
+def router_losses(config: MorConfig, model: MixtureOfRecursions, routed: Routed, rise: float = 1.0) -> Losses:
+    """Each a sum over the tokens that a router scored; a term a step, because steps score different numbers.
+
+    rise: share of the weight of foreseeing, which is worth little while all tokens are kept.
+    """
     found: Losses = {}
     for step, scored in enumerate(routed.scored if model.by_step else [], 1):
         n = float(len(scored.logits))
@@ -60,7 +86,7 @@ def router_losses(config: MorConfig, model: MixtureOfRecursions, routed: Routed)
             if scored.places is not None:
                 chosen = torch.zeros_like(chosen).index_fill(0, scored.places, True)
             heard = scored.logits if scored.foreseen is None else scored.foreseen
-            found[f"foresee {step}"] = (config.aux_weight * foresee(heard, chosen), n)
+            found[f"foresee {step}"] = (config.aux_weight * rise * foresee(heard, chosen), n)
         if config.z_weight:
             found[f"z {step}"] = (config.z_weight * z_loss(scored.logits[:, None]), n)
     if routed.entry is not None:
@@ -80,7 +106,8 @@ def _balance(model: MixtureOfRecursions, routed: Routed) -> Tensor:
     if dist.is_initialized():
         dist.all_reduce(load)
     assert routed.entry is not None
-    return model.recursions * (model.gates(routed.entry) * (load / load.sum())).sum()
+    score = model.gates(routed.entry) / model.config.alpha
+    return model.recursions * (score * (load / load.sum())).sum()
 
 
 @torch.no_grad()
@@ -97,7 +124,7 @@ def training_route(config: MorConfig, recursions: int, step: Step) -> Route | No
     """The route of a training step; None: what a token-choice router says."""
     if config.routing in ("token", "none"):
         return None
-    capacities = config.profile(recursions)
+    capacities = config.shares(recursions)
     if config.elastic and _draw(step) < config.elastic:
         free = sorted((_draw(step) for _ in capacities[1:]), reverse=True)
         capacities = [1.0, *(0.1 + 0.9 * c for c in free)]

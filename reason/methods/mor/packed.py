@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reason.backbones.decoder import Formulas, RecursiveDecoder, Rope
+from reason.backbones.decoder import RecursiveDecoder, Rope, Use
 from reason.methods.mor.cache import Past, Run, Seen
 
 
@@ -133,7 +133,7 @@ class Glance:
         return cls(parts, seen, [part.past.writes(part.step) for part in parts])
 
     def through(
-        self, layer: Formulas, j: int, x: Tensor, rope: Rope, writer: Formulas | None = None
+        self, layer: Use, j: int, x: Tensor, rope: Rope, writer: Use | None = None
     ) -> Tensor:  # fmt: skip
         """Layer, which the runs know by the number j: (n, D) -> (n, D). Rows that leave no keys compute none.
 

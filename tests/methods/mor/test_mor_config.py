@@ -27,10 +27,10 @@ def test_refused(keys, said):
 
 
 def test_profile():
-    assert MorConfig().profile(4) == [1, 0.75, 0.5, 0.25]
-    assert MorConfig(capacities="1, 0.5").profile(2) == [1, 0.5]
+    assert MorConfig().shares(4) == [1, 0.75, 0.5, 0.25]
+    assert MorConfig(capacities="1, 0.5").shares(2) == [1, 0.5]
     with pytest.raises(ConfigError, match="2 shares for 3 recursions"):
-        MorConfig(capacities="1,0.5").profile(3)
+        MorConfig(capacities="1,0.5").shares(3)
 
 
 def test_what_a_token_sees_when_judged():

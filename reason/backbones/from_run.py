@@ -1,0 +1,106 @@
+"""Finished runs as sources: a recursive language model that we trained, unrolled into a vanilla one.
+
+Read from the files of its folder, whoever wrote them: ``run.json``, ``result.json`` (there when it is finished),
+``network.json`` (sizes and sharing), ``tokenizer/`` and ``model/model.safetensors``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from reason.backbones.config import RecursiveConfig
+from reason.backbones.decoder import RecursiveDecoder
+from reason.backbones.shape import Scaling, Shape
+from reason.backbones.tokens import Tokens
+from reason.errors import ConfigError, DataError
+from reason.files import read_json, write_json
+
+NETWORK, TOKENIZER, MODEL = "network.json", "tokenizer", "model/model.safetensors"
+
+
+def keep(folder: Path, decoder: RecursiveDecoder, tokens: Tokens, *, lora: int, routing: str) -> None:
+    """Write into a run's folder what ``unrolled`` reads beside the model, if it is not there."""
+    if not (folder / TOKENIZER / "tokenizer.json").is_file():
+        (folder / TOKENIZER).mkdir(exist_ok=True)
+        tokens.save(folder / TOKENIZER)
+    if not (folder / NETWORK).is_file():
+        sharing = decoder.sharing
+        told = {"sharing": sharing.scheme, "recursions": sharing.recursions, "lora": lora, "routing": routing}
+        write_json(folder / NETWORK, {"shape": dataclasses.asdict(decoder.shape), **told})
+
+
+def unrolled(folder: Path, where: str) -> tuple[Shape, Mapping[str, Tensor], Tokens]:
+    """The vanilla network that does what the run's does, and its tokenizer. Layers that are one share their tensors.
+
+    Raises:
+        ConfigError: a run of another method, or one that routes its tokens.
+        DataError: no run, an unfinished one, or files are missing or broken.
+    """
+    identity = _read(folder, "run.json", where, "It is not the folder of a run.")
+    if identity.get("method") != "mor":
+        raise ConfigError(
+            f"{where} is a run of {identity.get('method')!r}, which trains no language model that can be a source.",
+            "Name a run of mor.",
+        )
+    if not (folder / "result.json").is_file():
+        raise DataError(f"{where} is not finished.", f"Finish it with: reason resume {folder}")
+    told = _read(folder, NETWORK, where, "It was made before runs could be sources: train it again.")
+    if told["routing"] != "none":
+        raise ConfigError(
+            f"{where} routes its tokens (mor.routing={told['routing']}): how deep it is depends on the token, so no "
+            "plain stack of layers does the same.",
+            "Name a run that was trained with mor.routing=none or train_depth=0.",
+        )
+    shape = _shape(told["shape"])
+    config = RecursiveConfig(sharing=told["sharing"])
+    decoder = RecursiveDecoder(config, shape=shape, recursions=told["recursions"], lora=told["lora"])
+    _load(decoder, _owner(folder, identity, where) / MODEL, where)
+    if not (folder / TOKENIZER / "tokenizer.json").is_file():
+        raise DataError(
+            f"{where} has kept no tokenizer.", "Bring its folder tokenizer/ back, or train it again."
+        )
+    return shape, decoder.float().unrolled(), Tokens.from_folder(folder / TOKENIZER)
+
+
+def _owner(folder: Path, identity: dict[str, Any], where: str) -> Path:
+    """The folder that holds the model: that of the run which trained it."""
+    name = identity.get("trained_by")
+    if name is not None and not (folder.parent / name).is_dir():
+        raise DataError(
+            f"The model of {where} belongs to {name}, which is not beside it.",
+            f"Bring {name} into {folder.parent} too.",
+        )
+    return folder if name is None else folder.parent / name
+
+
+def _read(folder: Path, name: str, where: str, hint: str) -> dict[str, Any]:
+    try:
+        return read_json(folder / name)
+    except FileNotFoundError as error:
+        raise DataError(f"{where} has no {name}.", hint) from error
+    except ValueError as error:
+        raise DataError(f"{folder / name} is not valid JSON: {error}.", "Train it again.") from error
+
+
+def _shape(told: dict[str, Any]) -> Shape:
+    scaling = None if told["scaling"] is None else Scaling(**told["scaling"])
+    return dataclasses.replace(Shape(**told), scaling=scaling)
+
+
+def _load(decoder: RecursiveDecoder, file: Path, where: str) -> None:
+    from safetensors.torch import load_file
+
+    try:
+        found = load_file(file)
+        decoder.load_state_dict(
+            {n.removeprefix("decoder."): t for n, t in found.items() if n.startswith("decoder.")}
+        )
+    except FileNotFoundError as error:
+        raise DataError(f"{where} has kept no model.", "Train it again.") from error
+    except Exception as error:  # of the library's many kinds, and what does not fit
+        raise DataError(f"{file} cannot be read: {error}.", "Train it again.") from error
