@@ -25,6 +25,7 @@ class Shape:
     vocab: int
     block: int  # b, layers that are looped
     ends: int  # layers that run once: 2 with private ends, else 0
+    lora: int = 0  # rank of what each use of a looped layer has beyond it
 
     @property
     def layer(self) -> int:
@@ -35,6 +36,18 @@ class Shape:
     @property
     def keys_values(self) -> int:
         return 2 * 2 * self.width * self.kv_heads * self.head_dim
+
+    @property
+    def correction(self) -> int:
+        """Of one token through the corrections of a looped layer: two thin products beside each."""
+        q, inner = self.heads * self.head_dim, (self.width, self.ffn)
+        sides = [(self.width, q), (q, self.width), inner, inner, inner]
+        return self.keys_values_correction + sum(2 * min(self.lora, *pair) * sum(pair) for pair in sides)
+
+    @property
+    def keys_values_correction(self) -> int:
+        pair = (self.width, 2 * self.kv_heads * self.head_dim)
+        return 2 * min(self.lora, *pair) * sum(pair)
 
     @property
     def pair(self) -> int:
@@ -82,16 +95,17 @@ def executed(
     at all earlier tokens and compute no K and V. router: operations of scoring one token once; the tokens
     that took step r are scored for the next one.
     """
-    whole = context * (context + 1) // 2
+    whole, looped = context * (context + 1) // 2, shape.layer + shape.correction
     total = float(shape.ends * (context * shape.layer + whole * shape.pair))
     for r, k in enumerate(counts):
         if shared and r:
             # Which positions stay is not known here: on average they see half of the text.
             total += shape.block * (
-                k * (shape.layer - shape.keys_values) + k * (context + 1) / 2 * shape.pair
+                k * (looped - shape.keys_values - shape.keys_values_correction)
+                + k * (context + 1) / 2 * shape.pair
             )
         else:
-            total += shape.block * (k * shape.layer + k * (k + 1) / 2 * shape.pair)
+            total += shape.block * (k * looped + k * (k + 1) / 2 * shape.pair)
     total += router * sum([context, *counts][: len(counts)])
     return total + (context * shape.head if head else 0)
 

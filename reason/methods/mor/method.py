@@ -298,7 +298,8 @@ class Mor(Method):
 def sizes(network: MixtureOfRecursions) -> Shape:
     """What the FLOP accounting has to know of a network."""
     s, sharing = network.decoder.shape, network.decoder.sharing
-    return Shape(s.hidden, s.heads, s.kv_heads, s.head_dim, s.ffn, s.vocab, sharing.block, sharing.ends)
+    lora = network.config.lora if network.decoder.corrections is not None else 0
+    return Shape(s.hidden, s.heads, s.kv_heads, s.head_dim, s.ffn, s.vocab, sharing.block, sharing.ends, lora)
 
 
 def _overall(rows: pa.Table) -> dict[str, float]:

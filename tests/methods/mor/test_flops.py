@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -79,3 +80,14 @@ def test_warm_up_falls_from_one_to_the_capacity(capacity, steps):
     assert path[0] == pytest.approx(1) and path[-1] == path[-2] == capacity
     assert all(a >= b - 1e-12 for a, b in itertools.pairwise(path))
     assert warmed(capacity, 0, 0) == capacity
+
+
+def test_corrections_are_counted_where_they_are_used():
+    """Two thin products beside each matrix of a looped layer; not those of keys that are shared."""
+    plain = Shape(16, 4, 2, 4, 24, 23, 2, 2)
+    relaxed = replace(plain, lora=3)
+    thin = 2 * 3 * ((16 + 16) * 2 + (16 + 16) + (16 + 24) * 3)  # queries, out; keys and values; feed-forward
+    assert relaxed.correction == thin
+    assert executed(relaxed, 5, [5, 2]) - executed(plain, 5, [5, 2]) == 2 * 7 * thin
+    shared = [executed(s, 5, [5, 2], shared=True) for s in (plain, relaxed)]
+    assert shared[1] - shared[0] == 2 * (7 * thin - 2 * 2 * 3 * (16 + 16))
