@@ -14,11 +14,15 @@ replaces what stands between them. KIND is
     study      its picture
     faithful             what `faithfulness.py` said of runs, kept in data/SET-faithfulness.json
     published, claims    what a paper says, and what our runs say to that; SET is a file in published/
+    language             language models side by side: bits per byte, depth, operations, differences
+    levels               accuracy and depth by the steps that an answer needs
+    json                 what a benchmark or a script said, kept in data/SET.json
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import re
 import shutil
@@ -32,7 +36,9 @@ import yaml
 from reason import registry
 from reason.errors import ConfigError, ReasonError
 from reason.files import read_json, write_json
+from reason.metrics.statistics import holm, paired_differences
 from reason.reports.comparison import as_dict, compare
+from reason.reports.frame import read_rows
 from reason.reports.plots import draw_comparison
 from reason.reports.study import SECTIONS, Study, studies
 from reason.reports.study.claims import judge
@@ -90,8 +96,13 @@ def slim_rows(run: RunFolder, place: Path) -> None:
 
     result = run.result or {}
     (place / "rows").mkdir()
-    cohorts = {c.column for c in registry.card("methods", result["method"]).cohorts}
-    studied = {"depth_used", *MEANS, *cohorts}
+    card = registry.card("methods", result["method"])
+    studied = {"depth_used", *MEANS, *(c.column for c in card.cohorts)}
+    beside = [result["curve"][0]["metrics"][name] for name in card.beside]
+    studied |= {column for m in beside for column in (m["column"], m["denominator"]) if column}
+    studied |= {
+        c for c in feather.read_table(run / result["curve"][0]["rows"]).column_names if LEVEL.fullmatch(c)
+    }
     wanted = [(e["rows"], e["accuracy"], studied) for e in result["curve"]]
     wanted += [(e["valid_rows"], e["accuracy"], set()) for e in result["curve"]]
     wanted += [
@@ -100,7 +111,7 @@ def slim_rows(run: RunFolder, place: Path) -> None:
         if not any((other / b["rows"]).is_file() for other in place.parent.iterdir())
     ]
     for path, accuracy, more in wanted:
-        own = {accuracy["column"], accuracy.get("denominator")}
+        own = {accuracy["column"], accuracy.get("denominator"), *(m["column"] for m in beside)}
         table = feather.read_table(run / path).sort_by("id")
         kept = {
             name: table.column(name) if name in own else smallest(table.column(name).to_numpy())
@@ -108,6 +119,9 @@ def slim_rows(run: RunFolder, place: Path) -> None:
             if name in own | more
         }
         feather.write_feather(pa.table(kept), str(place / path), compression="zstd", compression_level=19)
+
+
+LEVEL = re.compile(r"(correct|targets|depth)_\d+")  # columns of a task whose answers need a known depth
 
 
 def smallest(values: np.ndarray) -> np.ndarray:
@@ -131,7 +145,7 @@ def build() -> None:
 
 
 def compare_block(name: str) -> str:
-    (table,) = compare(_set(name), _fixed(name))
+    (table,) = compare(_set(name), _as_trained(name))
     told = as_dict(table)
     lines = [
         f"{told['accuracy_metric']} on {told['split']}, {told['dataset']} (digest `{told['data_digest'][:12]}`), "
@@ -184,7 +198,7 @@ def results_block(name: str) -> str:
 
 
 def picture_block(name: str) -> str:
-    (table,) = compare(_set(name), _fixed(name))
+    (table,) = compare(_set(name), _as_trained(name))
     IMAGES.mkdir(exist_ok=True)
     draw_comparison(table, IMAGES / f"{name}.png")
     return f"![{table.accuracy} against depth, device-hours and latency](../images/{name}.png)\n"
@@ -262,8 +276,17 @@ def _range(told: dict | None) -> str:
 
 def published_block(name: str) -> str:
     paper = _published(name)
-    lines = [f"{paper['source']}. Gain: mean over the metrics of what a column adds to the first.\n"]
-    for table in paper["tables"]:
+    gain = " Gain: mean over the metrics of what a column adds to the first." if paper.get("tables") else ""
+    lines = [f"{paper['source']}.{gain}\n"]
+    for table in paper.get("sheets", []):
+        lines += [f"**{table['title']}**\n", "| " + " | ".join(table["columns"]) + " |"]
+        lines += ["| --- |" + " ---: |" * (len(table["columns"]) - 1)]
+        lines += [
+            "| " + " | ".join("" if cell is None else str(cell) for cell in row) + " |"
+            for row in table["rows"]
+        ]
+        lines.append("")
+    for table in paper.get("tables", []):
         first, *others = table["columns"]
         lines += [f"**{table['title']}**: {' / '.join(table['metrics'])}\n"]
         lines += ["| data | " + " | ".join([first, *(f"{c} | gain" for c in others)]) + " |"]
@@ -319,7 +342,133 @@ def _published(name: str) -> dict:
     return yaml.safe_load(file.read_text(encoding="utf-8"))
 
 
+# --- language models ----------------------------------------------------------------------------------
+
+
+def language_block(name: str) -> str:
+    """A line for each model at its full depth, its differences to the reference of the set paired over documents and seeds."""
+    runs: dict[str, dict[int, RunFolder]] = {}
+    for run in RunFolder.all(_set(name)):
+        if run.name in _as_trained(name):
+            r = run.result or {}
+            runs.setdefault(r["experiment"], {})[r["seed"]] = run
+    reference = next((e for e in runs if e.endswith("-recursive")), next(iter(runs)))
+    entries = {e: {s: (run.result or {})["curve"][-1] for s, run in of.items()} for e, of in runs.items()}
+    metrics = ["next-token accuracy", "bits per byte"]
+
+    def rows(experiment: str, metric: str) -> dict:
+        def told(entry: dict) -> dict:
+            return entry["accuracy"] if entry["accuracy"]["name"] == metric else entry["metrics"][metric]
+
+        found = entries[experiment].items()
+        return {s: read_rows(runs[experiment][s] / e["rows"], told(e)) for s, e in found}
+
+    lines = [
+        f"Difference: to {reference}, paired over documents and seeds, 95% intervals. Fewer bits are better.\n",
+        "| model | seeds | parameters, M | tokens trained, M | mean depth | MFLOP a token | bits per byte | difference | p (Holm) | next-token accuracy | difference | ms a token |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: | ---: | --- | ---: |",
+    ]
+    others = [e for e in runs if e != reference]
+    gaps = {
+        m: paired_differences([(rows(e, m), rows(reference, m)) for e in others]) if others else []
+        for m in metrics
+    }
+    corrected = dict(zip(others, holm([d.p for d in gaps["bits per byte"]]), strict=True))
+    for experiment, of in sorted(runs.items(), key=lambda item: _mean(item[1].values(), _bits)):
+        results = [run.result or {} for run in of.values()]
+        last = entries[experiment].values()
+        size = next(iter(of.values())).config
+        seen = (
+            results[0]["training"]["steps"] * size["train"]["batch_size"] * size["backbone"]["context"]
+            if results[0]["training"]
+            else 0
+        )
+        differences = ["", ""]
+        if experiment != reference:
+            at = others.index(experiment)
+            differences = [
+                f"{d.value:+.4f} [{d.low:+.4f}, {d.high:+.4f}]" for d in (gaps[m][at] for m in metrics[::-1])
+            ]
+        cells = [
+            experiment, len(of), f"{results[0]['params_m']:.2f}", f"{seen / 1e6:.2f}",
+            f"{np.mean([e['effective_depth'] for e in last]):.2f}",
+            f"{np.mean([e['cost']['flops'] / e['cost']['tokens'] for e in last]) / 1e6:.2f}",
+            f"{_mean(of.values(), _bits):.4f}", differences[0], _number(corrected.get(experiment), 3),
+            f"{np.mean([e['accuracy']['value'] for e in last]):.4f}", differences[1],
+            f"{np.median([e['latency_p50_ms'] for e in last if e['latency_p50_ms']] or [np.nan]):.2f}",
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    for rival, b in results[0]["baselines"].items():
+        cells = [
+            rival,
+            *[""] * 5,
+            f"{b['metrics']['bits per byte']['value']:.4f}",
+            "",
+            "",
+            f"{b['accuracy']['value']:.4f}",
+            "",
+            "",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    n = results[0]["accuracy"]["n"]
+    lines.append(
+        f"\n{results[0]['dataset']} (digest `{results[0]['data_digest'][:12]}`), {n:,} test documents per seed."
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _bits(run: RunFolder) -> float:
+    return (run.result or {})["curve"][-1]["metrics"]["bits per byte"]["value"]
+
+
+def _mean(runs, of) -> float:
+    return float(np.mean([of(run) for run in runs]))
+
+
+def levels_block(name: str) -> str:
+    """Of tasks whose answers need a known number of steps: what was answered, and the depth that was given."""
+    from pyarrow import feather
+
+    found: dict[str, list] = {}
+    for run in RunFolder.all(_set(name)):
+        r = run.result or {}
+        found.setdefault(r["experiment"], []).append(feather.read_table(run / r["curve"][-1]["rows"]))
+    known = sorted(
+        {int(c.split("_")[1]) for c in next(iter(found.values()))[0].column_names if c.startswith("targets_")}
+    )
+    lines = [
+        "| model | seeds | "
+        + " | ".join(f"right at {n} | depth at {n}" for n in known)
+        + " | AUROC of depth, hard against easy |",
+        "| --- | ---: |" + " ---: | ---: |" * len(known) + " ---: |",
+    ]
+    for experiment, tables in found.items():
+        cells = []
+        for n in known:
+            total = [t.column(f"targets_{n}").to_numpy().sum() for t in tables]
+            right, depth = (
+                [t.column(f"{c}_{n}").to_numpy().sum() for t in tables] for c in ("correct", "depth")
+            )
+            cells += [f"{np.mean(np.array(right) / total):.1%}", f"{np.mean(np.array(depth) / total):.2f}"]
+        auroc = [
+            (run.result or {})["curve"][-1]["overall"].get("auroc of depth")
+            for run in RunFolder.all(_set(name))
+            if (run.result or {})["experiment"] == experiment
+        ]
+        told = [a for a in auroc if a is not None]
+        spread = f"{np.mean(told):.3f} ({', '.join(f'{a:.3f}' for a in told)})" if told else ""
+        lines.append(f"| {experiment} | {len(tables)} | " + " | ".join(cells) + f" | {spread} |")
+    return "\n".join(lines) + "\n"
+
+
+def json_block(name: str) -> str:
+    return "```json\n" + (DATA / f"{name}.json").read_text(encoding="utf-8").strip() + "\n```\n"
+
+
 BLOCKS = {
+    "language": language_block,
+    "levels": levels_block,
+    "json": json_block,
     "compare": compare_block,
     "results": results_block,
     "picture": picture_block,
@@ -340,13 +489,17 @@ def _set(name: str) -> Path:
     return DATA / name
 
 
-def _fixed(name: str) -> list[str]:
-    """The runs of a set that give everyone the same depth; policies have a table of their own."""
-    return [
-        run.name
-        for run in RunFolder.all(_set(name))
-        if all(e["effective_depth"] == e["depth"] for e in (run.result or {})["curve"])
-    ]
+def _as_trained(name: str) -> list[str]:
+    """The runs of a set that are judged with the default of every key of evaluation; others have tables of their own."""
+    found = []
+    for run in RunFolder.all(_set(name)):
+        method = (run.result or {})["method"]
+        Config = registry.card("methods", method).Config
+        own = run.config.get(method, {})
+        marked = [f for f in dataclasses.fields(Config) if f.metadata.get("evaluation")]
+        if all(own.get(f.name, f.default) == f.default for f in marked):
+            found.append(run.name)
+    return found
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -79,6 +79,7 @@ class MethodCard:
     preset: Mapping[str, Any] = field(default_factory=dict)  # dotted keys over the dataclass defaults
     trains: bool = True
     cohorts: tuple[Cohort, ...] = ()  # groups of examples that deeper reasoning may serve differently
+    beside: tuple[str, ...] = ()  # further metrics that the summary of a run shows beside the accuracy
 
 
 def evaluation_key(default: Any) -> Any:

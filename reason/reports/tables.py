@@ -127,11 +127,13 @@ class _RunSummary:
         depths = [_spent(e) + (f" {signs.chosen}" if e is chosen else "") for e in curve]
         columns = [
             _Column(units["depth"], [*depths, *rivals], right=False),
-            _Column(f"{name} [95% interval]", [words.interval(_interval(a)) for a in records]),
-            _Column("validation", [_value(e.get("valid_accuracy")) for e in curve] + blank, 1),
-            _Column("p50 ms", [words.number(e.get("latency_p50_ms")) for e in curve] + blank, 2),
-            _Column("p95 ms", [words.number(e.get("latency_p95_ms")) for e in curve] + blank, 4),
-            _Column(units["throughput"], [words.number(e.get("throughput_per_s")) for e in curve] + blank, 3),
+            _Column(f"{name} [95%]", [words.interval(_interval(a)) for a in records]),
+            *(self._beside(metric, [*curve, *rivals.values()]) for metric in r.get("beside") or ()),
+            _Column("validation", [_value(e.get("valid_accuracy")) for e in curve] + blank, 3),
+            _Column("p50 ms", [words.number(e.get("latency_p50_ms")) for e in curve] + blank, 1),
+            _Column("p95 ms", [words.number(e.get("latency_p95_ms")) for e in curve] + blank, 5),
+            _Column(units["throughput"], [words.number(e.get("throughput_per_s")) for e in curve] + blank, 4),
+            _Column(f"MFLOP/{self._unit}", [words.number(self._megaflops(e)) for e in curve] + blank, 2),
         ]
         styles = ["bold" if e is chosen else "" for e in curve] + ["dim"] * len(rivals)
         table, dropped = _fitted(columns, options.max_width, styles, {len(curve) - 1} if rivals else set())
@@ -143,6 +145,23 @@ class _RunSummary:
         for command, remark in self._next():
             line = f"  {command}  # {remark}"
             yield Text(line if cell_len(line) <= options.max_width else f"  {command.rstrip()}", style="cyan")
+
+    def _beside(self, metric: str, entries: Sequence[dict[str, Any]]) -> _Column:
+        """A further metric of depths and rivals."""
+        found = [e["metrics"].get(metric) for e in entries]
+        return _Column(metric, [words.number(m["value"], 4) if m else "" for m in found], 1)
+
+    @property
+    def _unit(self) -> str:
+        """What throughput counts: "token", "user"."""
+        return self.result["units"]["throughput"].removesuffix("s/s")
+
+    def _megaflops(self, entry: dict[str, Any]) -> float | None:
+        """Operations that judging one unit took, in millions, where the method counts them."""
+        cost = entry.get("cost") or {}
+        if "flops" not in cost:
+            return None
+        return cost["flops"] / (cost.get(f"{self._unit}s") or entry["accuracy"]["n"]) / 1e6
 
     def _chosen(self) -> dict[str, Any] | None:
         """The curve's entry that validation prefers (a tie goes to the shallowest), where it has a choice."""

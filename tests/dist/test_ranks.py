@@ -35,6 +35,7 @@ def train(payload: dict) -> None:
     """What a rank does. The first one leaves losses and gradients behind."""
     plan = resolve(payload["name"], payload["words"], environ={})
     folder = Path(payload["folder"])
+    torch.set_default_dtype(torch.float64)  # what is left of a difference is then no rounding
     with world("cpu", plan.config.hardware) as here:
         session, losses = Session.begin(plan, here, folder), []
         trainer = Watched(
@@ -44,6 +45,7 @@ def train(payload: dict) -> None:
         trainer.fit()
         if here.is_main:
             torch.save((losses, trainer.first), folder / "seen.pt")
+    torch.set_default_dtype(torch.float32)
 
 
 def seen(folder: Path, name: str, words: list[str], processes: int):
@@ -68,7 +70,7 @@ CASES = [
 @pytest.mark.parametrize(("name", "keys"), CASES, ids=lambda x: x if isinstance(x, str) else " ".join(x))
 def test_two_ranks_train_as_one_process(name, keys, tiny, tiny_text, tmp_path):
     words = [*(tiny if name == "latent" else tiny_text), "train.batch_size=12", f"train.steps={STEPS}"]
-    words += ["train.every=1000", "eval.limit=4", "train.lr=3e-4", *keys]
+    words += ["train.every=1000", "eval.limit=4", *keys]
     if name == "latent":
         words.append("backbone.dropout=0")
     if keys == ["mor.exit_weight=0.3"]:
@@ -79,6 +81,5 @@ def test_two_ranks_train_as_one_process(name, keys, tiny, tiny_text, tmp_path):
     np.testing.assert_allclose(two, one, rtol=1e-5)
     assert one_grads.keys() == two_grads.keys()
     for key, grad in one_grads.items():
-        torch.testing.assert_close(
-            two_grads[key], grad, rtol=1e-5, atol=1e-5 * float(grad.abs().max()), msg=key
-        )
+        off = (two_grads[key] - grad).norm()
+        assert off <= 1e-5 * grad.norm(), f"{key}: {off / grad.norm():.1e}"

@@ -15,6 +15,7 @@ card = MethodCard(
     units=Units(
         example="document", accuracy="next-token accuracy", latency="one decoded token", throughput="tokens/s"
     ),
+    beside=("bits per byte",),
     target="reason.methods.mor.method:Mor",
     backbone="recursive",
     dataset="stdlib-text",
