@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from reason.backbones.shape import Shape
 from reason.backbones.sharing import Sharing
+from reason.errors import ConfigError
 
 if TYPE_CHECKING:
     from reason.backbones.config import RecursiveConfig
@@ -285,14 +286,14 @@ class RecursiveDecoder(nn.Module):
                 nn.init.normal_(module.weight, std=config.init_std)
                 if isinstance(module, nn.Linear) and module.bias is not None:
                     nn.init.zeros_(module.bias)
-        self.corrections = None if not lora else self._corrections(lora)  # [step][layer of the block]
+        self.corrections = None if not lora else self._corrections(lora)  # [use][layer of the block]
 
     def _corrections(self, rank: int) -> Sequence[Sequence[Correction]]:
-        steps = (
+        uses = (
             nn.ModuleList(Correction(layer, rank) for layer in self.block)
             for _ in range(self.sharing.recursions)
         )
-        return cast(Sequence[Sequence[Correction]], nn.ModuleList(steps))
+        return cast(Sequence[Sequence[Correction]], nn.ModuleList(uses))
 
     @property
     def physical(self) -> list[Layer]:
@@ -300,18 +301,28 @@ class RecursiveDecoder(nn.Module):
         ends = ([self.first], [self.last]) if self.first is not None else ([], [])
         return cast(list[Layer], [*ends[0], *self.block, *ends[1]])
 
-    def at(self, j: int, steps: Steps) -> Use:
-        """Layer ``j`` of the block as it is at a step of the loop (from 0), or for runs of rows at several."""
-        layer = self.block[j]
+    def at(self, place: int, steps: Steps) -> Use:
+        """The layer at a place (below b) of a step of the loop, both from 0, or for runs of rows at several steps.
+
+        Raises:
+            ConfigError: several steps, and a scheme whose steps are of different layers.
+        """
+        if self.corrections is None and self.sharing.cyclic:
+            return self.block[place]
+        steps = [(0, steps)] if isinstance(steps, int) else steps
+        runs = [(step, sum(rows for rows, _ in run)) for step, run in groupby(steps, lambda one: one[1])]
+        uses = [self.sharing.use(place, step) for step, _ in runs]
+        if len({j for j, _ in uses}) > 1:
+            raise ConfigError(
+                f"Rows at several steps cannot go together: sharing={self.sharing.scheme} has other layers at each.",
+                "Use a cyclic scheme, or one row at a time.",
+            )
+        layer = self.block[uses[0][0] if uses else place]
         if self.corrections is None:
             return layer
-        if isinstance(steps, int):
-            return Corrected(layer, [(0, self.corrections[steps][j])])
-        runs = [
-            (sum(rows for rows, _ in run), self.corrections[step][j])
-            for step, run in groupby(steps, lambda one: one[1])
-        ]
-        return Corrected(layer, runs)
+        return Corrected(
+            layer, [(rows, self.corrections[n][j]) for (_, rows), (j, n) in zip(runs, uses, strict=True)]
+        )
 
     # --- all at once ------------------------------------------------------------------------------------
 
@@ -324,13 +335,12 @@ class RecursiveDecoder(nn.Module):
             ValueError: no such depth, or a scheme that cannot stop early.
         """
         rope = self.rope(torch.arange(tokens.shape[-1], device=tokens.device))
-        layers, first = self.physical, int(self.first is not None)
         depth = self.sharing.recursions if depth is None else depth
-        x = self.embed(tokens)
-        for index, step in zip(self.sharing.upto(depth), self.sharing.steps(depth), strict=True):
-            layer = layers[index] if step is None else self.at(index - first, step)
-            x = layer(x, rope, causal)
-        return self.norm(x)
+        self.sharing.upto(depth)  # refuses what cannot be
+        x = self.begin(tokens, rope)
+        for step in range(depth):
+            x = self.recurse(x, rope, step=step)
+        return self.finish(x, rope)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., V)."""
@@ -344,12 +354,12 @@ class RecursiveDecoder(nn.Module):
         return x if self.first is None else self.first(x, rope, attend)
 
     def recurse(self, x: Tensor, rope: Rope, attend: Attend = causal, step: int = 0) -> Tensor:
-        """Once through the block, residuals included: (..., D) -> (..., D). The f of the paper (cyclic schemes).
+        """A step, residuals included: (..., D) -> (..., D). The f of the paper, once through the block (cyclic schemes).
 
-        step: from 0; it matters where steps have corrections.
+        step: from 0; it matters where steps have corrections, or other layers.
         """
-        for j in range(len(self.block)):
-            x = self.at(j, step)(x, rope, attend)
+        for place in range(len(self.block)):
+            x = self.at(place, step)(x, rope, attend)
         return x
 
     def finish(self, x: Tensor, rope: Rope, attend: Attend = causal) -> Tensor:
@@ -407,10 +417,8 @@ class RecursiveDecoder(nn.Module):
 
     def _uses(self) -> tuple[list[Layer], list[Correction | None]]:
         """Of each of the L unrolled layers, the physical one, and what this use of it has beyond."""
-        layers, first, N = self.physical, int(self.first is not None), self.sharing.recursions
-        places = list(zip(self.sharing.upto(N), self.sharing.steps(N), strict=True))
-        corrections = [
-            None if self.corrections is None or step is None else self.corrections[step][index - first]
-            for index, step in places
-        ]
-        return [layers[index] for index, _ in places], corrections
+        steps, places = range(self.sharing.recursions), range(self.sharing.block)
+        uses = [self.sharing.use(place, step) for step in steps for place in places]
+        inside = [None if self.corrections is None else self.corrections[n][j] for j, n in uses]
+        ends = [None] if self.first is not None else []
+        return [self.physical[index] for index in self.sharing.physical], [*ends, *inside, *ends]

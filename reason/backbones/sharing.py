@@ -84,11 +84,9 @@ class Sharing:
             )
         return self._unrolled(depth)
 
-    def steps(self, depth: int) -> tuple[int | None, ...]:
-        """Beside each layer of ``upto(depth)``, the use of its physical layer that this is, from 0; None at the ends."""
-        inner = range(self.block * depth)
-        middle = [i // self.block if self.cyclic else i % depth for i in inner]
-        return (None, *middle, None) if self.ends else tuple(middle)
+    def use(self, place: int, step: int) -> tuple[int, int]:
+        """(layer of the block, which use of it) at a place, below b, of the step's b layers of the unrolled middle. From 0."""
+        return (place, step) if self.cyclic else divmod(step * self.block + place, self.recursions)
 
     def _unrolled(self, depth: int) -> tuple[int, ...]:
         inner = range(self.block * depth)

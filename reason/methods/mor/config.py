@@ -117,7 +117,6 @@ class MorConfig:
             Sharing(scheme, config.backbone.layers, recursions)  # refuses what does not divide
         if not config.train_depth:
             return  # the vanilla model: nothing here is read
-        cyclic = scheme.endswith("cycle")
         if self.distil and not source:
             raise ConfigError(
                 f"mor.distil={self.distil:g} learns from a source, and there is none.",
@@ -128,12 +127,7 @@ class MorConfig:
                 "mor.gate=tanh begins at 0 where weights come from a source, and shuts its layers out.",
                 "Use mor.gate=auto, whose gate begins at 1.",
             )
-        if self.lora and not cyclic:
-            raise ConfigError(
-                f"mor.lora={self.lora} corrects the passes through a block, and backbone.sharing={scheme} has none.",
-                f"Use backbone.sharing={scheme.replace('sequence', 'cycle')}, or mor.lora=0.",
-            )
-        if not cyclic and self.routing != "none":
+        if not scheme.endswith("cycle") and self.routing != "none":
             raise ConfigError(
                 f"backbone.sharing={scheme} repeats each layer in its place: there is no block that a token "
                 "could leave.",

@@ -253,6 +253,23 @@ def test_without_corrections_nothing_is_added(sources):
         torch.testing.assert_close(relaxed(tokens), scratch.decoder(tokens))
 
 
+@pytest.mark.parametrize("scheme", ["sequence", "middle_sequence"])
+def test_schemes_that_repeat_in_place_are_what_the_decoder_says(sources, scheme):
+    """Their steps are b layers each of the unrolled network, whichever those are."""
+    causal, tokens = sources["qwen3"], text(2, 20)
+    for lora in (0, ALL):
+        model = network(causal, 2, scheme, routing="none", lora=lora)
+        want = model.decoder.logits(model.decoder(tokens)).detach()
+        torch.testing.assert_close(logits(model, tokens), want, atol=1e-5, rtol=1e-5)
+        if lora:
+            torch.testing.assert_close(want, original(causal, tokens), atol=1e-4, rtol=1e-4)
+        got = generate(model, Request(tokens[0].tolist(), 6)).tokens
+        whole = torch.cat([tokens[0], torch.tensor(got)])[None]
+        assert logits(model, whole[:, :-1])[0, 19:].argmax(-1).tolist() == got
+    with pytest.raises(ConfigError, match="other layers at each"):
+        model.decoder.at(1, [(1, 0), (1, 1)])
+
+
 # --- training -------------------------------------------------------------------------------------------
 
 
@@ -422,7 +439,6 @@ def test_hashes_know_what_a_source_holds(model, tmp_path):
         (["mor.init=middle"], "stepwise"),
         (["mor.lora=-1"], "below 0"),
         (["mor.distil=0.5", "train_depth=2"], "there is none"),
-        (["mor.lora=2", "train_depth=2", "backbone.sharing=middle_sequence", "mor.routing=none"], "passes through a block"),
         (["backbone.source=smollm2-135m", "mor.gate=tanh", "train_depth=2"], "shuts its layers out"),
     ],
 )  # fmt: skip
