@@ -155,9 +155,10 @@ class Mor(Method):
 
         Columns: id; nll (nats), bits, correct, targets, bytes: sums over the document; tokens, depth_used
         (mean recursions of its tokens); at_1, at_2 ...: tokens that left after so many. Where the data says how
-        hard a token is: correct_L and targets_L for each level L, depth_L the sum of their depths. fallbacks:
-        tokens of which the router said no number. ``audit.COLUMNS``: sums of those documents that were judged at
-        all depths (``mor.audit``), 0 of the others.
+        hard a token is: correct_L and targets_L for each level L, depth_L the sum of their depths; easy_at_R and
+        hard_at_R: targets of level 0 and of the others that were given R recursions. fallbacks: tokens of which
+        the router said no number. ``audit.COLUMNS``: sums of those documents that were judged at all depths
+        (``mor.audit``), 0 of the others.
         """
         network, cases = cast(MixtureOfRecursions, model), cast(Cases, split)
         cap = min(depth, network.recursions)
@@ -303,12 +304,19 @@ def sizes(network: MixtureOfRecursions) -> Shape:
 
 
 def _overall(rows: pa.Table) -> dict[str, float]:
-    """The share of tokens of which the router said no number, and what the audit found."""
+    """The share of tokens of which the router said no number; where the data says how hard a token is, how surely its
+    depth tells the hard ones from the easy ones; and what the audit found."""
 
     def column(name: str) -> float:
         return float(rows.column(name).to_numpy().sum())
 
-    return {"fallbacks": column("fallbacks") / max(column("tokens"), 1)} | audit.overall(column)
+    found = {"fallbacks": column("fallbacks") / max(column("tokens"), 1)}
+    steps = [name.removeprefix("easy_at_") for name in rows.column_names if name.startswith("easy_at_")]
+    easy, hard = (np.array([column(f"{kind}_at_{r}") for r in steps]) for kind in ("easy", "hard"))
+    if easy.sum() and hard.sum():
+        below = np.cumsum(easy) - easy  # easy targets of less depth
+        found["auroc of depth"] = float((hard * (below + easy / 2)).sum() / (easy.sum() * hard.sum()))
+    return found | audit.overall(column)
 
 
 def _by_document(
@@ -332,4 +340,8 @@ def _by_document(
         at = target & (level == n)
         columns |= {f"correct_{n}": summed(told.hit & at), f"targets_{n}": summed(at)}
         columns[f"depth_{n}"] = summed(told.depth * at)
+    if levels:
+        for r in range(1, recursions + 1):
+            columns[f"easy_at_{r}"] = summed((told.depth == r) & target & (level == 0))
+            columns[f"hard_at_{r}"] = summed((told.depth == r) & target & (level > 0))
     return columns

@@ -6,14 +6,17 @@ import importlib.util
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reason.methods.mor.audit import COLUMNS
 from reason.methods.mor.flops import Shape
 from reason.methods.mor.judge import cost, dice, joined, profile_of, quantile_above, tell
+from reason.methods.mor.method import _overall
 from reason.methods.mor.router import above
 from reason.methods.mor.routes import Above, Known
 
@@ -87,3 +90,17 @@ def test_cost_counts_what_was_taken():
     shallow, deep = (cost(model, shape, model(tokens, Known(d))) for d in (1, 3))
     some = cost(model, shape, model(tokens, Above([0.0, 0.0])))
     assert shallow < some < deep
+
+
+def test_how_surely_depth_tells_hard_from_easy():
+    from sklearn.metrics import roc_auc_score
+
+    easy, hard = np.array([[5, 2, 1], [3, 0, 2]]), np.array([[1, 2, 4], [0, 3, 1]])
+    columns = {f"easy_at_{r + 1}": easy[:, r] for r in range(3)} | {
+        f"hard_at_{r + 1}": hard[:, r] for r in range(3)
+    }
+    more = {name: np.ones(2) for name in ("fallbacks", "tokens", *COLUMNS)}
+    depth = [r for both in (easy, hard) for r in range(3) for _ in range(both.sum(0)[r])]
+    label = [0] * easy.sum() + [1] * hard.sum()
+    told = _overall(pa.table(columns | more))["auroc of depth"]
+    assert told == pytest.approx(roc_auc_score(label, depth))
