@@ -32,6 +32,7 @@ def meanings(plan: Any) -> dict[str, str]:
 
 _FIELD = re.compile(r"    (\w+)\s*:")
 _SAID = re.compile(r"  #\s*(.+?)\s*$")  # two spaces before it, as formatters leave them
+_ON = re.compile(r" {8,}#\s*(.+?)\s*$")  # a line of nothing else, inside the brackets of a field
 _END = re.compile(r"\S|    (def|@|class)\b")
 
 
@@ -51,6 +52,7 @@ def comments(kind: type) -> dict[str, str]:
         if match := _FIELD.match(line):
             field = match[1]
             found[field] = ""
-        if field and (match := _SAID.search(line)) and not line.lstrip().startswith("#"):
-            found[field] = f"{found[field]} {match[1]}".strip()
+        said = _ON.match(line) if line.lstrip().startswith("#") else _SAID.search(line)
+        if field and said:
+            found[field] = f"{found[field]} {said[1]}".strip()
     return found

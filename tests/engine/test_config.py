@@ -308,3 +308,12 @@ class TestTypes:
     @given(st.floats(allow_nan=False, allow_infinity=False) | st.integers() | st.booleans() | st.text())
     def test_a_value_survives_its_spelling(self, value):
         assert parse(str(value), type(value)) == value
+
+
+def test_a_comment_goes_on_inside_the_brackets_of_its_field():
+    from reason.engine.describe import comments
+    from reason.methods.mor.config import MorConfig
+
+    told = comments(MorConfig)
+    assert told["combine"].startswith("state after a step") and "delta with a source" in told["combine"]
+    assert "#" not in "".join(told.values())
