@@ -348,7 +348,7 @@ def _identity_of(plan: Plan, identity: dict[str, Any], folder: RunFolder) -> dic
         "split": "test", "depth": config.depth, "train_depth": config.train_depth, "seed": config.seed,
         "config_hash": identity["config_hash"], "train_hash": identity["train_hash"], "trained_by": identity["trained_by"],
         "units": {
-            "depth": axis.unit, "zero": axis.zero, "example": units.example, "latency": units.latency,
+            "depth": axis.unit, "least": axis.least, "zero": axis.zero, "example": units.example, "latency": units.latency,
             "throughput": units.throughput,
         },
         "beside": list(plan.card.beside),

@@ -240,9 +240,11 @@ class _RunSummary:
         if self.folder is not None:
             said = " ".join([name, *overrides(RunFolder(self.folder))])
         depths = [e["depth"] for e in r["curve"]]
-        varied = ",".join(map(str, depths if len(depths) > 1 else range(r["train_depth"] + 1)))
+        varied = ",".join(
+            map(str, depths if len(depths) > 1 else range(r["units"].get("least", 0), r["train_depth"] + 1))
+        )
         commands = []
-        if r["train_depth"] and depths[0] == 0:
+        if r["train_depth"]:
             commands.append((f"reason run {said} train_depth=0", "the base: the model without the method"))
         if r["train_depth"]:
             commands.append(
