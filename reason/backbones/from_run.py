@@ -34,6 +34,17 @@ def keep(folder: Path, decoder: RecursiveDecoder, tokens: Tokens, *, lora: int, 
         write_json(folder / NETWORK, {"shape": dataclasses.asdict(decoder.shape), **told})
 
 
+def kept(folder: Path) -> tuple[Shape, int, Tokens] | None:
+    """Sizes, rank of the corrections and tokenizer of the model that a run trained; None where it has kept none.
+
+    So a finished run needs its source no more.
+    """
+    if not ((folder / MODEL).is_file() and (folder / NETWORK).is_file() and (folder / TOKENIZER).is_dir()):
+        return None
+    told = read_json(folder / NETWORK)
+    return _shape(told["shape"]), told["lora"], Tokens.from_folder(folder / TOKENIZER)
+
+
 def unrolled(folder: Path, where: str) -> tuple[Shape, Mapping[str, Tensor], Tokens]:
     """The vanilla network that does what the run's does, and its tokenizer. Layers that are one share their tensors.
 

@@ -40,7 +40,9 @@ from reason.methods.base import DepthAxis, MethodCard
 class TrainConfig:
     """How a model is trained. Counts are global: they do not change with the number of ranks."""
 
-    epochs: int = 30  # passes over the training examples; 0, with steps 0 = no training: judge the model as it begins
+    epochs: int = (
+        30  # passes over the training examples; 0, with steps 0 = no training: judge the model as it begins
+    )
     steps: int = 0  # optimiser steps; when above 0 it replaces epochs
     batch_size: int = 64  # examples per optimiser step, over all ranks and micro-batches
     accumulate: int = 1  # micro-batches per optimiser step and rank

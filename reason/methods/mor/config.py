@@ -31,9 +31,7 @@ class MorConfig:
     )
     router: Literal["linear", "mlp"] = "linear"  # what scores a token; mlp has a hidden layer of 2D [P, C]
     gate: Gate = "auto"  # how a score enters the state; auto: sigmoid for expert, softmax for token [C]
-    alpha: float = (
-        0.0  # scale of the gate; 0 = 0.1 for expert, 1 for token [C]; with a source, what makes g = 1 at the start
-    )
+    alpha: float = 0.0  # scale of the gate; 0 = 0.1 for expert, 1 for token [C]; with a source, what makes g = 1 at the start
     combine: Combine = (
         "auto"  # state after a step: paper x + g f(x) | delta x + g (f(x) - x) | replace f(x); auto: paper from
         # scratch, delta with a source, whose activations paper would scale away (ours)
@@ -63,8 +61,12 @@ class MorConfig:
         "stepwise"  # source: layers that the block begins with, spread evenly | average of those it stands for | lower
         # or upper ones | random [C]
     )
-    lora: int = 0  # rank of what each use of a shared layer has beyond it (Bae et al., arXiv 2410.20672); 0 = nothing
-    distil: float = 0.0  # source: weight of KL(source || ours) over next tokens, beside the text (arXiv 2410.20672)
+    lora: int = (
+        0  # rank of what each use of a shared layer has beyond it (Bae et al., arXiv 2410.20672); 0 = nothing
+    )
+    distil: float = (
+        0.0  # source: weight of KL(source || ours) over next tokens, beside the text (arXiv 2410.20672)
+    )
 
     kv: KV = "recursion"  # keys at a step: of those that took it | sharing: of step 1 | hybrid: own, else 1's [P 2.3]
 
@@ -77,7 +79,9 @@ class MorConfig:
     gap: Gap = evaluation_key("trained")  # what stands in for keys of those that left; trained = as kv says
     force: bool = evaluation_key(False)  # judge with other keys and values than it was trained with
     audit: float = evaluation_key(0.05)  # share of documents judged again at full depth, to find misrouting
-    record: bool = evaluation_key(False)  # predict: keep each request in audit.jsonl, to be replayed exactly (ours)
+    record: bool = evaluation_key(
+        False
+    )  # predict: keep each request in audit.jsonl, to be replayed exactly (ours)
     guard: bool = evaluation_key(
         False
     )  # predict: go to a safer profile when depths drift from validation's (ours)

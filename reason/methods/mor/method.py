@@ -18,7 +18,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from reason.backbones.from_run import keep
+from reason.backbones.from_run import keep, kept
 from reason.backbones.pretrained import Causal, opened
 from reason.backbones.tokens import Tokens
 from reason.datasets.documents import Corpus
@@ -72,6 +72,8 @@ class Mor(Method):
 
     def data(self, ctx: Context) -> Splits:
         corpus, backbone = ctx.dataset.text(), self.config.backbone
+        if (trained := kept(ctx.workdir)) is not None:
+            return cast(Splits, TextSplits(corpus, trained[-1], backbone.context, ctx.dataset.info))
         if (source := self._source()) is not None:
             told = {"source": source.where} | (
                 {"layers": note} if (note := self._layout(source).note) else {}
@@ -84,9 +86,13 @@ class Mor(Method):
         return cast(Splits, TextSplits(corpus, tokens, backbone.context, ctx.dataset.info))
 
     def build(self, ctx: Context) -> nn.Module:
-        recursions, backbone, source = max(self.config.train_depth, 1), self.config.backbone, self._source()
+        recursions, backbone = max(self.config.train_depth, 1), self.config.backbone
         mor = self.config.mor if self.config.train_depth else type(self.config.mor)(routing="none")
-        if source is None:
+        if (trained := kept(ctx.workdir)) is not None:
+            shape, lora, _ = trained
+            decoder = ctx.backbone(shape=shape, recursions=recursions, lora=lora)
+            return MixtureOfRecursions(decoder, mor, backbone.init_std)
+        if (source := self._source()) is None:
             shape = backbone.shape(ctx.data.tokens.size)
             decoder = ctx.backbone(shape=shape, recursions=recursions, lora=mor.lora)
         else:
