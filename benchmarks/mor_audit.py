@@ -64,7 +64,7 @@ def main() -> int:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         loaded = open_run(RunFolder(Path(args.run) if args.run else trained(Path(folder), args.quick)))
-        return report(loaded, 12_000 if args.quick else 30_000, 100 if args.quick else 400)
+        return report(loaded, 12_000 if args.quick else 50_000, 100 if args.quick else 400)
 
 
 def trained(folder: Path, quick: bool) -> Path:

@@ -60,7 +60,9 @@ def test_a_sweep_over_depth_trains_once_for_each_seed(reason, tiny_text, store):
     made = runs()
     assert len(made) == 6
     assert sum(r.identity["trained_by"] is None for r in made) == 2
-    assert {(r.result["depth"], r.result["seed"]) for r in made} == {(d, s) for d in (1, 2, 3) for s in (0, 1)}
+    assert {(r.result["depth"], r.result["seed"]) for r in made} == {
+        (d, s) for d in (1, 2, 3) for s in (0, 1)
+    }
     told = reason("compare", "mor", "--json")
     assert told.code == 0 and "next-token accuracy" in told.out
 
@@ -85,5 +87,7 @@ class TestBadInput:
         Path("few").mkdir()
         for i in range(12):
             Path(f"few/{i}.txt").write_text(f"only a few words in document {i}")
-        said = reason("run", "mor", "dataset=few", "dataset.valid=0.3", "dataset.test=0.3", "backbone.vocab=300")
+        said = reason(
+            "run", "mor", "dataset=few", "dataset.valid=0.3", "dataset.test=0.3", "backbone.vocab=300"
+        )
         assert said.code in (1, 2) and "backbone.context" in said.err and "Traceback" not in said.err

@@ -2,7 +2,7 @@
 
 A limit is no matter of taste. Windows of the same size are drawn from validation text, document by document, and
 each statistic may differ from its median there as far as ``CLEAN`` of all windows do in their most unusual one, and
-half as far again because other documents differ more. So clean text alarms rarely, over all statistics together.
+as far again because other documents differ more. So clean text alarms rarely, over all statistics together.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 WINDOW = 4096  # tokens of a window
 DRAWS = 300  # windows that limits are found with
-CLEAN, SLACK = 0.99, 1.5
+CLEAN, SLACK = 0.99, 2.0
 EACH = 4  # sequences at most of a document, so that a window holds several
 OFTEN = 8  # sequences that must have a position before it can be called dead
 SHARE = 1e-3  # a depth rarer than this counts as this rare in the PSI

@@ -1,0 +1,257 @@
+"""Requests to a tiny session: profiles, records and their replay, broken routers, drift; and what judging tells."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from reason.engine.config import resolve
+from reason.engine.evaluation import judge
+from reason.engine.parallel import World
+from reason.engine.session import Session
+from reason.errors import ConfigError
+from reason.methods.figures import HeatMap, Table
+from reason.methods.mor import record
+from reason.methods.mor.answer import Drift
+from reason.methods.mor.audit import COLUMNS
+
+HERE = World(0, 1, torch.device("cpu"))
+PROMPTS = ["a b c d", "b a c", "d d a b c a"]
+
+
+@pytest.fixture
+def begin(tiny_text, tmp_path):
+    """A session whose routers disagree about tokens, calibrated."""
+
+    def start(*words, calibrate=True):
+        session = Session.begin(resolve("mor", [*tiny_text, "depth=3", *words], environ={}), HERE, tmp_path)
+        torch.manual_seed(1)
+        with torch.no_grad():
+            for weight in session.network.parameters():
+                if weight.ndim > 1:
+                    weight.mul_(8)
+            session.network.eval()
+            if calibrate:
+                fitted = session.method.calibrate(session.ctx, session.network, session.ctx.data.valid)
+                session.ctx.calibration = json.loads(json.dumps(fitted))
+        return session
+
+    return start
+
+
+def ask(session, *requests):
+    return session.method.predict(session.ctx, session.network, list(requests), 3)
+
+
+def prompts(session):
+    return [" ".join(text.split()[:6]) for text in session.ctx.dataset.text().test.text[:6]]
+
+
+def spoil(session, value=torch.nan):
+    with torch.no_grad():
+        for router in session.network.by_step:
+            router.layers[0].weight.fill_(value)
+
+
+# --- profiles -----------------------------------------------------------------------------------------
+
+
+def test_profiles_spend_more_and_more(begin):
+    session = begin()
+    fitted = session.ctx.calibration
+    profiles = fitted["profiles"]
+    depths = [profiles[name]["mean_depth"] for name in ("economy", "default", "max")]
+    assert 1 < depths[0] < depths[1] < depths[2] == 3
+    assert depths[0] == pytest.approx(1.5, abs=0.1) and depths[1] == pytest.approx(2, abs=0.1)
+    assert profiles["default"]["thresholds"] == fitted["thresholds"]
+    assert all(np.isfinite(p["nll"]) and sum(p["shares"]) == pytest.approx(1) for p in profiles.values())
+
+
+def test_a_profile_is_chosen_by_key_and_by_request(begin):
+    session = begin()
+    text = prompts(session)[0]
+    found = [
+        ask(session, {"prompt": text, "tokens": 12, "profile": p})[0] for p in ("economy", "default", "max")
+    ]
+    depths = [one["depth"] for one in found]
+    assert depths[0] <= depths[1] <= depths[2] == 3
+    (usual,) = ask(session, {"prompt": text, "tokens": 12})
+    assert usual == found[1]
+    spent = {}
+    for name in ("economy", "default", "max"):
+        session = begin(f"mor.profile={name}")
+        judged = judge(session.method, session.ctx, HERE, session.network, session.ctx.data.test, 3)
+        spent[name] = judged.effective_depth
+    assert spent["economy"] < spent["default"] < spent["max"] == 3
+    (wrong,) = ask(session, {"prompt": text, "profile": "turbo"})
+    assert "Choose from economy, default, max" in wrong["error"]
+
+
+@pytest.mark.parametrize(
+    "words", [("mor.profile=max", "mor.mean_depth=1.5"), ("mor.profile=economy", "mor.routing=token")]
+)
+def test_profiles_that_mean_nothing_are_refused(tiny_text, words):
+    with pytest.raises(ConfigError):
+        resolve("mor", [*tiny_text, *words], environ={})
+
+
+def test_what_was_not_calibrated_cannot_be_asked_for(begin):
+    session = begin("mor.routing=token")
+    assert set(session.ctx.calibration) == {"reference"}
+    (told,) = ask(session, {"prompt": prompts(session)[0], "profile": "economy"})
+    assert "profile" in told["error"]
+
+
+# --- records ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [(), ("mor.kv=sharing",), ("mor.routing=token",), ("mor.routing=random",)])
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0, "top_p": 0.9, "seed": 4}])
+def test_a_record_is_written_again_exactly(begin, words, sampling):
+    session = begin("mor.record=true", *words)
+    asked = [{"prompt": p, "tokens": 15, **sampling} for p in prompts(session)[:3]]
+    told = ask(session, *asked)
+    lines = [json.loads(line) for line in (session.ctx.workdir / record.FILE).read_text().splitlines()]
+    assert len(lines) == 3
+    for one, line in zip(told, lines, strict=True):
+        assert session.ctx.data.tokens.decode(line["written"]) == one["text"]
+        depth = record.unrun(line["depth"])
+        assert depth.mean() == pytest.approx(one["depth"])
+        assert line["counts"] == [int((depth > r).sum()) for r in range(3)]
+        assert line["fallbacks"] == 0 and line["kv_bytes"] > 0 and set(line["seconds"]) == {"read", "write"}
+    again = ask(session, *({"replay": line} for line in lines))
+    assert [a["same"] for a in again] == [True] * 3 and [a["text"] for a in again] == [
+        t["text"] for t in told
+    ]
+    changed = {**lines[0], "written": [*lines[0]["written"][:-1], (lines[0]["written"][-1] + 1) % 5]}
+    assert ask(session, {"replay": changed})[0]["same"] is False
+
+
+def test_a_record_of_another_model_is_refused(begin):
+    session = begin("mor.record=true")
+    ask(session, {"prompt": prompts(session)[0], "tokens": 4})
+    line = json.loads((session.ctx.workdir / record.FILE).read_text())
+    with torch.no_grad():
+        next(session.network.parameters()).add_(1e-3)
+    other, broken, beside, none = ask(
+        session, {"replay": line}, {"replay": {"model": "x"}}, {"replay": line, "prompt": "a"}, {"replay": 3}
+    )
+    assert "another model" in other["error"] and "no 'kv'" in broken["error"]
+    assert "alone" in beside["error"] and "no audit record" in none["error"]
+    damaged = {**line, "model": record.identity(session.network), "depth": [[1, 1]]}
+    assert "damaged" in ask(session, {"replay": damaged})[0]["error"]
+
+
+def test_nothing_is_recorded_unasked(begin):
+    session = begin()
+    ask(session, {"prompt": prompts(session)[0], "tokens": 4})
+    assert not (session.ctx.workdir / record.FILE).exists()
+
+
+def test_lines_survive_a_killed_writer(tmp_path):
+    path = tmp_path / "audit.jsonl"
+    record.append(path, {"a": 1})
+    with path.open("a") as f:
+        f.write('{"half')
+    record.append(path, {"b": 2})
+    assert path.read_text() == '{"a":1}\n{"half\n{"b":2}\n'
+
+
+def test_small_forms_keep_what_they_hold():
+    depth = np.array([1, 1, 3, 2, 2, 2])
+    assert (
+        record.runs(depth) == [[1, 2], [3, 1], [2, 3]] and (record.unrun(record.runs(depth)) == depth).all()
+    )
+    logits = torch.randn(3, 40) * 9
+    logits[1, ::3] = torch.nan
+    packed = json.loads(json.dumps(record.pack(logits)))
+    back = record.unpack(packed)
+    np.testing.assert_allclose(back, logits, atol=packed["step"] / 2 + 1e-6)
+    assert np.isnan(record.unpack(record.pack(torch.full((2, 3), torch.nan)))).all()
+
+
+# --- what is said when routers fail -------------------------------------------------------------------
+
+
+def test_a_broken_router_is_said(begin):
+    session = begin("mor.record=true")
+    spoil(session)
+    (told,) = ask(session, {"prompt": prompts(session)[0], "tokens": 5})
+    assert "no number" in told["note"] and told["depth"] == 3
+    line = json.loads((session.ctx.workdir / record.FILE).read_text())
+    assert line["fallbacks"] > 0 and "no number" in line["alerts"][0]
+    assert ask(session, {"replay": line})[0]["same"]
+    judged = judge(session.method, session.ctx, HERE, session.network, session.ctx.data.test, 3).evaluation
+    assert judged.overall(judged.rows)["fallbacks"] == 1
+    (table,) = [
+        f for f in session.method.inspect(session.ctx, session.network, "") if f.title.startswith("Health")
+    ]
+    assert ["fallbacks", "1.000", "ALERT"] in [row[:3] for row in table.rows] and "no number" in table.note
+
+
+def test_drift_is_said_and_guarded(begin):
+    for guard in (False, True):
+        session = begin("mor.profile=economy", f"mor.guard={guard}")
+        for name in ("economy", "default"):  # as though clean text had left at once
+            session.ctx.calibration["profiles"][name]["shares"] = [1.0, 0.0, 0.0]
+        session.ctx.calibration["reference"]["drift"] = 0.1
+        requests = [{"prompt": p, "tokens": 30} for p in prompts(session) * 12]
+        told = ask(session, *requests)
+        notes = [one.get("note", "") for one in told]
+        first = next(i for i, note in enumerate(notes) if "drifted from those of validation" in note)
+        assert not any("drifted" in note for note in notes[:first]) and first > 2
+        after = [note for note in notes[first + 1 :] if "written with profile" in note]
+        if guard:
+            assert "profile default from here on" in notes[first] and len(after) == len(notes) - first - 1
+            assert "profile max" in notes[-1] and told[-1]["depth"] == 3
+        else:
+            assert not after
+
+
+def test_drift_needs_enough_tokens():
+    drift = Drift({"reference": {"drift": 0.2, "shares": [0.5, 0.5]}, "thresholds": []}, "default")
+    assert drift.add(np.ones(500, int)) == 0 and drift.add(np.ones(50, int)) > 0.2
+    assert drift.add(np.repeat([1, 2], 600)) == 0  # what is older is forgotten
+    assert Drift(None, "default").add(np.ones(900, int)) == 0
+    assert Drift({"reference": {"drift": 0.2, "shares": [0.5, 0.5]}}, "economy").add(np.ones(900, int)) == 0
+
+
+# --- judging and showing ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words", [(), ("mor.routing=token",), ("mor.routing=none",), ("train_depth=0", "depth=1")]
+)
+def test_rows_have_the_audit(begin, words):
+    session = begin(*words, "mor.audit=0.3", calibrate=not words)
+    depth = session.plan.config.depth
+    judged = judge(
+        session.method, session.ctx, HERE, session.network, session.ctx.data.test, depth
+    ).evaluation
+    rows = {name: judged.rows.column(name).to_numpy() for name in (*COLUMNS, "fallbacks")}
+    n = len(session.ctx.data.test)
+    assert rows["audited"].sum() == (0 if depth == 1 else round(0.3 * n)) and not rows["fallbacks"].any()
+    unseen = rows["audited"] == 0
+    assert not any(rows[name][unseen].any() for name in COLUMNS)
+    overall = judged.overall(judged.rows)
+    assert ("audit regret" in overall) == (depth > 1) and overall["fallbacks"] == 0
+    few = judge(session.method, session.ctx, HERE, session.network, session.ctx.data.test, depth, limit=4)
+    assert few.evaluation.rows.column("audited").to_numpy().sum() == (0 if depth == 1 else 1)
+
+
+def test_inspect_shows_the_router(begin):
+    session = begin()
+    found = {f.title: f for f in session.method.inspect(session.ctx, session.network, "")}
+    assert isinstance(found["How depths follow each other"], HeatMap)
+    for title in ("Health of the router", "Misrouting audit", "Profiles"):
+        assert isinstance(found[title], Table) and found[title].rows
+    names = [row[0] for row in found["Health of the router"].rows]
+    assert {"kept 2", "PSI", "AUROC 3", "explained by position", "regret"} <= set(names)
+    assert [row[0] for row in found["Profiles"].rows] == ["economy", "default (in use)", "max"]
+    bare = begin(calibrate=False)
+    assert "no reference" in next(
+        f.note for f in bare.method.inspect(bare.ctx, bare.network, "") if f.title == "Health of the router"
+    )
