@@ -20,8 +20,8 @@ card = MethodCard(
     backbone="recursive",
     dataset="stdlib-text",
     preset={
-        "train.batch_size": 16,
-        "train.steps": 400,
+        "train.batch_size": 8,
+        "train.steps": 450,
         "train.lr": 3e-3,
         "train.weight_decay": 0.1,
         "train.beta2": 0.95,
