@@ -19,7 +19,6 @@ from reason.methods.mor.answer import Drift
 from reason.methods.mor.audit import COLUMNS
 
 HERE = World(0, 1, torch.device("cpu"))
-PROMPTS = ["a b c d", "b a c", "d d a b c a"]
 
 
 @pytest.fixture
@@ -44,6 +43,11 @@ def begin(tiny_text, tmp_path):
 
 def ask(session, *requests):
     return session.method.predict(session.ctx, session.network, list(requests), 3)
+
+
+@torch.no_grad()
+def inspect(session, example):
+    return session.method.inspect(session.ctx, session.network, example)
 
 
 def prompts(session):
@@ -186,9 +190,7 @@ def test_a_broken_router_is_said(begin):
     assert ask(session, {"replay": line})[0]["same"]
     judged = judge(session.method, session.ctx, HERE, session.network, session.ctx.data.test, 3).evaluation
     assert judged.overall(judged.rows)["fallbacks"] == 1
-    (table,) = [
-        f for f in session.method.inspect(session.ctx, session.network, "") if f.title.startswith("Health")
-    ]
+    (table,) = [f for f in inspect(session, "") if f.title.startswith("Health")]
     assert ["fallbacks", "1.000", "ALERT"] in [row[:3] for row in table.rows] and "no number" in table.note
 
 
@@ -244,7 +246,7 @@ def test_rows_have_the_audit(begin, words):
 
 def test_inspect_shows_the_router(begin):
     session = begin()
-    found = {f.title: f for f in session.method.inspect(session.ctx, session.network, "")}
+    found = {f.title: f for f in inspect(session, "")}
     assert isinstance(found["How depths follow each other"], HeatMap)
     for title in ("Health of the router", "Misrouting audit", "Profiles"):
         assert isinstance(found[title], Table) and found[title].rows
@@ -252,6 +254,4 @@ def test_inspect_shows_the_router(begin):
     assert {"kept 2", "PSI", "AUROC 3", "explained by position", "regret"} <= set(names)
     assert [row[0] for row in found["Profiles"].rows] == ["economy", "default (in use)", "max"]
     bare = begin(calibrate=False)
-    assert "no reference" in next(
-        f.note for f in bare.method.inspect(bare.ctx, bare.network, "") if f.title == "Health of the router"
-    )
+    assert "no reference" in next(f.note for f in inspect(bare, "") if f.title == "Health of the router")
