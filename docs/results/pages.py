@@ -16,7 +16,6 @@ replaces what stands between them. KIND is
     published, claims    what a paper says, and what our runs say to that; SET is a file in published/
     language             language models side by side: bits per byte, depth, operations, differences
     levels               accuracy and depth by the steps that an answer needs
-    json                 what a benchmark or a script said, kept in data/SET.json
 """
 
 from __future__ import annotations
@@ -461,14 +460,9 @@ def levels_block(name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def json_block(name: str) -> str:
-    return "```json\n" + (DATA / f"{name}.json").read_text(encoding="utf-8").strip() + "\n```\n"
-
-
 BLOCKS = {
     "language": language_block,
     "levels": levels_block,
-    "json": json_block,
     "compare": compare_block,
     "results": results_block,
     "picture": picture_block,
