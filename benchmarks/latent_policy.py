@@ -27,10 +27,12 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from reason.backbones.config import SasrecConfig
 from reason.backbones.encoder import SequenceEncoder
 from reason.methods.latent.calibrate import fit_router
+from reason.methods.latent.candidates import Catalogue
 from reason.methods.latent.config import FEATURES, LatentConfig
 from reason.methods.latent.policy import LESS_IS_SURER, Measure, Policy, Stop, features, solve
 from reason.methods.latent.serve import Reasoning, serve
@@ -68,10 +70,10 @@ def main() -> int:
     )
     held: dict[str, dict[str, float]] = {}
     with torch.inference_mode():
-        vectors = model.item_vectors()
+        catalogue = Catalogue.of(model)
 
         def start(rows: slice, depth: int) -> Reasoning:
-            return Reasoning(config, model, vectors, items[rows], length[rows], depth)
+            return Reasoning(config, model, catalogue, items[rows], length[rows], depth)
 
         policies = {name: fit(name, lambda: start(slice(0, 256), STEPS)) for name in (*TESTS, "router")}
         log_counts = torch.zeros(args.items)
@@ -81,26 +83,40 @@ def main() -> int:
             encoder_ms = 1e3 * (time.thread_time() - began) / singles
             used: dict[str, float] = {}
 
-            def answer(policy: Policy | None, depth: int, encoded: list[Reasoning] = encoded) -> float:
-                spent = 0.0
-                for run in encoded:
-                    run = copy.copy(
-                        run
-                    )  # what was encoded serves again and again; steps write over their cache
-                    run.thought, run.depth = replace(run.thought), depth
-                    test = Stop(policy, log_counts) if policy else None
-                    spent += float(serve(run, test, compact=args.compact).depth.sum())
-                return spent
+            kept = [[(k.clone(), v.clone()) for k, v in run.thought.items] for run in encoded]
 
-            calls: dict[str, Callable[[], float]] = {f"fixed {k}": lambda k=k: answer(None, k) for k in FIXED}
+            def answer(
+                policy: Policy | None,
+                depth: int,
+                encoded: list[Reasoning] = encoded,
+                kept: list[list[tuple[Tensor, Tensor]]] = kept,
+            ) -> tuple[float, float]:
+                """Steps taken by all requests, and the seconds it took."""
+                spent = took = 0.0
+                for first, whole in zip(encoded, kept, strict=True):
+                    if len(first.items) > 1:  # rows that leave a batch are written over
+                        for now, then in zip(first.thought.items, whole, strict=True):
+                            now[0].copy_(then[0])
+                            now[1].copy_(then[1])
+                    run = copy.copy(first)
+                    run.thought, run.depth = replace(first.thought), depth
+                    begin = time.thread_time()  # the one thread's own time: neighbours do not count
+                    test = Stop(policy, log_counts) if policy else None
+                    served = serve(run, test, compact=args.compact)
+                    took += time.thread_time() - begin
+                    spent += float(served.depth.sum())
+                return spent, took
+
+            calls: dict[str, Callable[[], tuple[float, float]]] = {
+                f"fixed {k}": lambda k=k: answer(None, k) for k in FIXED
+            }
             calls |= {name: lambda policy=policy: answer(policy, STEPS) for name, policy in policies.items()}
             times: dict[str, list[float]] = {name: [] for name in calls}
             for turn in range(repeats + 1):
                 for name, call in calls.items():
-                    begin = time.thread_time()  # the one thread's own time: neighbours do not count
-                    spent = call()
+                    spent, took = call()
                     if turn:
-                        times[name].append(1e3 * (time.thread_time() - begin) / singles)
+                        times[name].append(1e3 * took / singles)
                         used[name] = spent / (singles * batch)
             held[str(batch)] = report(batch, encoder_ms, times, used)
     worst = {b: min(shares.values()) for b, shares in held.items()}
@@ -123,7 +139,7 @@ def fit(name: str, start: Callable[[], Reasoning]) -> Policy:
     policy = Policy(name, 0.0, 0 if name == "router" else 1, [1.0] * (STEPS + 1), 200)
     run = start()
     if name == "router":
-        measure = Measure(policy, torch.zeros(len(run.vectors)))
+        measure = Measure(policy, torch.zeros(len(run.catalogue)))
         x = features(list(FEATURES), measure, run).double().numpy()
         gain = np.random.default_rng(0).normal(size=len(x)) + (x[:, 4] - x[:, 4].mean()) / (
             x[:, 4].std() + 1e-9

@@ -97,31 +97,41 @@ class Thought:
     the latent tokens go to a small cache of their own.
 
     A rows go on out of the R whose keys and values are held: a row that leaves (``keep``) costs no more
-    projections at once, and no more attention as soon as moving the others together pays.
+    projections at once, and no more attention as soon as closing the gaps pays.
     """
 
     state: Tensor  # (A, d), r_k
-    items: list[tuple[Tensor, Tensor]]  # per layer: keys and values (R, H, T, d/H), views at first
+    items: list[tuple[Tensor, Tensor]]  # per layer: keys and values (R, H, T, d/H), views
     latent: list[tuple[Tensor, Tensor]]  # per layer: keys and values (R, H, K, d/H), filled up to k
     hidden: Tensor | None  # (R, 1, 1, T), -inf on padding and else 0; None where there is no padding
     step: int = 0  # k, steps taken
-    held: Tensor | None = None  # (A,), where the rows that go on lie among those held; None: A = R
+    held: Tensor | None = None  # (A,), where the rows that go on lie among those held; None: in order, A = R
 
+    @torch.no_grad()
     def keep(self, rows: Tensor, *, compact: float = 0.75) -> None:
         """Go on with ``rows`` (ascending positions among the A) alone.
 
-        compact: the share of held rows at or below which keys and values are moved together. 1 moves
-            them whenever a row leaves, 0 never.
+        The last rows held move into the places of those that left, so few are moved, and into memory that is
+        there already; what a row holds is written over once it is gone.
+
+        compact: the share of held rows at or below which that is done. 1: whenever a row leaves; 0: never.
         """
         self.state = self.state.index_select(0, rows)
         held = rows if self.held is None else self.held.index_select(0, rows)
-        if len(held) > compact * len(self.latent[0][0]):
-            self.held = held
-            return
-        self.items = [(k.index_select(0, held), v.index_select(0, held)) for k, v in self.items]
-        self.latent = [(k.index_select(0, held), v.index_select(0, held)) for k, v in self.latent]
-        self.hidden = None if self.hidden is None else self.hidden.index_select(0, held)
-        self.held = None
+        count, room = len(held), len(self.latent[0][0])
+        if count <= compact * room:
+            free = held.new_ones(room, dtype=torch.bool).index_fill_(0, held, False)[:count]
+            gaps, late = free.nonzero().squeeze(1), (held >= count).nonzero().squeeze(1)
+            moved = held.index_select(0, late)
+
+            def close(x: Tensor) -> Tensor:
+                return x[:count].index_copy_(0, gaps, x.index_select(0, moved))
+
+            self.items = [(close(k), close(v)) for k, v in self.items]
+            self.latent = [(close(k), close(v)) for k, v in self.latent]
+            self.hidden = None if self.hidden is None else close(self.hidden)
+            held = held.index_copy(0, late, gaps)
+        self.held = held
 
 
 class SequenceEncoder(nn.Module):
@@ -316,7 +326,7 @@ class SequenceEncoder(nn.Module):
             query, key, value = block.query_key_value(x)
             if held is None:
                 keys[:, :, k : k + 1], values[:, :, k : k + 1] = key, value
-            else:  # rows that left stay in memory until the next move: their query is 0, their mixture unread
+            else:  # rows that left stay in memory until the gaps are closed: their query is 0, their mixture unread
                 keys[held, :, k : k + 1], values[held, :, k : k + 1] = key, value
                 query = query.new_zeros(len(keys), *query.shape[1:]).index_copy_(0, held, query)
             mixed, share = _attend(query, *items, keys[:, :, : k + 1], values[:, :, : k + 1], thought.hidden)

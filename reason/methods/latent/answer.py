@@ -11,7 +11,7 @@ from torch import Tensor
 
 from reason.methods.base import Context
 from reason.methods.latent.calibrate import log_counts
-from reason.methods.latent.candidates import excluded
+from reason.methods.latent.candidates import Catalogue, excluded
 from reason.methods.latent.policy import Policy, Stop
 from reason.methods.latent.serve import Reasoning, Served, serve
 
@@ -36,7 +36,7 @@ class Answerer:
 
     def __init__(self, config: Any, ctx: Context, model: SequenceEncoder):
         self.config, self.ctx, self.model = config, ctx, model
-        self.vectors = model.item_vectors()  # (N, d)
+        self.catalogue = Catalogue.of(model)
         fitted = ctx.calibration or {}
         self.policy = Policy.from_json(fitted["policy"]) if "policy" in fitted else None
         self.cap: int = fitted.get("depth", model.steps)
@@ -56,16 +56,16 @@ class Answerer:
             watch: also say how far the last step moved each row.
         """
         device = self.ctx.device
-        exclude = excluded(seen, len(items), len(self.vectors))
+        exclude = excluded(seen, len(items), len(self.catalogue))
         exclude = None if exclude is None else exclude.to(device)
         depth = depth if fixed else min(depth, self.cap)
         run = Reasoning(
-            self.config.latent, self.model, self.vectors, items.to(device), length.to(device), depth
+            self.config.latent, self.model, self.catalogue, items.to(device), length.to(device), depth
         )
         test = Stop(self.policy, self.log_counts, exclude) if self.policy and not fixed else None
         late = None if began is None or fixed else self._deadline(began)
         served = serve(run, test, late=late, watch=watch)
-        scores = served.state @ self.vectors.T
+        scores = self.catalogue.scores(served.state)
         candidates = scores if exclude is None else scores.masked_fill(exclude, -torch.inf)
         return Answer(served, scores, exclude, candidates.topk(min(k, scores.shape[1])).indices)
 
@@ -97,7 +97,7 @@ class Answerer:
             rows = depth == k
             total[rows] = self.model.flops(length[rows], k)
         if self.policy and self.policy.needs_scores:
-            N, d = self.vectors.shape
+            N, d = self.catalogue.vectors.shape
             # After the look at the whole catalogue, a stop test looks at the shortlist once a step.
             looks = 0 if self.policy.router else depth
             total += 2.0 * d * (N + looks * min(self.policy.shortlist, N))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from reason.errors import ConfigError
 from reason.methods.base import Context
-from reason.methods.latent.candidates import excluded, seen
+from reason.methods.latent.candidates import Catalogue, excluded, seen
 from reason.methods.latent.policy import (
     LESS_IS_SURER,
     OUT,
@@ -48,14 +48,14 @@ def fit(config: Any, ctx: Context, model: SequenceEncoder, cases: Any) -> dict[s
     """
     latent = config.latent
     with torch.inference_mode():
-        vectors = model.item_vectors()
-        tau = temperatures(config, ctx, model, vectors, cases)
+        catalogue = Catalogue.of(model)
+        tau = temperatures(config, ctx, model, catalogue, cases)
         found: dict[str, Any] = {"temperatures": tau, "notes": []}
         depth, policy, spent = config.depth, None, 0.0
         if latent.policy != "fixed":
-            policy, spent = _policy(config, ctx, model, vectors, cases, depth, tau)
+            policy, spent = _policy(config, ctx, model, catalogue, cases, depth, tau)
         if latent.deadline_ms:
-            found["times_ms"] = times_ms(config, ctx, model, vectors, cases, depth, policy)
+            found["times_ms"] = times_ms(config, ctx, model, catalogue, cases, depth, policy)
             if found["times_ms"][0] > latent.deadline_ms:  # a finished training is not thrown away for it
                 depth = 0
                 found["notes"].append(
@@ -65,7 +65,7 @@ def fit(config: Any, ctx: Context, model: SequenceEncoder, cases: Any) -> dict[s
             else:
                 depth = affordable(found["times_ms"], latent.deadline_ms)
             if policy is not None and depth < config.depth:
-                policy, spent = _policy(config, ctx, model, vectors, cases, depth, tau)
+                policy, spent = _policy(config, ctx, model, catalogue, cases, depth, tau)
         if policy is not None or latent.deadline_ms:
             found["depth"] = depth
         if policy is not None:
@@ -92,7 +92,7 @@ def _told(latent: Any, policy: Policy, depth: int, spent: float) -> list[str]:
 
 
 def times_ms(
-    config: Any, ctx: Context, model: SequenceEncoder, vectors: Tensor, cases: Any, depth: int, policy: Policy | None = None
+    config: Any, ctx: Context, model: SequenceEncoder, catalogue: Catalogue, cases: Any, depth: int, policy: Policy | None = None
 ) -> list[float]:  # fmt: skip
     """The 95th percentile of the time of one request at depth 0..``depth``, in ms.
 
@@ -111,9 +111,9 @@ def times_ms(
         for batch, exclude in _batches_with_exclusion(config, ctx, cases, 0, np.array([i])):
             for k in range(depth + 1):
                 began = ctx.meter.now()
-                run = _start(config, ctx, model, vectors, batch, k)
-                scores = (
-                    serve(run, None if patient is None else Stop(patient, counts, exclude)).state @ vectors.T
+                run = _start(config, ctx, model, catalogue, batch, k)
+                scores = catalogue.scores(
+                    serve(run, None if patient is None else Stop(patient, counts, exclude)).state
                 )
                 if exclude is not None:
                     scores = scores.masked_fill(exclude, OUT)
@@ -142,7 +142,7 @@ def affordable(times: list[float], deadline_ms: float) -> int:
 
 
 def temperatures(
-    config: Any, ctx: Context, model: SequenceEncoder, vectors: Tensor, cases: Any
+    config: Any, ctx: Context, model: SequenceEncoder, catalogue: Catalogue, cases: Any
 ) -> list[float]:
     """For step 0..K the temperature at which the scores predict validation targets best (least NLL).
 
@@ -150,7 +150,7 @@ def temperatures(
     """
     states, target, barred = [], [], []
     for batch, exclude in _batches_with_exclusion(config, ctx, cases, MOST_FOR_TEMPERATURE):
-        run = _start(config, ctx, model, vectors, batch, model.steps)
+        run = _start(config, ctx, model, catalogue, batch, model.steps)
         reads = [run.read()]
         for _ in range(model.steps):
             run.step()
@@ -162,7 +162,7 @@ def temperatures(
     state, label = torch.cat(states), torch.cat(target)  # (n, K + 1, d), (n,)
     out = torch.cat(barred) if barred else torch.zeros((), dtype=torch.bool, device=state.device)
     return [
-        best_temperature((state[:, k] @ vectors.T).masked_fill(out, OUT), label)
+        best_temperature(catalogue.scores(state[:, k]).masked_fill(out, OUT), label)
         for k in range(model.steps + 1)
     ]
 
@@ -190,7 +190,7 @@ def best_temperature(scores: Tensor, label: Tensor) -> float:
 
 
 def _policy(
-    config: Any, ctx: Context, model: SequenceEncoder, vectors: Tensor, cases: Any, depth: int, tau: list[float]
+    config: Any, ctx: Context, model: SequenceEncoder, catalogue: Catalogue, cases: Any, depth: int, tau: list[float]
 ) -> tuple[Policy, float]:  # fmt: skip
     """The policy, and the steps it spends on validation on average."""
     latent = config.latent
@@ -199,8 +199,8 @@ def _policy(
     target = min(max(target, least), depth)
     policy = Policy(latent.policy, 0.0, least, tau, latent.shortlist)
     if latent.policy == "router":
-        return _routed(config, ctx, model, vectors, cases, policy, depth, target)
-    found = _measured(config, ctx, model, vectors, cases, policy, depth)  # (n, K)
+        return _routed(config, ctx, model, catalogue, cases, policy, depth, target)
+    found = _measured(config, ctx, model, catalogue, cases, policy, depth)  # (n, K)
     bar = solve(found, target, least)
     if latent.threshold is not None:
         bar = -latent.threshold if policy.name in LESS_IS_SURER else latent.threshold
@@ -210,12 +210,18 @@ def _policy(
 
 
 def _measured(
-    config: Any, ctx: Context, model: SequenceEncoder, vectors: Tensor, cases: Any, policy: Policy, depth: int
+    config: Any,
+    ctx: Context,
+    model: SequenceEncoder,
+    catalogue: Catalogue,
+    cases: Any,
+    policy: Policy,
+    depth: int,
 ) -> Tensor:
     """(n, depth): the measure of every case after step 0..depth-1, below the least step -inf."""
     rows = []
     for batch, exclude in _batches_with_exclusion(config, ctx, cases, MOST):
-        run = _start(config, ctx, model, vectors, batch, depth)
+        run = _start(config, ctx, model, catalogue, batch, depth)
         measure = Measure(policy, exclude=exclude)
         columns = []
         for k in range(depth):
@@ -229,19 +235,19 @@ def _measured(
 
 
 def _routed(
-    config: Any, ctx: Context, model: SequenceEncoder, vectors: Tensor, cases: Any, policy: Policy, depth: int, target: float
+    config: Any, ctx: Context, model: SequenceEncoder, catalogue: Catalogue, cases: Any, policy: Policy, depth: int, target: float
 ) -> tuple[Policy, float]:  # fmt: skip
     """A router whose weights come from the even cases and whose threshold from the odd ones."""
     names = config.latent.feature_names
     xs, gains, counts = [], [], log_counts(ctx)
     for batch, exclude in _batches_with_exclusion(config, ctx, cases, MOST):
-        run = _start(config, ctx, model, vectors, batch, depth)
+        run = _start(config, ctx, model, catalogue, batch, depth)
         xs.append(features(names, Measure(policy, counts, exclude), run))
         label = batch["target"].to(ctx.device)
-        before = target_rank(run.read() @ vectors.T, label, exclude)
+        before = target_rank(catalogue.scores(run.read()), label, exclude)
         for _ in range(depth):
             run.step()
-        after = target_rank(run.read() @ vectors.T, label, exclude)
+        after = target_rank(catalogue.scores(run.read()), label, exclude)
         gains.append(_ndcg(after) - _ndcg(before))
     x, gain = torch.cat(xs).double().cpu().numpy(), torch.cat(gains).double().cpu().numpy()
     first = np.arange(len(x)) % 2 == 0
@@ -285,10 +291,15 @@ def _ndcg(rank: Tensor) -> Tensor:
 
 
 def _start(
-    config: Any, ctx: Context, model: SequenceEncoder, vectors: Tensor, batch: dict[str, Tensor], depth: int
+    config: Any,
+    ctx: Context,
+    model: SequenceEncoder,
+    catalogue: Catalogue,
+    batch: dict[str, Tensor],
+    depth: int,
 ) -> Reasoning:
     return Reasoning(
-        config.latent, model, vectors, batch["items"].to(ctx.device), batch["length"].to(ctx.device), depth
+        config.latent, model, catalogue, batch["items"].to(ctx.device), batch["length"].to(ctx.device), depth
     )
 
 

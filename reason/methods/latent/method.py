@@ -94,7 +94,9 @@ class Latent(Method):
         model.eval()
         with torch.inference_mode():
             encoder = cast(SequenceEncoder, model)
-            times = calibrate.times_ms(self.config, ctx, encoder, encoder.item_vectors(), ctx.data.valid, 0)
+            times = calibrate.times_ms(
+                self.config, ctx, encoder, candidates.Catalogue.of(encoder), ctx.data.valid, 0
+            )
         model.train(was_training)
         calibrate.affordable(times, latent.deadline_ms)
 

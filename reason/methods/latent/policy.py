@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from reason.methods.latent.serve import Reasoning
@@ -120,6 +121,7 @@ class Measure:
     def __init__(self, policy: Policy, log_counts: Tensor | None = None, exclude: Tensor | None = None):
         self.policy, self.log_counts, self.exclude = policy, log_counts, exclude
         self.short: Tensor | None = None  # (A, C), the items of the shortlist
+        self.scores: Tensor | None = None  # (A, C), theirs at step 0
         self.table: Tensor | None = None  # (A, C, d), their vectors, where looking at these alone is cheaper
         self.barred: Tensor | None = None  # (A, C), True where the shortlist holds what is no candidate
         self.log_mass: Tensor | None = None  # (A, 2), log of the probability of the shortlist and of the rest
@@ -140,68 +142,66 @@ class Measure:
             return lead(log_p)
         if name == "entropy":
             return -spread(log_p)
-        before, self.before = self._earlier(run), log_p
+        before = self._log_p(run, run.k - 1) if self.before is None else self.before
+        self.before = log_p
         return -(before.exp() * (before - log_p)).sum(-1)
 
     def keep(self, rows: Tensor) -> None:
+        self.scores = None  # the look at step 0 comes before anybody leaves
         for kept in ("short", "table", "barred", "log_mass", "before", "exclude"):
             if (value := getattr(self, kept)) is not None:
                 setattr(self, kept, value.index_select(0, rows))
 
     def log_p(self, run: Reasoning) -> Tensor:
         """(A, C + 1): log probabilities of the shortlist and, last, of everything else."""
-        return self._log_p(run, run.read(), run.k)
+        return self._log_p(run, run.k)
 
-    def _log_p(self, run: Reasoning, state: Tensor, k: int) -> Tensor:
-        inside = (self._scores(run, state).float() / self.policy.temperature[k]).log_softmax(-1)
+    def _log_p(self, run: Reasoning, k: int) -> Tensor:
+        inside = (self._scores(run, k).float() / self.policy.temperature[k]).log_softmax(-1)
         assert self.log_mass is not None
         return torch.cat([inside + self.log_mass[:, :1], self.log_mass[:, 1:]], 1)
 
-    def _scores(self, run: Reasoning, state: Tensor) -> Tensor:
-        """(A, C): of the shortlist, which the first call draws up."""
+    def _scores(self, run: Reasoning, k: int) -> Tensor:
+        """(A, C): of the shortlist, which the first call draws up, after this step or the one before."""
         if self.short is None:
             self._draw_up(run)
         assert self.short is not None
+        if k == 0 and self.scores is not None:
+            return self.scores
+        state = run.read() if k == run.k else run.read_before()
+        # One product with the whole catalogue is arithmetic, rows of vectors of their own are memory traffic.
+        items, (rows, size) = len(run.catalogue), self.short.shape
+        if self.table is None and (rows < FEW or items > DEAR * size):
+            self.table = F.embedding(self.short, run.catalogue.vectors)
         if self.table is not None:
             scores = torch.bmm(self.table, state.unsqueeze(2)).squeeze(2)
         else:
-            scores = (state @ run.vectors.T).gather(1, self.short)
+            scores = run.catalogue.scores(state).gather(1, self.short)
         return scores if self.barred is None else scores.masked_fill(self.barred, OUT)
 
     def _draw_up(self, run: Reasoning) -> None:
         """The shortlist of step 0, whatever step it is now."""
-        scores = run.first @ run.vectors.T  # (A, N)
+        scores = run.catalogue.scores(run.first)  # (A, N)
         if self.exclude is not None:
             scores = scores.masked_fill(self.exclude, OUT)
-        rows, items = scores.shape
-        size = min(self.policy.shortlist, items)
-        best = scores.topk(size, sorted=False)
-        self.short = best.indices
+        best = scores.topk(min(self.policy.shortlist, scores.shape[1]), sorted=False)
+        self.scores, self.short = best
         if self.exclude is not None:  # where fewer candidates are left than the list is long
             self.barred = self.exclude.gather(1, self.short)
             self.exclude = None
-        # One product with the whole catalogue is arithmetic, rows of vectors of their own are memory traffic.
-        if rows < FEW or items > DEAR * size:
-            self.table = run.vectors[self.short]
         if self.policy.name != "overlap":
-            tau = self.policy.temperature[0]
-            inside = (best.values.float() / tau).logsumexp(-1)
-            rest = (scores.scatter_(1, self.short, OUT).float() / tau).logsumexp(-1)
-            self.log_mass = torch.stack([inside, rest], 1).log_softmax(-1)
-
-    def _earlier(self, run: Reasoning) -> Tensor:
-        """What this measure found one step ago; the first call works it out from the state before."""
-        if self.before is not None:
-            return self.before
-        return self._log_p(run, run.read_before(), run.k - 1)
+            p = (scores.float() / self.policy.temperature[0]).softmax(-1)
+            inside = p.gather(1, self.short).sum(-1)
+            rest = p.scatter_(1, self.short, 0).sum(-1)  # not 1 - inside, which would cancel
+            self.log_mass = torch.stack([inside, rest], 1).log().clamp_min(OUT)
 
     def _overlap(self, run: Reasoning) -> Tensor:
-        def top(state: Tensor) -> Tensor:
-            scores = self._scores(run, state)
+        def top(k: int) -> Tensor:
+            scores = self._scores(run, k)
             return scores.topk(min(TOP, scores.shape[1])).indices  # (A, 10), places in the shortlist
 
-        before = top(run.read_before()) if self.before is None else self.before
-        self.before = top(run.read())
+        before = top(run.k - 1) if self.before is None else self.before
+        self.before = top(run.k)
         same = (self.before.unsqueeze(2) == before.unsqueeze(1)).any(2)
         return same.float().mean(1)
 

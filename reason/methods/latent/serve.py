@@ -22,6 +22,7 @@ from reason.methods.latent import objective
 
 if TYPE_CHECKING:
     from reason.backbones.encoder import SequenceEncoder
+    from reason.methods.latent.candidates import Catalogue
     from reason.methods.latent.config import LatentConfig
 
 
@@ -29,12 +30,12 @@ class Reasoning:
     """A batch of requests in the midst of reasoning. A rows are active, ``row`` says which of the B they are."""
 
     def __init__(
-        self, config: LatentConfig, model: SequenceEncoder, vectors: Tensor, items: Tensor, length: Tensor, depth: int
+        self, config: LatentConfig, model: SequenceEncoder, catalogue: Catalogue, items: Tensor, length: Tensor, depth: int
     ):  # fmt: skip
-        """Start: encode. items: (B, T) padded on the right; length: (B,); vectors: (N, d)."""
-        self.config, self.model, self.vectors = config, model, vectors
+        """Start: encode. items: (B, T) padded on the right; length: (B,)."""
+        self.config, self.model, self.catalogue = config, model, catalogue
         self.items, self.length, self.depth = items, length, depth
-        self.thought = model.start(items, length, depth, vectors)
+        self.thought = model.start(items, length, depth, catalogue.vectors)
         self.row: Tensor | None = None  # (A,) of the B; None: all of them, in order
         self.first = self.thought.state  # (A, d), r_0
         self.previous: Tensor | None = None  # (A, d), r_(k-1)

@@ -15,6 +15,7 @@ from reason.engine.session import Session
 from reason.errors import ConfigError
 from reason.methods.latent import calibrate
 from reason.methods.latent.answer import Answerer
+from reason.methods.latent.candidates import Catalogue
 from reason.methods.latent.config import LatentConfig
 from reason.methods.latent.policy import Measure, Policy, Stop, depths, solve
 from reason.methods.latent.serve import Reasoning, serve
@@ -50,7 +51,7 @@ def batch():
 
 
 def start(config, model, batch, depth=K):
-    return Reasoning(config, model, model.item_vectors(), *batch, depth)
+    return Reasoning(config, model, Catalogue.of(model), *batch, depth)
 
 
 def everything(config, model, batch):
@@ -135,7 +136,9 @@ def test_thresholds_at_their_extremes_and_in_between(config, model, batch, name)
     policy, found = measures(config, model, batch, name)
     sign = -1 if name in ("kl", "entropy") else 1
     spent = []
-    for bar in [-1e9, *sorted(found[:, 1:].flatten().tolist())[::7], 1e9]:
+    values = found[:, 1:].flatten().unique()
+    between = (values[:-1] + values[1:]) / 2  # on a value itself, the size of the batch could decide
+    for bar in [-1e9, *between.tolist()[::7], 1e9]:
         served = serve(start(config, model, batch), Stop(replace(policy, threshold=sign * bar)))
         assert torch.equal(served.depth, depths(found, bar, 1)), "what is fitted is what happens"
         spent.append(float(served.depth.double().mean()))
@@ -310,6 +313,7 @@ def test_policies_share_a_model_and_differ_as_results():
     assert plans[1].depths == [3]
 
 
+@torch.no_grad()
 def test_router_sees_nothing_of_the_answer(tmp_path):
     """It is never handed a target, and has no word to ask for one."""
     s = begin(tmp_path, "latent.policy=router")
@@ -363,12 +367,12 @@ def test_what_is_no_candidate_does_not_count(config, model, batch, name):
 
 def test_temperatures_are_fitted_over_the_candidates(tmp_path):
     s = begin(tmp_path, "dataset.candidates=unseen")
-    cases, vectors = s.ctx.data.valid, s.network.item_vectors()
+    cases, catalogue = s.ctx.data.valid, Catalogue.of(s.network)
     batch = cases.batch(np.arange(len(cases)))
     with torch.no_grad():
-        found = calibrate.temperatures(s.plan.config, s.ctx, s.network, vectors, cases)
-        scores = s.network.start(batch["items"], batch["length"]).state @ vectors.T
-    exclude = torch.zeros(len(cases), len(vectors), dtype=torch.bool)
+        found = calibrate.temperatures(s.plan.config, s.ctx, s.network, catalogue, cases)
+        scores = s.network.start(batch["items"], batch["length"]).state @ catalogue.columns
+    exclude = torch.zeros(len(cases), len(catalogue), dtype=torch.bool)
     exclude[cases.seen(np.arange(len(cases)))] = True
     exclude[torch.arange(len(cases)), batch["target"]] = False
     scores = scores.masked_fill(exclude, -torch.inf)
