@@ -20,8 +20,11 @@ card = MethodCard(
     backbone="recursive",
     dataset="stdlib-text",
     preset={
+        "backbone.hidden": 128,
+        "backbone.heads": 4,
+        "backbone.ffn": 352,
         "train.batch_size": 8,
-        "train.steps": 450,
+        "train.steps": 600,
         "train.lr": 3e-3,
         "train.weight_decay": 0.1,
         "train.beta2": 0.95,
