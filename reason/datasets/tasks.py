@@ -4,7 +4,7 @@ A word is a symbol, and a document is complete: what its answers depend on stand
 answers, with the steps they take as their level, and the ``=`` before each, with level 0: it is predictable
 at sight. All else is random and asks for nothing.
 
-    p-hop        a map over symbols, ``x > y`` each; then ``? p x = y``: y is where p steps from x lead. Level p.
+    p-hop        a map over symbols, as pairs; then ``? p x = y``: y is where p steps from x lead. Level p.
     chains       ``a = 3 ; b = a + 5 ; ...`` modulo m, chains interleaved; then the end of each is asked for.
                  Level: the chain's assignments.
     listops      ``[MAX 2 9 [MIN 4 7 ] ] = 9`` (Nangia and Bowman, arXiv 1804.06028). Level: nested operations
@@ -73,8 +73,7 @@ class Map:
     def say(self, words: Words, rng: random.Random) -> None:
         pairs = list(zip(self.ring, self.ring[1:] + self.ring[:1], strict=True))
         rng.shuffle(pairs)
-        for here, there in pairs:
-            words.say(f"s{here}", ">", f"s{there}")
+        words.say(*(f"s{symbol}" for pair in pairs for symbol in pair))
 
     def ask(self, words: Words, hops: int, rng: random.Random) -> None:
         """A question whose answer is ``hops`` steps away, or the most that is to be had below that."""

@@ -46,9 +46,8 @@ def all_pages(data) -> list[list[tuple[str, int | None]]]:
 
 def check_hops(head: list[str], questions: list[list[tuple[str, int | None]]], hops: int) -> None:
     """Answers follow the map; no shorter way is left, be it back along the map or by an earlier answer."""
-    leads = dict(zip(head[::3], head[2::3], strict=True))
-    assert set(head[1::3]) == {">"}
-    assert len(leads) == len(head) // 3 and set(leads.values()) == set(leads)
+    leads = dict(zip(head[::2], head[1::2], strict=True))
+    assert len(leads) == len(head) // 2 and set(leads.values()) == set(leads)
     edges = [frozenset(pair) for pair in leads.items()]
     for question in questions:
         (mark, _), (count, _), (start, _), (equals, sight), (answer, level) = question
@@ -75,7 +74,7 @@ def test_hops(seed, hops, extra):
     for page in all_pages(data):
         words = [word for word, _ in page]
         first = words.index("?")
-        assert first == 3 * symbols and len(page) == first + 5 * queries
+        assert first == 2 * symbols and len(page) == first + 5 * queries
         check_hops(words[:first], [page[i : i + 5] for i in range(first, len(page), 5)], hops)
         assert all(level is None for _, level in page[:first])
 

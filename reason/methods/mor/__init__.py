@@ -23,8 +23,9 @@ card = MethodCard(
         "backbone.hidden": 128,
         "backbone.heads": 4,
         "backbone.ffn": 352,
+        "backbone.init_std": 0.06,  # 0.02 is for widths of 500 and more: this one learns twice as fast with it
         "train.batch_size": 8,
-        "train.steps": 600,
+        "train.steps": 500,
         "train.lr": 3e-3,
         "train.weight_decay": 0.1,
         "train.beta2": 0.95,
