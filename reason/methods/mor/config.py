@@ -43,6 +43,7 @@ class MorConfig:
         0  # optimiser steps over which capacities fall from 1 and aux_weight rises from 0; 0 = off, which [P]
         # found better from scratch
     )
+    explore: float = 0.0  # expert: noise in logits on whom training chooses, falling to 0 at 60% of it; try 1 with aux=router (ours)
     elastic: float = (
         0.0  # expert: share of steps with capacities drawn at random, so that depth bends later (ours)
     )
@@ -89,7 +90,7 @@ class MorConfig:
     def __post_init__(self):
         for key in (
             "alpha", "capacity_warmup", "exit_weight", "aux_weight", "balance_weight", "balance_rate", "z_weight",
-            "lora", "distil",
+            "lora", "distil", "explore",
         ):  # fmt: skip
             if getattr(self, key) < 0:
                 raise ConfigError(f"mor.{key} is {getattr(self, key)}; it must not be below 0.")
@@ -105,6 +106,11 @@ class MorConfig:
                 "mor.combine=replace without mor.aux leaves the router without anything to learn from: no gate "
                 "carries a gradient to it.",
                 "Use mor.combine=delta, or mor.aux=loss with mor.aux_weight above 0.",
+            )
+        if self.explore and self.routing != "expert":
+            raise ConfigError(
+                f"mor.explore={self.explore:g} is noise on whom a recursion chooses; with mor.routing={self.routing} none does.",
+                "Use mor.routing=expert, or leave mor.explore out.",
             )
         if self.gate == "softmax" and self.routing != "token":
             raise ConfigError(

@@ -18,12 +18,13 @@ from reason.methods.base import Losses, Step
 from reason.methods.mor.config import MorConfig
 from reason.methods.mor.flops import warmed
 from reason.methods.mor.router import foresee, z_loss
-from reason.methods.mor.routes import AtRandom, Route, TopK
+from reason.methods.mor.routes import AtRandom, Explored, Route, TopK
 
 if TYPE_CHECKING:
     from reason.backbones.decoder import RecursiveDecoder
     from reason.methods.mor.network import MixtureOfRecursions, Routed
 
+EXPLORED = 0.6  # share of training after which choices are no longer noisy
 LEVELS = 8  # steps of a warm-up of capacities: each is another shape, which a compiler would have to meet
 
 
@@ -133,7 +134,10 @@ def training_route(config: MorConfig, recursions: int, step: Step) -> Route | No
         at = step.step // -(-warm // LEVELS) * -(-warm // LEVELS)
         capacities = [warmed(c, at, warm) for c in capacities]
     top = TopK(capacities)
-    return AtRandom(top, step.generator) if config.routing == "random" else top
+    if config.routing == "random":
+        return AtRandom(top, step.generator)
+    scale = config.explore * (1 - step.progress / EXPLORED)
+    return Explored(top, step.generator, scale) if scale > 0 else top
 
 
 def _draw(step: Step) -> float:

@@ -86,6 +86,24 @@ class Known:
         return (self.depth[among.index] > step).nonzero().flatten(), None
 
 
+class Explored:
+    """Another route, that hears the router through logistic noise.
+
+    A gate is told what a step was worth only where it was taken. Without noise, a token that is left out once is
+    left out for good (ours).
+
+    scale: of the noise, in logits.
+    """
+
+    def __init__(self, route: Route, generator: torch.Generator, scale: float):
+        self.route, self.generator, self.scale = route, generator, scale
+        self.looks_ahead = route.looks_ahead
+
+    def __call__(self, step: int, logits: Tensor, among: Taken) -> Choice:
+        drawn = torch.rand(len(logits), generator=self.generator, device=self.generator.device)
+        return self.route(step, logits + self.scale * drawn.logit(eps=1e-6).to(logits.device), among)
+
+
 class AtRandom:
     """The control: another route, that hears random numbers instead of the router."""
 

@@ -19,6 +19,7 @@ from reason.methods.mor.config import MorConfig
         ({"gate": "softmax"}, "one step at a time"),
         ({"elastic": 1.5}, "from 0 to 1"),
         ({"aux_weight": -1.0}, "below 0"),
+        ({"explore": 1.0, "routing": "token"}, "none does"),
     ],
 )
 def test_refused(keys, said):

@@ -118,6 +118,23 @@ def test_capacities_while_training():
     assert objective.training_route(MorConfig(routing="token"), 3, step()) is None
 
 
+def test_exploring_chooses_others_now_and_then_until_it_ends():
+    plain, data = network(), batch()
+    curious = network(explore=1.0)
+    curious.load_state_dict(plain.state_dict())
+
+    def chosen(model, seed, progress):
+        now = Step(epoch=0, step=3, progress=progress, generator=step(seed=seed).generator)
+        return model(data["tokens"], objective.training_route(model.config, 3, now)).depth
+
+    usual = chosen(plain, 0, 0.0)
+    early = [chosen(curious, seed, 0.0) for seed in (1, 2, 1)]
+    assert all((d >= 2).sum(1).tolist() == [6, 6, 6] for d in early), "as many as ever"
+    assert torch.equal(early[0], early[2])
+    assert not torch.equal(early[0], early[1]) and not torch.equal(early[0], usual)
+    assert torch.equal(chosen(curious, 1, objective.EXPLORED), usual)
+
+
 def test_random_routing_keeps_the_same_numbers_and_other_tokens():
     model, data = network(routing="random"), batch()
     routed = [
