@@ -75,7 +75,8 @@ def judging_route(
 ) -> Route | None:
     """The route by which a model is judged; None: what a token-choice router says.
 
-    thresholds: of steps 2 to N_r, calibrated; None: of logits at 0.
+    thresholds: of steps 2 to N_r, calibrated; None: there are none yet. While a model is trained, validation then goes by
+        top-k: what it compares are weights, and they are to spend the same depth.
     """
     if config.routing == "none" or config.route == "fixed" or model.recursions == 1:
         return Known(model.recursions)
@@ -84,10 +85,9 @@ def judging_route(
     capacities = config.shares(model.recursions)
     if config.routing == "random":
         return Known(dice(tokens, capacities, seed))
-    if config.route == "topk":
+    if config.route == "topk" or thresholds is None:
         return TopK(capacities)
-    fitted = [0.0] * (model.recursions - 1) if thresholds is None else thresholds
-    return Above([t + config.shift for t in fitted])
+    return Above([t + config.shift for t in thresholds])
 
 
 def thresholds_of(calibration: Mapping[str, Any] | None, profile: str) -> Sequence[float] | None:

@@ -235,12 +235,13 @@ class Mor(Method):
 
     def _time_tokens(self, ctx: Context, network: MixtureOfRecursions, cases: Cases, cap: int) -> None:
         """Time the decoding of single tokens, each after the beginning of a document; nothing where a route looks ahead."""
-        if network.config.route == "topk":
-            return
         for i in ctx.meter.requests(len(cases)):
             batch = cases.batch(np.array([i]))
             text = batch["tokens"][0, : min(int(batch["length"][0]), PROMPT)]
-            pace = Pace(network, self._route(ctx, network, text[None].to(ctx.device)), cap)
+            route = self._route(ctx, network, text[None].to(ctx.device))
+            if route is not None and route.looks_ahead:
+                return
+            pace = Pace(network, route, cap)
             past = MoRCache(network).open()
             if len(text) > 1:
                 prefill(network, past, text[:-1], pace, read="none")
