@@ -43,7 +43,7 @@ class MorConfig:
         0  # optimiser steps over which capacities fall from 1 and aux_weight rises from 0; 0 = off, which [P]
         # found better from scratch
     )
-    explore: float = 0.0  # expert: noise in logits on whom training chooses, falling to 0 at 60% of it; try 1 with aux=router (ours)
+    explore: float = 0.0  # expert: noise in logits on whom training chooses, falling to 0 at 60% of it; try 1 with aux=none (ours)
     elastic: float = (
         0.0  # expert: share of steps with capacities drawn at random, so that depth bends later (ours)
     )
