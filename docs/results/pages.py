@@ -425,38 +425,48 @@ def _mean(runs, of) -> float:
 
 
 def levels_block(name: str) -> str:
-    """Of tasks whose answers need a known number of steps: what was answered, and the depth that was given."""
+    """Of tasks whose answers need a known number of steps: what was answered, and the depth that was given.
+
+    Differences are to the experiment whose name ends with ``-random``, at the hardest level."""
     from pyarrow import feather
 
-    found: dict[str, list] = {}
+    found: dict[str, dict[int, RunFolder]] = {}
     for run in RunFolder.all(_set(name)):
         r = run.result or {}
-        found.setdefault(r["experiment"], []).append(feather.read_table(run / r["curve"][-1]["rows"]))
-    known = sorted(
-        {int(c.split("_")[1]) for c in next(iter(found.values()))[0].column_names if c.startswith("targets_")}
-    )
+        found.setdefault(r["experiment"], {})[r["seed"]] = run
+    last = lambda run: (run.result or {})["curve"][-1]  # noqa: E731
+    tables = {
+        e: [feather.read_table(of[s] / last(of[s])["rows"]) for s in sorted(of)] for e, of in found.items()
+    }
+    columns = next(iter(tables.values()))[0].column_names
+    known = sorted({int(c.split("_")[1]) for c in columns if c.startswith("targets_")})
+    hardest = {"column": f"correct_{known[-1]}", "denominator": f"targets_{known[-1]}"}
+    rows = {
+        e: {s: read_rows(run / last(run)["rows"], hardest) for s, run in of.items()}
+        for e, of in found.items()
+    }
+    control = next(e for e in found if e.endswith("-random"))
+    others = [e for e in found if e != control]
+    gaps = dict(zip(others, paired_differences([(rows[e], rows[control]) for e in others]), strict=True))
+    heads = [f"right at {n} | depth at {n}" for n in known]
     lines = [
-        "| model | seeds | "
-        + " | ".join(f"right at {n} | depth at {n}" for n in known)
-        + " | AUROC of depth, hard against easy |",
-        "| --- | ---: |" + " ---: | ---: |" * len(known) + " ---: |",
+        f"| model | seeds | {' | '.join(heads)} | points more than {control}, level {known[-1]} | AUROC of depth, hard against easy |",
+        "| --- | ---: |" + " ---: | ---: |" * len(known) + " --- | --- |",
     ]
-    for experiment, tables in found.items():
+    for experiment, of in found.items():
         cells = []
         for n in known:
-            total = [t.column(f"targets_{n}").to_numpy().sum() for t in tables]
-            right, depth = (
-                [t.column(f"{c}_{n}").to_numpy().sum() for t in tables] for c in ("correct", "depth")
+            right, depth, total = (
+                np.array([t.column(f"{c}_{n}").to_numpy().sum() for t in tables[experiment]])
+                for c in ("correct", "depth", "targets")
             )
-            cells += [f"{np.mean(np.array(right) / total):.1%}", f"{np.mean(np.array(depth) / total):.2f}"]
-        auroc = [
-            (run.result or {})["curve"][-1]["overall"].get("auroc of depth")
-            for run in RunFolder.all(_set(name))
-            if (run.result or {})["experiment"] == experiment
-        ]
-        told = [a for a in auroc if a is not None]
-        spread = f"{np.mean(told):.3f} ({', '.join(f'{a:.3f}' for a in told)})" if told else ""
-        lines.append(f"| {experiment} | {len(tables)} | " + " | ".join(cells) + f" | {spread} |")
+            cells += [f"{np.mean(right / total):.1%}", f"{np.mean(depth / total):.2f}"]
+        gap = gaps.get(experiment)
+        cells.append(f"{100 * gap.value:+.1f} [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]" if gap else "")
+        told = [last(of[s])["overall"].get("auroc of depth") for s in sorted(of)]
+        told = [a for a in told if a is not None]
+        cells.append(f"{np.mean(told):.3f} ({', '.join(f'{a:.3f}' for a in told)})" if told else "")
+        lines.append(f"| {experiment} | {len(of)} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
