@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from reason.methods.mor.audit import COLUMNS
 from reason.methods.mor.flops import Shape
-from reason.methods.mor.judge import cost, dice, joined, profile_of, quantile_above, tell
+from reason.methods.mor.judge import cost, dice, joined, judging_route, profile_of, quantile_above, tell
 from reason.methods.mor.method import _overall
 from reason.methods.mor.router import above
-from reason.methods.mor.routes import Above, Known
+from reason.methods.mor.routes import Above, Known, TopK
 
 _spec = importlib.util.spec_from_file_location("mor_small", Path(__file__).with_name("small.py"))
 small = importlib.util.module_from_spec(_spec)
@@ -33,6 +33,13 @@ def text(rows, length, seed=1):
 def test_a_threshold_keeps_its_share(scores, share):
     kept = above(torch.tensor(scores, dtype=torch.float32), quantile_above(np.array(scores), share)).sum()
     assert kept == round(share * len(scores))
+
+
+def test_weights_are_compared_at_the_same_depth_before_thresholds_are_fitted():
+    model, tokens = small.network(), text(3, 30)
+    route = judging_route(model.config, model, tokens, None, seed=0)
+    assert isinstance(route, TopK) and route.capacities == model.config.shares(model.recursions)
+    assert isinstance(judging_route(model.config, model, tokens, [0.0, 0.0], seed=0), Above)
 
 
 @torch.no_grad()
