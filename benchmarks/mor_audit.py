@@ -75,7 +75,7 @@ def trained(folder: Path, quick: bool) -> Path:
     """A small run of mor without a tracker."""
     words = [
         "backbone.hidden=96", "backbone.heads=4", "backbone.ffn=256", "backbone.context=128", "backbone.vocab=1024",
-        f"train.steps={60 if quick else 300}", "dataset.documents=100", "eval.limit=2", "eval.latency_samples=1",
+        f"train.steps={60 if quick else 300}", "dataset.documents=100", "eval.curve=false", "eval.latency_samples=1",
         "eval.resamples=100", "hardware.threads=1", "hardware.device=cpu", f"runs={folder}",
     ]  # fmt: skip
     plan = resolve("mor", words, environ={})
@@ -91,7 +91,8 @@ def report(loaded: LoadedRun, tokens: int, draws: int) -> int:
     reference = fitted.get("reference")
     if reference is None or "thresholds" not in fitted:
         raise SystemExit("This run has no calibrated thresholds; use one of mor.routing=expert.")
-    text = sample(session.ctx.data.test, tokens, np.random.default_rng(1))
+    test = session.ctx.data.test
+    text = sample(test, np.random.default_rng(1).permutation(len(test)), tokens)
     cap = min(config.depth, model.recursions)
 
     def see(thresholds: list[float], route: Callable[[Tensor], Any] | None = None) -> Watched:

@@ -77,7 +77,7 @@ class EvalConfig:
     """How a model is judged."""
 
     batch_size: int = 256  # examples per batched call; throughput is stated at this size
-    limit: int = 0  # judge at most this many examples, spread over the split; 0 = all
+    limit: int = 0  # judge (and calibrate) on at most this many examples, spread over the split; 0 = all
     curve: bool = True  # also judge every depth below `depth`, so that a run shows its own curve
     latency_samples: int = 100  # requests timed one by one; below 20 no p95 is given
     resamples: int = 2000  # bootstrap resamples behind an interval

@@ -38,7 +38,8 @@ def fit(config: Any, ctx: Context, network: MixtureOfRecursions, cases: Cases) -
         return None
     if mor.route not in ("auto", "threshold", "token"):
         return None
-    watched = sample(cases, WATCHED, np.random.default_rng(0))
+    order = np.random.default_rng(0).permutation(len(cases))[: config.eval.limit or None]
+    watched = sample(cases, order, WATCHED)
 
     def see(thresholds: list[float] | None, whole: bool = False) -> Watched:
         def route(tokens: torch.Tensor) -> Any:
@@ -51,7 +52,7 @@ def fit(config: Any, ctx: Context, network: MixtureOfRecursions, cases: Cases) -
         return {"reference": refer(see(None, whole=True))}
     trained = mor.shares(network.recursions)
     capacities = trained if mor.mean_depth is None else profile_of(mor.mean_depth, trained[:depth])
-    windows = _some(cases)
+    windows = _some(cases, order)
     thresholds = _thresholds(config, ctx, network, windows, capacities)
     seen = see(thresholds, whole=True)
     less = profile_of((1 + sum(capacities[:depth])) / 2, trained[:depth])
@@ -99,9 +100,8 @@ def _thresholds(
     return thresholds
 
 
-def _some(cases: Cases) -> dict[str, torch.Tensor]:
-    """Windows of documents spread over the split, MOST tokens of them."""
-    order = np.random.default_rng(0).permutation(len(cases))
+def _some(cases: Cases, order: np.ndarray) -> dict[str, torch.Tensor]:
+    """Windows of the first of these documents, MOST tokens of them."""
     chosen = order[: max(1, int(np.searchsorted(np.cumsum(cases.tokens[order]), MOST)))]
     batch = cases.batch(np.sort(chosen))
     most = max(1, int(np.searchsorted(np.cumsum(batch["length"].numpy()), MOST)))

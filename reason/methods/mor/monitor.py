@@ -89,9 +89,8 @@ def watch(
     return seen
 
 
-def sample(cases: Cases, tokens: int, rng: np.random.Generator) -> dict[str, Tensor]:
-    """``Cases.batch`` of documents in random order, ``EACH`` sequences spread over each, until they hold ``tokens``."""
-    order = rng.permutation(len(cases))
+def sample(cases: Cases, order: np.ndarray, tokens: int) -> dict[str, Tensor]:
+    """``Cases.batch`` of documents in this ``order``, ``EACH`` sequences spread over each, until they hold ``tokens``."""
     some = np.minimum(cases.tokens, EACH * cases.context)[order]
     batch = cases.batch(order[: int(np.searchsorted(np.cumsum(some), tokens)) + 1])
     case = batch["case"].numpy()

@@ -168,7 +168,8 @@ def _levels(read: Read) -> Figure:
 
 def _router(config: Any, ctx: Context, network: MixtureOfRecursions, cases: Cases, cap: int) -> list[Figure]:
     reference = (ctx.calibration or {}).get("reference")
-    text = sample(cases, reference["tokens"] if reference else WINDOW, np.random.default_rng(config.seed))
+    order = np.random.default_rng(config.seed).permutation(len(cases))
+    text = sample(cases, order, reference["tokens"] if reference else WINDOW)
     fitted = judge.thresholds_of(ctx.calibration, network.config.profile)
 
     def route(tokens: torch.Tensor) -> Any:

@@ -74,6 +74,12 @@ def test_profiles_spend_more_and_more(begin):
     assert all(np.isfinite(p["nll"]) and sum(p["shares"]) == pytest.approx(1) for p in profiles.values())
 
 
+def test_few_documents_judge_and_few_calibrate(begin):
+    few, all_of_them = (begin(*words) for words in (["eval.limit=2"], []))
+    held = np.sort(few.ctx.data.valid.tokens)
+    assert few.ctx.calibration["tokens"] <= held[-2:].sum() < all_of_them.ctx.calibration["tokens"]
+
+
 def test_a_profile_is_chosen_by_key_and_by_request(begin):
     session = begin()
     text = prompts(session)[0]
