@@ -15,6 +15,7 @@ replaces what stands between them. KIND is
     faithful             what `faithfulness.py` said of runs, kept in data/SET-faithfulness.json
     published, claims    what a paper says, and what our runs say to that; SET is a file in published/
     language             language models side by side: bits per byte, depth, operations, differences
+    recovered            what training regains of the loss that making a model recursive costs
     levels               accuracy and depth by the steps that an answer needs
 """
 
@@ -29,15 +30,14 @@ import sys
 import time
 from pathlib import Path
 
+import language
 import numpy as np
 import yaml
 
 from reason import registry
 from reason.errors import ConfigError, ReasonError
 from reason.files import read_json, write_json
-from reason.metrics.statistics import holm, paired_differences
 from reason.reports.comparison import as_dict, compare
-from reason.reports.frame import read_rows
 from reason.reports.plots import draw_comparison
 from reason.reports.study import SECTIONS, Study, studies
 from reason.reports.study.claims import judge
@@ -344,135 +344,7 @@ def _published(name: str) -> dict:
 # --- language models ----------------------------------------------------------------------------------
 
 
-def language_block(name: str) -> str:
-    """A line for each model at its full depth, its differences to the reference of the set paired over documents and seeds."""
-    runs: dict[str, dict[int, RunFolder]] = {}
-    for run in RunFolder.all(_set(name)):
-        if run.name in _as_trained(name):
-            r = run.result or {}
-            runs.setdefault(r["experiment"], {})[r["seed"]] = run
-    reference = next((e for e in runs if e.endswith("-recursive")), next(iter(runs)))
-    entries = {e: {s: (run.result or {})["curve"][-1] for s, run in of.items()} for e, of in runs.items()}
-    metrics = ["next-token accuracy", "bits per byte"]
-
-    def rows(experiment: str, metric: str) -> dict:
-        def told(entry: dict) -> dict:
-            return entry["accuracy"] if entry["accuracy"]["name"] == metric else entry["metrics"][metric]
-
-        found = entries[experiment].items()
-        return {s: read_rows(runs[experiment][s] / e["rows"], told(e)) for s, e in found}
-
-    lines = [
-        f"Difference: to {reference}, paired over documents and seeds, 95% intervals. Fewer bits are better.\n",
-        "| model | seeds | parameters, M | tokens trained, M | mean depth | MFLOP a token | bits per byte | difference | p (Holm) | next-token accuracy | difference | ms a token |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: | ---: | --- | ---: |",
-    ]
-    others = [e for e in runs if e != reference]
-    gaps = {
-        m: paired_differences([(rows(e, m), rows(reference, m)) for e in others]) if others else []
-        for m in metrics
-    }
-    corrected = dict(zip(others, holm([d.p for d in gaps["bits per byte"]]), strict=True))
-    for experiment, of in sorted(runs.items(), key=lambda item: _mean(item[1].values(), _bits)):
-        results = [run.result or {} for run in of.values()]
-        last = entries[experiment].values()
-        size = next(iter(of.values())).config
-        seen = (
-            results[0]["training"]["steps"] * size["train"]["batch_size"] * size["backbone"]["context"]
-            if results[0]["training"]
-            else 0
-        )
-        differences = ["", ""]
-        if experiment != reference:
-            at = others.index(experiment)
-            differences = [
-                f"{d.value:+.4f} [{d.low:+.4f}, {d.high:+.4f}]" for d in (gaps[m][at] for m in metrics[::-1])
-            ]
-        cells = [
-            experiment, len(of), f"{results[0]['params_m']:.2f}", f"{seen / 1e6:.2f}",
-            f"{np.mean([e['effective_depth'] for e in last]):.2f}",
-            f"{np.mean([e['cost']['flops'] / e['cost']['tokens'] for e in last]) / 1e6:.2f}",
-            f"{_mean(of.values(), _bits):.4f}", differences[0], _number(corrected.get(experiment), 3),
-            f"{np.mean([e['accuracy']['value'] for e in last]):.4f}", differences[1],
-            f"{np.median([e['latency_p50_ms'] for e in last if e['latency_p50_ms']] or [np.nan]):.2f}",
-        ]  # fmt: skip
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    for rival, b in results[0]["baselines"].items():
-        cells = [
-            rival,
-            *[""] * 5,
-            f"{b['metrics']['bits per byte']['value']:.4f}",
-            "",
-            "",
-            f"{b['accuracy']['value']:.4f}",
-            "",
-            "",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    n = results[0]["accuracy"]["n"]
-    lines.append(
-        f"\n{results[0]['dataset']} (digest `{results[0]['data_digest'][:12]}`), {n:,} test documents per seed."
-    )
-    return "\n".join(lines) + "\n"
-
-
-def _bits(run: RunFolder) -> float:
-    return (run.result or {})["curve"][-1]["metrics"]["bits per byte"]["value"]
-
-
-def _mean(runs, of) -> float:
-    return float(np.mean([of(run) for run in runs]))
-
-
-def levels_block(name: str) -> str:
-    """Of tasks whose answers need a known number of steps: what was answered, and the depth that was given.
-
-    Differences are to the experiment whose name ends with ``-random``, at the hardest level."""
-    from pyarrow import feather
-
-    found: dict[str, dict[int, RunFolder]] = {}
-    for run in RunFolder.all(_set(name)):
-        r = run.result or {}
-        found.setdefault(r["experiment"], {})[r["seed"]] = run
-    last = lambda run: (run.result or {})["curve"][-1]  # noqa: E731
-    tables = {
-        e: [feather.read_table(of[s] / last(of[s])["rows"]) for s in sorted(of)] for e, of in found.items()
-    }
-    columns = next(iter(tables.values()))[0].column_names
-    known = sorted({int(c.split("_")[1]) for c in columns if c.startswith("targets_")})
-    hardest = {"column": f"correct_{known[-1]}", "denominator": f"targets_{known[-1]}"}
-    rows = {
-        e: {s: read_rows(run / last(run)["rows"], hardest) for s, run in of.items()}
-        for e, of in found.items()
-    }
-    control = next(e for e in found if e.endswith("-random"))
-    others = [e for e in found if e != control]
-    gaps = dict(zip(others, paired_differences([(rows[e], rows[control]) for e in others]), strict=True))
-    heads = [f"right at {n} | depth at {n}" for n in known]
-    lines = [
-        f"| model | seeds | {' | '.join(heads)} | points more than {control}, level {known[-1]} | AUROC of depth, hard against easy |",
-        "| --- | ---: |" + " ---: | ---: |" * len(known) + " --- | --- |",
-    ]
-    for experiment, of in found.items():
-        cells = []
-        for n in known:
-            right, depth, total = (
-                np.array([t.column(f"{c}_{n}").to_numpy().sum() for t in tables[experiment]])
-                for c in ("correct", "depth", "targets")
-            )
-            cells += [f"{np.mean(right / total):.1%}", f"{np.mean(depth / total):.2f}"]
-        gap = gaps.get(experiment)
-        cells.append(f"{100 * gap.value:+.1f} [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]" if gap else "")
-        told = [last(of[s])["overall"].get("auroc of depth") for s in sorted(of)]
-        told = [a for a in told if a is not None]
-        cells.append(f"{np.mean(told):.3f} ({', '.join(f'{a:.3f}' for a in told)})" if told else "")
-        lines.append(f"| {experiment} | {len(of)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
 BLOCKS = {
-    "language": language_block,
-    "levels": levels_block,
     "compare": compare_block,
     "results": results_block,
     "picture": picture_block,
@@ -481,6 +353,7 @@ BLOCKS = {
     "faithful": faithful_block,
     "published": published_block,
     "claims": claims_block,
+    **{kind: lambda name, block=block: block(_models(name)) for kind, block in language.BLOCKS.items()},
     **{section: lambda name, section=section: markdown(_study(name), section) for section in SECTIONS},
 }
 
@@ -491,6 +364,10 @@ def _set(name: str) -> Path:
             f"There is no evidence in {DATA / name}.", f"python docs/results/pages.py keep {name} runs"
         )
     return DATA / name
+
+
+def _models(name: str) -> list[RunFolder]:
+    return [run for run in RunFolder.all(_set(name)) if run.name in _as_trained(name)]
 
 
 def _as_trained(name: str) -> list[str]:
