@@ -13,7 +13,7 @@ from reason.reports.frame import read_rows
 from reason.tracking.folder import RunFolder
 
 Grouped = dict[str, dict[int, RunFolder]]  # {experiment: {seed: run}}
-ACCURACY, BITS, LOSS = "next-token accuracy", "bits per byte", "loss"
+ACCURACY, BITS = "next-token accuracy", "bits per byte"
 
 
 def language(runs: list[RunFolder]) -> str:
@@ -61,17 +61,17 @@ def language(runs: list[RunFolder]) -> str:
 def recovered(runs: list[RunFolder]) -> str:
     """How much of the loss that making a model recursive costs is regained by training.
 
-    (loss of ``-converted`` - loss) / (loss of ``-converted`` - loss of ``-source``), over the same documents; the
-    interval is of resampled documents.
+    (loss of ``-converted`` - loss) / (loss of ``-converted`` - loss of ``-source``), over the same documents, in bits
+    per byte (per token the share would be the same); the interval is of resampled documents.
     """
     grouped = _by_experiment(runs)
     source, converted = (next(e for e in grouped if e.endswith(end)) for end in ("-source", "-converted"))
-    tables = {e: _rows(of, LOSS) for e, of in grouped.items()}
+    tables = {e: _rows(of, BITS) for e, of in grouped.items()}
     documents = len(next(iter(tables[source].values())).id)
     draws = np.random.default_rng(0).integers(0, documents, (5000, documents))
 
     def losses(experiment: str, index: np.ndarray) -> np.ndarray:
-        """(k,) nats a token over each of these (k, n) documents, mean over seeds."""
+        """(k,) bits per byte over each of these (k, n) documents, mean over seeds."""
         return np.mean(
             [r.numerator[index].sum(1) / r.denominator[index].sum(1) for r in tables[experiment].values()], 0
         )
@@ -82,7 +82,7 @@ def recovered(runs: list[RunFolder]) -> str:
 
     whole = np.arange(documents)[None]
     lines = [
-        "| model | tokens trained, M | nats a token | of the gap regained |",
+        "| model | tokens trained, M | bits per byte | of the gap regained |",
         "| --- | ---: | ---: | --- |",
     ]
     for experiment in sorted(grouped, key=lambda e: -losses(e, whole)[0]):

@@ -671,6 +671,7 @@ def test_claims_judged_together_are_corrected_together(study):
 @pytest.fixture
 def pages(monkeypatch, tmp_path):
     file = Path(__file__).resolve().parents[2] / "docs" / "results" / "pages.py"
+    monkeypatch.syspath_prepend(file.parent)  # as for any script: what lies beside it can be imported
     spec = importlib.util.spec_from_file_location("result_pages", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
