@@ -58,6 +58,21 @@ def language(runs: list[RunFolder]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def routing(runs: list[RunFolder]) -> str:
+    """What the learned router adds to each control: bits per byte of ``-expert`` less those of every other model."""
+    grouped = _by_experiment(runs)
+    learned = next(e for e in grouped if e.endswith("-expert"))
+    others = sorted((e for e in grouped if e != learned), key=lambda e: _mean(grouped[e], BITS))
+    gaps = paired_differences([(_rows(grouped[learned], BITS), _rows(grouped[e], BITS)) for e in others])
+    p = holm([gap.p for gap in gaps])
+    lines = [f"| bits per byte of {learned} less those of | difference | p (Holm) |", "| --- | --- | ---: |"]
+    lines += [
+        _line(e, f"{gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]", f"{q:.3f}")
+        for e, gap, q in zip(others, gaps, p, strict=True)
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def recovered(runs: list[RunFolder]) -> str:
     """How much of the loss that making a model recursive costs is regained by training.
 
@@ -139,6 +154,7 @@ def levels(runs: list[RunFolder]) -> str:
 
 BLOCKS: dict[str, Callable[[list[RunFolder]], str]] = {
     "language": language,
+    "routing": routing,
     "recovered": recovered,
     "levels": levels,
 }

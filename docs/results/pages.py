@@ -15,6 +15,7 @@ replaces what stands between them. KIND is
     faithful             what `faithfulness.py` said of runs, kept in data/SET-faithfulness.json
     published, claims    what a paper says, and what our runs say to that; SET is a file in published/
     language             language models side by side: bits per byte, depth, operations, differences
+    routing              how the learned router differs from each of its controls
     recovered            what training regains of the loss that making a model recursive costs
     levels               accuracy and depth by the steps that an answer needs
 """
