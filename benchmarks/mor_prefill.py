@@ -222,8 +222,8 @@ def compare(call: Callable[[str], None], names: list[str], rounds: int) -> dict[
 @torch.no_grad()
 def operations(model: MixtureOfRecursions, tokens: Tensor, route: Route | None, backward: bool) -> float:
     """Multiply-adds, twice, as the plain or the packed model executes them."""
-    shape, depth = sizes(model), (routed := model(tokens, route)).depth
-    forward = cost(model, shape, routed)
+    shape, depth = sizes(model), model(tokens, route).depth
+    forward = cost(model, shape, depth.cpu().numpy())
     if not backward:
         return forward
     T, pairs = depth.shape[1], 0.0

@@ -59,17 +59,23 @@ def language(runs: list[RunFolder]) -> str:
 
 
 def routing(runs: list[RunFolder]) -> str:
-    """What the learned router adds to each control: bits per byte of ``-expert`` less those of every other model."""
+    """What the learned router adds to each control: bits per byte of ``-expert`` less those of every other model, at equal
+    tokens; then ``-expert-flops`` less those that took as many operations."""
     grouped = _by_experiment(runs)
-    learned = next(e for e in grouped if e.endswith("-expert"))
-    others = sorted((e for e in grouped if e != learned), key=lambda e: _mean(grouped[e], BITS))
-    gaps = paired_differences([(_rows(grouped[learned], BITS), _rows(grouped[e], BITS)) for e in others])
+    longer = {e for e in grouped if e.endswith("-flops")}
+    level = {e for e in grouped if e not in longer and f"{e}-flops" not in grouped}  # cost as much as it is
+    pairs = []
+    for end, others in (("-expert", set(grouped) - longer), ("-expert-flops", longer | level)):
+        learned = next(e for e in grouped if e.endswith(end))
+        pairs += [(learned, e) for e in sorted(others - {learned}, key=lambda e: _mean(grouped[e], BITS))]
+    gaps = paired_differences([(_rows(grouped[a], BITS), _rows(grouped[b], BITS)) for a, b in pairs])
     p = holm([gap.p for gap in gaps])
-    lines = [f"| bits per byte of {learned} less those of | difference | p (Holm) |", "| --- | --- | ---: |"]
-    lines += [
-        _line(e, f"{gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]", f"{q:.3f}")
-        for e, gap, q in zip(others, gaps, p, strict=True)
-    ]
+    lines = ["| bits per byte of | less those of | difference | p (Holm) |", "| --- | --- | --- | ---: |"]
+    before = ""
+    for (a, b), gap, q in zip(pairs, gaps, p, strict=True):
+        told = f"{gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]"
+        lines.append(_line(a if a != before else "", b, told, f"{q:.3f}"))
+        before = a
     return "\n".join(lines) + "\n"
 
 

@@ -31,6 +31,7 @@ def keep(folder: Path, decoder: RecursiveDecoder, tokens: Tokens, *, lora: int, 
     if not (folder / NETWORK).is_file():
         sharing = decoder.sharing
         told = {"sharing": sharing.scheme, "recursions": sharing.recursions, "lora": lora, "routing": routing}
+        told |= {"tokenizer": tokens.digest}
         write_json(folder / NETWORK, {"shape": dataclasses.asdict(decoder.shape), **told})
 
 
@@ -38,11 +39,14 @@ def kept(folder: Path) -> tuple[Shape, int, Tokens] | None:
     """Sizes, rank of the corrections and tokenizer of the model that a run trained; None where it has kept none.
 
     So a finished run needs its source no more.
+
+    Raises:
+        DataError: a tokenizer that is not the one it was trained with.
     """
     if not ((folder / MODEL).is_file() and (folder / NETWORK).is_file() and (folder / TOKENIZER).is_dir()):
         return None
     told = read_json(folder / NETWORK)
-    return _shape(told["shape"]), told["lora"], Tokens.from_folder(folder / TOKENIZER)
+    return _shape(told["shape"]), told["lora"], _tokens(folder, told, f"run {folder.name}")
 
 
 def unrolled(folder: Path, where: str) -> tuple[Shape, Mapping[str, Tensor], Tokens]:
@@ -75,7 +79,18 @@ def unrolled(folder: Path, where: str) -> tuple[Shape, Mapping[str, Tensor], Tok
         raise DataError(
             f"{where} has kept no tokenizer.", "Bring its folder tokenizer/ back, or train it again."
         )
-    return shape, decoder.float().unrolled(), Tokens.from_folder(folder / TOKENIZER)
+    return shape, decoder.float().unrolled(), _tokens(folder, told, where)
+
+
+def _tokens(folder: Path, told: Mapping[str, Any], where: str) -> Tokens:
+    """The tokenizer of a run, if it is the one that its network was trained with."""
+    tokens = Tokens.from_folder(folder / TOKENIZER)
+    if tokens.digest != told.get("tokenizer", tokens.digest):
+        raise DataError(
+            f"The tokenizer of {where} is not the one that its model was trained with: other ids, other text.",
+            f"Bring the files of {folder / TOKENIZER} back, or train it again.",
+        )
+    return tokens
 
 
 def _owner(folder: Path, identity: dict[str, Any], where: str) -> Path:

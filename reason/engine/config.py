@@ -153,9 +153,24 @@ class Plan:
         whole["data_digest"] = data_digest
         if source_digest:
             whole["source_digest"] = source_digest
-        judging = {"depth", *self._marked(self.card.name, "evaluation")}
-        train = {k: v for k, v in whole.items() if k not in judging and not k.startswith("eval.")}
+        train = {k: v for k, v in whole.items() if k not in self.judging and not k.startswith("eval.")}
         return _digest(train), _digest(whole)
+
+    @property
+    def judging(self) -> set[str]:
+        """Keys besides ``eval.*`` that say how a trained model is judged."""
+        return {"depth", *self._marked(self.card.name, "evaluation")}
+
+    def retrains(self, recorded: Mapping[str, Any]) -> list[str]:
+        """Keys by which the model of a run that was ``recorded`` is another than this plan's."""
+        others = self._paths() | self.judging
+        return [
+            key
+            for key, value in self.flat.items()
+            if not key.startswith(("hardware.", "eval."))
+            and key not in others
+            and recorded.get(key, value) != value
+        ]
 
     def _paths(self) -> set[str]:
         """Keys that say where something lies: the digests speak for them."""

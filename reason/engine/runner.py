@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from reason.engine.config import Plan
+from reason.engine.config import Plan, flatten
 from reason.engine.launcher import Terminated, launch, signals
 from reason.errors import ConfigError, ReasonError, RunError
 from reason.files import atomic, write_json
@@ -59,9 +59,12 @@ def prepare(
     source = source_digest(plan)
     train_hash, config_hash = plan.hashes(data_digest, source)
     if model is not None and model.identity["train_hash"] != train_hash:
+        recorded = flatten(model.config)
+        changed = [f"{k}={plan.flat[k]} (it has {recorded[k]})" for k in plan.retrains(recorded)]
+        what = ", ".join(changed) or "its data, or the version of reason that made it, has changed"
         raise ConfigError(
-            f"{model.name} holds another model: training keys, seed or data differ from what was asked for.",
-            "Change only depth and eval.* keys, or train anew with `reason run`.",
+            f"{model.name} holds another model: {what}.",
+            f"Change only eval.* and {', '.join(sorted(plan.judging))}; or train anew with `reason run`.",
         )
     folder = RunFolder.create(plan.config.runs, plan.experiment, config_hash)
     with atomic(folder / "config.yaml") as f:
@@ -175,20 +178,22 @@ def work(payload: dict[str, Any]) -> None:
         points = PointLog(folder) if here.is_main else None
         try:
             _phase(folder, here, "load")
-            session = Session.begin(plan, here, folder.path, points.log if points else lambda *_: None)
+            owner = model_owner(folder)
+            log = points.log if points else lambda *_: None
+            session = Session.begin(plan, here, folder.path, log, owner=owner.path)
             voice.say("  " + ", ".join(f"{k} {_short(v)}" for k, v in session.ctx.data.info.items()))
             for note in session.dataset.notes:
                 voice.say(f"  note: {note}")
             training = None
             session.method.check(session.ctx, session.network)
             if identity["trained_by"] is not None:
-                session.load_model(model_owner(folder), identity["train_hash"])
+                session.load_model(owner, identity["train_hash"])
                 voice.say(f"  model trained by {identity['trained_by']}")
             else:
                 _phase(folder, here, "train")
                 training = _train(session, folder, identity["train_hash"], voice)
             _phase(folder, here, "evaluate")
-            session.calibrate(folder, model_owner(folder))
+            session.calibrate(folder, owner)
             for note in (session.ctx.calibration or {}).get("notes", []):
                 voice.say(f"  note: {note}")
             result = _evaluate(session, folder, voice)
@@ -196,7 +201,7 @@ def work(payload: dict[str, Any]) -> None:
                 if points:
                     points.close()
                 spent = hours(folder, here.size)
-                trained = hours(model_owner(folder), here.size)["train"]
+                trained = hours(owner, here.size)["train"]
                 result |= _identity_of(plan, identity, folder)
                 result |= {
                     "training": training, "device": payload["device"], "device_name": device_name(here.device),

@@ -43,9 +43,13 @@ class Session:
 
     @classmethod
     def begin(
-        cls, plan: Plan, world: World, workdir: Path, log: Callable[[str, float, int], None] = lambda *_: None
+        cls, plan: Plan, world: World, workdir: Path, log: Callable[[str, float, int], None] = lambda *_: None,
+        owner: Path | None = None,
     ) -> Session:  # fmt: skip
-        """Load the data and build the network, its initial weights a function of the seed alone."""
+        """Load the data and build the network, its initial weights a function of the seed alone.
+
+        owner: the folder of the run whose model this is to be; None: ``workdir``.
+        """
         config = plan.config
         dataset = load_dataset(plan)
         method: Method = registry.resolve(plan.card.target)(config)
@@ -60,6 +64,7 @@ class Session:
             world_size=world.size,
             log=log,
             workdir=workdir,
+            owner=owner or workdir,
             meter=silent(world.device),
         )
         ctx.data = method.data(ctx)
@@ -220,8 +225,8 @@ def open_run(folder: RunFolder) -> LoadedRun:
     plan = recorded_plan(folder, {"hardware.device": "auto", "hardware.gpus": 0})
     kind, _ = choose_device(plan.config.hardware)
     torch.set_num_threads(threads_of(plan.config.hardware, 1))
-    session = Session.begin(plan, World(0, 1, torch.device(kind)), folder.path)
     owner = model_owner(folder)
+    session = Session.begin(plan, World(0, 1, torch.device(kind)), folder.path, owner=owner.path)
     session.load_model(owner, folder.identity["train_hash"])
     session.load_calibration(folder, owner)
     return LoadedRun(folder, session)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Iterable
@@ -81,6 +82,8 @@ def parse(value: Any, kind: Any) -> Any:
             raise ValueError(text)
         return text.lower() in _TRUE
     assert kind in (int, float, str), f"a configuration field cannot be {kind}"
+    if kind is float and not math.isfinite(float(text)):  # passes every comparison, and means nothing
+        raise ValueError(text)
     return kind(text)
 
 

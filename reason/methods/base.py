@@ -196,6 +196,7 @@ class Context:
     world_size: int
     log: Callable[[str, float, int], None]  # log(name, value, step)
     workdir: Path  # a folder of the run, for files the method wants to keep
+    owner: Path  # the folder of the run that trains the model, or has trained it: often this one
     meter: Meter
     limit: int = 0  # judge at most this many examples of a split; 0 = all
     calibration: Mapping[str, Any] | None = None  # what ``Method.calibrate`` found; None while training

@@ -88,7 +88,7 @@ def test_cached_steps_equal_recomputing_the_whole_sequence(kind, layers):
     states = cached(model, items, length, K)
     for row in range(len(items)):
         wanted = recompute(model, items[row, : length[row]], K)
-        torch.testing.assert_close(states[row], wanted, atol=1e-5, rtol=0)
+        torch.testing.assert_close(states[row], wanted, atol=1e-5, rtol=1e-5)
 
 
 @every_kind
@@ -101,9 +101,9 @@ def test_all_prefixes_at_once_equal_each_prefix_alone(kind):
     for b in range(3):
         for t in range(length[b]):
             prefix = items[b, : t + 1]
-            torch.testing.assert_close(clean[b, t], recompute(model, prefix, K), atol=1e-5, rtol=0)
+            torch.testing.assert_close(clean[b, t], recompute(model, prefix, K), atol=1e-5, rtol=1e-5)
             wanted = recompute(model, prefix, K, noise[:, b, t])
-            torch.testing.assert_close(noisy[b, t], wanted[1:], atol=1e-5, rtol=0)
+            torch.testing.assert_close(noisy[b, t], wanted[1:], atol=1e-5, rtol=1e-5)
 
 
 @every_kind

@@ -63,7 +63,7 @@ CASES = [
     ("mor", ["mor.routing=token"]),
     ("mor", ["mor.routing=token", "mor.balance=bias", "mor.balance_rate=0.05", "mor.gate=sigmoid"]),
     ("mor", ["train_depth=0"]),
-    ("mor", ["hardware.parallel=fsdp2"]),
+    ("mor", ["hardware.parallel=fsdp2", "train.accumulate=2"]),
 ]
 
 

@@ -1,5 +1,8 @@
 """Answers to requests: text written, recorded, watched for drift, and written again.
 
+Many requests are written together, by the scheduler; one after another where each has to wait for what the last one showed
+(``mor.guard``) or is to be replayed exactly (``mor.record``), and where layers are not shared by whole passes.
+
 Depths of the latest requests are compared with those that the same profile gave to validation text. Where they differ
 more than clean text does (``monitor.refer``), the answer says so; with ``mor.guard`` the requests after it are written
 by the next safer profile, at last with all recursions.
@@ -18,9 +21,11 @@ import torch
 from reason.errors import ConfigError, DataError
 from reason.methods.base import Context
 from reason.methods.mor import judge, record
+from reason.methods.mor.cache import MoRCache
 from reason.methods.mor.generate import Generation, Request, Sampling, generate
 from reason.methods.mor.monitor import DRIFT, psi
 from reason.methods.mor.routes import Above, Known
+from reason.methods.mor.scheduler import Scheduler
 
 if TYPE_CHECKING:
     from reason.methods.mor.network import MixtureOfRecursions
@@ -66,6 +71,16 @@ def parse(request: dict[str, Any], recursions: int) -> Asked:
     return Asked(**{k: v for k, v in request.items() if v is not None})
 
 
+@dataclass(frozen=True)
+class Wish:
+    """A request, ready to be written."""
+
+    request: Request
+    wanted: str  # the profile that was asked for
+    profile: str  # and the one it is written with
+    cut: bool  # whether the context holds less than was asked for
+
+
 class Answers:
     """Answers one request after another. depth: recursions at most, where a request says nothing."""
 
@@ -88,7 +103,7 @@ class Answers:
                 return self._replay(request)
             return self._write(request)
         except ValueError as error:
-            return {"error": str(error).replace("\n", " ")}
+            return _refusal(error)
 
     def _replay(self, request: dict[str, Any]) -> dict[str, Any]:
         if len(request) > 1:
@@ -96,10 +111,32 @@ class Answers:
         same, written = record.replay(self.network, self.identity, request["replay"])
         return {"same": same, "text": self.ctx.data.tokens.decode(written), "tokens": len(written)}
 
-    def _write(self, request: dict[str, Any]) -> dict[str, Any]:
+    def all(self, requests: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """One answer a request, in order."""
+        mor, alone = self.network.config, len(requests) < 2
+        if alone or mor.record or mor.guard or not self.network.decoder.sharing.cyclic:
+            return [self(request) for request in requests]
+        answers: dict[int, dict[str, Any]] = {}
+        wishes: dict[int, Wish] = {}
+        for i, request in enumerate(requests):
+            if isinstance(request, dict) and "replay" in request:
+                answers[i] = self(request)
+                continue
+            try:
+                wishes[i] = self._understand(request)
+            except ValueError as error:
+                answers[i] = _refusal(error)
+        broken = self.network.broken
+        done = Scheduler(self.network, MoRCache(self.network)).run(wish.request for wish in wishes.values())
+        broken = self.network.broken - broken
+        for (i, wish), one in zip(wishes.items(), done, strict=True):
+            answers[i] = self._told(one, self._notes(wish, one, broken, len(wishes)))
+        return [answers[i] for i in range(len(requests))]
+
+    def _understand(self, request: dict[str, Any]) -> Wish:
+        """Raises DataError or ConfigError, in words for the asker."""
         network, tokens, context = self.network, self.ctx.data.tokens, self.config.backbone.context
-        asked, clock = parse(request, network.recursions), self.ctx.meter.now
-        begun = clock()
+        asked = parse(request, network.recursions)
         ids = [tokens.eos, *tokens.encode([asked.prompt])[0][0]]
         if len(ids) >= context:
             raise DataError(
@@ -109,36 +146,54 @@ class Answers:
         wanted = asked.profile or network.config.profile
         profile = self._usable(wanted)
         most, cap = min(asked.tokens, context - len(ids)), min(asked.depth or self.cap, network.recursions)
+        # For random depths, which are drawn by token and place: what is not written yet stands there as the end.
         whole = torch.tensor([ids + [tokens.eos] * most], device=self.ctx.device)
         thresholds = judge.thresholds_of(self.ctx.calibration, profile)
         if profile != "default" and thresholds is None:
             raise ConfigError(f"This run has no profile {profile!r}: nothing was calibrated.")
         route = judge.judging_route(network.config, network, whole, thresholds, self.config.seed)
         sampling = Sampling(asked.temperature, asked.top_p, asked.seed)
-        wish = Request(ids, most, route, cap, sampling, frozenset({tokens.eos}))
-        broken, read = network.broken, clock()
-        done = generate(network, wish)
-        broken, written = network.broken - broken, clock()
-        notes = (
-            [f"the context of {context:,} tokens is full"] if most < asked.tokens and not done.stopped else []
+        return Wish(
+            Request(ids, most, route, cap, sampling, frozenset({tokens.eos})),
+            wanted,
+            profile,
+            most < asked.tokens,
         )
-        if profile != wanted:
-            notes.append(f"the depths of profile {wanted} have drifted: written with profile {profile}")
-        if broken:
-            notes.append(f"the router said no number {broken:,} times: these tokens went all the way")
-        moved = cap == min(self.config.depth, network.recursions) and self.drift[profile].add(done.depth)
-        if moved:
-            notes.append(self._drifted(profile, moved))
+
+    def _write(self, request: dict[str, Any]) -> dict[str, Any]:
+        network, clock = self.network, self.ctx.meter.now
+        begun = clock()
+        wish = self._understand(request)
+        broken, read = network.broken, clock()
+        done = generate(network, wish.request)
+        broken, written = network.broken - broken, clock()
+        notes = self._notes(wish, done, broken)
         if network.config.record:
+            route = wish.request.route
             known = {
                 "route": "threshold" if isinstance(route, Above) else "known" if isinstance(route, Known) else "token",
-                "profile": profile, "thresholds": list(route.thresholds) if isinstance(route, Above) else None,
+                "profile": wish.profile, "thresholds": list(route.thresholds) if isinstance(route, Above) else None,
                 "fallbacks": broken, "alerts": notes,
                 "seconds": {"read": read - begun, "write": written - read},
             }  # fmt: skip
-            line = record.record_of(network, self.identity, wish, done, **known)
+            line = record.record_of(network, self.identity, wish.request, done, **known)
             record.append(self.ctx.workdir / record.FILE, line)
         return self._told(done, notes)
+
+    def _notes(self, wish: Wish, done: Generation, broken: int, together: int = 1) -> list[str]:
+        """What the asker should know. broken: scores that were no number, in so many texts ``together``."""
+        notes, wanted, profile = [], wish.wanted, wish.profile
+        if wish.cut and not done.stopped:
+            notes.append(f"the context of {self.config.backbone.context:,} tokens is full")
+        if profile != wanted:
+            notes.append(f"the depths of profile {wanted} have drifted: written with profile {profile}")
+        if broken:
+            where = f" in these {together:,} texts" if together > 1 else ""
+            notes.append(f"the router said no number {broken:,} times{where}: these tokens went all the way")
+        whole = wish.request.cap == min(self.config.depth, self.network.recursions)
+        if whole and (moved := self.drift[profile].add(done.depth)):
+            notes.append(self._drifted(profile, moved))
+        return notes
 
     def _told(self, done: Generation, notes: Sequence[str]) -> dict[str, Any]:
         reply = {
@@ -160,6 +215,10 @@ class Answers:
             self.safer[profile] = SAFER[profile]
             said += f": profile {SAFER[profile]} from here on"
         return said
+
+
+def _refusal(error: ValueError) -> dict[str, Any]:
+    return {"error": str(error).replace("\n", " ")}
 
 
 class Drift:

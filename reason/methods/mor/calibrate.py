@@ -18,6 +18,7 @@ from reason.datasets.packing import Cases
 from reason.methods.base import Context
 from reason.methods.mor.judge import judging_route, profile_of, quantile_above
 from reason.methods.mor.monitor import Watched, refer, sample, watch
+from reason.methods.mor.network import CERTAIN
 from reason.methods.mor.routes import Above
 
 if TYPE_CHECKING:
@@ -25,17 +26,24 @@ if TYPE_CHECKING:
 
 MOST = 60_000  # tokens of validation text that thresholds are fitted on
 WATCHED = 30_000  # of these, on which profiles are measured and the router is watched
+AHEAD = (
+    "mor.route=topk looks at the whole text to decide about each of its tokens: it tells how good choices could be, "
+    "and cannot be had where text is written."
+)
 OPEN = -1e30  # a threshold that every logit is above
+BEYOND = CERTAIN - 1.0  # no threshold is above this: whom a broken router says nothing of goes on
 
 
 def fit(config: Any, ctx: Context, network: MixtureOfRecursions, cases: Cases) -> dict[str, Any] | None:
     """Thresholds of steps 2 to ``depth`` and what they spent, profiles, and the reference of the router's health.
 
-    A token-choice router has a reference alone; None where no router decides.
+    A token-choice router has a reference alone; top-k a note that it looks ahead; None where no router decides.
     """
     mor, depth = network.config, min(config.depth, network.recursions)
     if network.recursions == 1 or mor.routing not in ("expert", "token"):
         return None
+    if mor.route == "topk":
+        return {"notes": [AHEAD]}
     if mor.route not in ("auto", "threshold", "token"):
         return None
     order = np.random.default_rng(0).permutation(len(cases))[: config.eval.limit or None]
@@ -96,7 +104,8 @@ def _thresholds(
     for step in range(1, len(capacities)):
         scores = _scores(config, ctx, network, windows, [*thresholds, OPEN])
         share = capacities[step] / capacities[step - 1] if capacities[step - 1] else 0.0
-        thresholds.append(quantile_above(scores, share))
+        threshold = quantile_above(scores[scores != CERTAIN], share)  # of tokens whose score was a number
+        thresholds.append(min(threshold, BEYOND))
     return thresholds
 
 

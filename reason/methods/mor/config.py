@@ -97,16 +97,6 @@ class MorConfig:
         for key in ("elastic", "audit"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ConfigError(f"mor.{key} is {getattr(self, key)}; it is a share, from 0 to 1.")
-        if (
-            self.routing == "expert"
-            and self.combine == "replace"
-            and (self.aux == "none" or not self.aux_weight)
-        ):
-            raise ConfigError(
-                "mor.combine=replace without mor.aux leaves the router without anything to learn from: no gate "
-                "carries a gradient to it.",
-                "Use mor.combine=delta, or mor.aux=loss with mor.aux_weight above 0.",
-            )
         if self.explore and self.routing != "expert":
             raise ConfigError(
                 f"mor.explore={self.explore:g} is noise on whom a recursion chooses; with mor.routing={self.routing} none does.",
@@ -137,11 +127,30 @@ class MorConfig:
                 "mor.gate=tanh begins at 0 where weights come from a source, and shuts its layers out.",
                 "Use mor.gate=auto, whose gate begins at 1.",
             )
+        shut = next(
+            (f"{k}={v}" for k, v in (("combine", "replace"), ("gate", "none")) if getattr(self, k) == v), ""
+        )
+        foresees = self.routing != "token" and self.aux == "loss" and self.aux_weight > 0
+        if self.routing != "none" and shut and not foresees:
+            way = "" if self.routing == "token" else ", or mor.aux=loss with mor.aux_weight above 0"
+            raise ConfigError(
+                f"mor.{shut} leaves the router of mor.routing={self.routing} without anything to learn from: no gate "
+                "carries a gradient to it.",
+                f"Use mor.combine=delta and mor.gate=auto{way}.",
+            )
         if not scheme.endswith("cycle") and self.routing != "none":
             raise ConfigError(
                 f"backbone.sharing={scheme} repeats each layer in its place: there is no block that a token "
                 "could leave.",
                 f"Use backbone.sharing={scheme.replace('sequence', 'cycle')}, or mor.routing=none.",
+            )
+        early = config.depth < config.train_depth or (config.eval.curve and recursions > 1)
+        if not scheme.endswith("cycle") and (early or {self.kv, self.memory} != {"recursion"}):
+            raise ConfigError(
+                f"backbone.sharing={scheme} repeats each layer in its place: there is no depth but the whole, and no "
+                "earlier keys of the same layer.",
+                f"Use backbone.sharing={scheme.replace('sequence', 'cycle')}, or eval.curve=false with mor.kv=recursion "
+                f"and depth={config.train_depth}.",
             )
         self.shares(recursions)
         if self.mean_depth is not None and not 1 <= self.mean_depth <= config.depth:

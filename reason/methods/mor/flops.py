@@ -87,25 +87,27 @@ def steps_within(budget: float, per_token: float, tokens_per_step: int) -> float
 
 
 def executed(
-    shape: Shape, context: int, counts: Sequence[int], *, shared: bool = False, router: int = 0, head: bool = True
+    shape: Shape, context: int, counts: Sequence[int], *, memory: str = "recursion", router: int = 0, head: bool = True
 ) -> float:  # fmt: skip
     """Forward operations of one sequence of ``context`` tokens, of which ``counts[r]`` take step r + 1.
 
-    Attention is counted by the pairs that the causal mask admits. shared: queries of later steps look
-    at all earlier tokens and compute no K and V. router: operations of scoring one token once; the tokens
-    that took step r are scored for the next one.
+    Attention is counted by the pairs that the causal mask admits. memory: what later steps look at (``memory.KINDS``):
+    but for "recursion", at all earlier tokens; with "sharing" they compute no K and V, and with "propagate" those of
+    the tokens that have just left besides. router: operations of scoring one token once; the tokens that took step r
+    are scored for the next one.
     """
     whole, looped = context * (context + 1) // 2, shape.layer + shape.correction
     total = float(shape.ends * (context * shape.layer + whole * shape.pair))
     for r, k in enumerate(counts):
-        if shared and r:
-            # Which positions stay is not known here: on average they see half of the text.
-            total += shape.block * (
-                k * (looped - shape.keys_values - shape.keys_values_correction)
-                + k * (context + 1) / 2 * shape.pair
-            )
-        else:
-            total += shape.block * (k * looped + k * (k + 1) / 2 * shape.pair)
+        # Which positions stay is not known here: on average they see half of the text.
+        reach = k if memory == "recursion" or not r else context
+        made = 0  # tokens whose K and V this step computes beyond or short of the k that take it
+        if r and memory == "sharing":
+            made = -k
+        elif r and memory == "propagate":
+            made = counts[r - 1] - k
+        keys_values = shape.keys_values + shape.keys_values_correction
+        total += shape.block * (k * looped + made * keys_values + k * (reach + 1) / 2 * shape.pair)
     total += router * sum([context, *counts][: len(counts)])
     return total + (context * shape.head if head else 0)
 

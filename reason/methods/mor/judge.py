@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,12 @@ class Told:
     hit: np.ndarray  # (B, T) bool, the most probable token was the right one
     depth: np.ndarray  # (B, T) int64, recursions; 0 at padding
     broken: np.ndarray  # (B, T) bool, a router said no number of it
+
+    @classmethod
+    def of(cls, batch: int, length: int) -> Told:
+        """Of windows in which there is nothing."""
+        empty = (batch, length)
+        return cls(np.zeros(empty), np.zeros(empty, bool), np.zeros(empty, np.int64), np.zeros(empty, bool))
 
     def pick(self, rows: np.ndarray) -> Told:
         """These windows."""
@@ -110,7 +117,8 @@ def thresholds_of(calibration: Mapping[str, Any] | None, profile: str) -> Sequen
 def dice(tokens: Tensor, capacities: Sequence[float], seed: int) -> Tensor:
     """(B T,) int64 depths that are random, and yet the same whenever the same token stands at the same place.
 
-    So that random routing can be judged, decoded and replayed. A step is reached with probability ``capacities``.
+    So that random routing can be judged and replayed; a text that is being written has depths by the places of
+    its new tokens alone. A step is reached with probability ``capacities``.
     """
     place = torch.arange(tokens.shape[1], device=tokens.device)
     before = torch.nn.functional.pad(tokens, (1, 0))[:, :-1]
@@ -134,9 +142,9 @@ def profile_of(mean: float, capacities: Sequence[float]) -> list[float]:
     shape = [min(c, 1 - 1e-6) for c in capacities[1:]]
     if mean == 1:
         return [1.0] + [0.0] * len(shape)
-    low, high = 0.0, 1e6
+    low, high = 0.0, math.inf
     for _ in range(200):
-        power = (low + high) / 2 if high < 1e6 else (low or 0.5) * 2
+        power = (low + high) / 2 if math.isfinite(high) else (low or 0.5) * 2
         if 1 + sum(c**power for c in shape) > mean:
             low = power
         else:
@@ -162,17 +170,16 @@ def quantile_above(scores: np.ndarray, share: float) -> float:
 # --- what it cost -------------------------------------------------------------------------------------
 
 
-def cost(model: MixtureOfRecursions, shape: Shape, routed: Routed) -> float:
-    """Operations of a forward pass, sequence by sequence, by the tokens that really took each step."""
-    depth = routed.depth.cpu()
-    scored = model.by_step[0].flops if model.by_step else 0  # type: ignore[union-attr]
-    shared = model.config.memory == "sharing"
+def cost(model: MixtureOfRecursions, shape: Shape, depth: np.ndarray) -> float:
+    """Operations of a forward pass, sequence by sequence, by the recursions (B, T) that each token really took; 0 at
+    padding."""
+    scored = sum(routers[0].flops for routers in (model.by_step, model.foreseers) if routers)
     total = 0.0
     for row in depth:
         real = int((row > 0).sum())
         if real:
             counts = [int((row > r).sum()) for r in range(int(row.max()))]
-            total += executed(shape, real, counts, shared=shared, router=scored)
+            total += executed(shape, real, counts, memory=model.config.memory, router=scored)
             if model.by_token is not None:
                 total += real * model.by_token.flops
     return total

@@ -2,7 +2,7 @@
 
 Bae et al., arXiv 2507.10524. Reported numbers come from routes that see nothing of the future: thresholds
 calibrated on validation text for expert-choice, the token's own choice for token-choice. Top-k, by which
-expert-choice is trained, can be asked for (``mor.route=topk``) and is marked as looking ahead.
+expert-choice is trained, can be asked for (``mor.route=topk``); the run is told, and keeps, that it looks ahead.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from reason.backbones.pretrained import Causal, opened
 from reason.backbones.tokens import Tokens
 from reason.datasets.documents import Corpus
 from reason.datasets.packing import Cases, Windows, encode
-from reason.errors import ConfigError
+from reason.errors import ConfigError, DataError
 from reason.methods.base import Context, Evaluation, Examples, Losses, Method, Ratio, Splits, Step
 from reason.methods.figures import Figure
 from reason.methods.mor import audit, judge, objective
@@ -72,7 +72,7 @@ class Mor(Method):
 
     def data(self, ctx: Context) -> Splits:
         corpus, backbone = ctx.dataset.text(), self.config.backbone
-        if (trained := kept(ctx.workdir)) is not None:
+        if (trained := kept(ctx.owner)) is not None:
             return cast(Splits, TextSplits(corpus, trained[-1], backbone.context, ctx.dataset.info))
         if (source := self._source()) is not None:
             told = {"source": source.where} | (
@@ -88,15 +88,16 @@ class Mor(Method):
     def build(self, ctx: Context) -> nn.Module:
         recursions, backbone = max(self.config.train_depth, 1), self.config.backbone
         mor = self.config.mor if self.config.train_depth else type(self.config.mor)(routing="none")
-        if (trained := kept(ctx.workdir)) is not None:
+        source = teacher = None
+        if (trained := kept(ctx.owner)) is not None:
             shape, lora, _ = trained
             decoder = ctx.backbone(shape=shape, recursions=recursions, lora=lora)
-            return MixtureOfRecursions(decoder, mor, backbone.init_std)
-        if (source := self._source()) is None:
+        elif (source := self._source()) is None:
             shape = backbone.shape(ctx.data.tokens.size)
             decoder = ctx.backbone(shape=shape, recursions=recursions, lora=mor.lora)
         else:
             decoder = convert(source, self._layout(source), ctx.backbone, mor.lora)
+            teacher = Teacher(source)
         if ctx.rank == 0:
             keep(
                 ctx.workdir,
@@ -105,8 +106,7 @@ class Mor(Method):
                 lora=0 if decoder.corrections is None else mor.lora,
                 routing=mor.routing,
             )
-        teacher = None if source is None else Teacher(source)
-        return MixtureOfRecursions(decoder, mor, backbone.init_std, teacher)
+        return MixtureOfRecursions(decoder, mor, backbone.init_std, teacher, bool(backbone.source))
 
     def _source(self) -> Causal | None:
         """The model to begin with, opened once per process."""
@@ -130,6 +130,12 @@ class Mor(Method):
         network = cast(MixtureOfRecursions, model)
         return objective.losses(network.config, network, batch, step)
 
+    def counts(self, model: nn.Module, batch: dict[str, Tensor], step: Step) -> dict[str, float]:
+        network, state = cast(MixtureOfRecursions, model), step.generator.get_state()
+        found = objective.counts(network.config, network, batch, step)
+        step.generator.set_state(state)  # the loss of this batch draws the same
+        return found
+
     def param_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """Norms do not decay. A router that foresees learns ten times as fast, from its own targets alone."""
         network = cast(MixtureOfRecursions, model)
@@ -151,6 +157,16 @@ class Mor(Method):
 
     # --- judging -------------------------------------------------------------------------------
 
+    def check(self, ctx: Context, model: nn.Module) -> None:
+        """Refuse a text that does not fill one batch."""
+        windows, batch = len(ctx.data.train), self.config.train.batch_size
+        if windows < batch and (self.config.train.steps or self.config.train.epochs):
+            raise DataError(
+                f"The training text fills {windows:,} windows of {self.config.backbone.context:,} tokens, fewer than one "
+                f"batch takes ({batch:,}).",
+                f"Use train.batch_size={windows} or less, a smaller backbone.context, or more text.",
+            )
+
     def calibrate(self, ctx: Context, model: nn.Module, valid: Examples) -> dict[str, Any] | None:
         from reason.methods.mor.calibrate import fit
 
@@ -171,15 +187,19 @@ class Mor(Method):
         mine, levels = ctx.shard(len(cases)), cases.levels
         audited = self._audited(ctx, network, cases, cap)
         parts: list[dict[str, np.ndarray]] = []
-        flops = 0.0
+        shape, flops = sizes(network), 0.0
         for index in cases.batches(mine, ctx.config.eval.batch_size):
             batch = cases.batch(index)
             with ctx.meter.batch(int(batch["length"].sum())):
-                told, cost = self._tell(ctx, network, batch, cap)
-            flops += cost
+                told = self._tell(ctx, network, batch, cap)
+            flops += judge.cost(network, shape, told.depth)
             parts.append(_by_document(told, batch, len(index), network.recursions, levels))
             parts[-1] |= self._audit(ctx, network, cases, index, told, cap, audited)
         self._time_tokens(ctx, network, cases, cap)
+        if not parts:  # a rank without a document has columns all the same
+            batch = cases.batch(mine)
+            parts = [_by_document(judge.Told.of(0, 0), batch, 0, network.recursions, levels)]
+            parts[0] |= {name: np.zeros(0) for name in audit.COLUMNS}
         columns = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
         spent = float(sum(r * columns[f"at_{r}"].sum() for r in range(1, network.recursions + 1)))
         rows = pa.table(
@@ -218,10 +238,9 @@ class Mor(Method):
 
     def _tell(
         self, ctx: Context, network: MixtureOfRecursions, batch: dict[str, Tensor], cap: int
-    ) -> tuple[judge.Told, float]:
+    ) -> judge.Told:
         """A batch of windows, a few at a time."""
-        size, parts, flops = max(1, ctx.config.eval.batch_size), [], 0.0
-        shape = sizes(network)
+        size, parts = max(1, ctx.config.eval.batch_size), []
         for a in range(0, len(batch["tokens"]), size):
             tokens, targets, real = (
                 batch[k][a : a + size].to(ctx.device) for k in ("tokens", "targets", "length")
@@ -230,8 +249,7 @@ class Mor(Method):
                 tokens, self._route(ctx, network, tokens), real=real, cap=cap, memory=network.config.memory
             )
             parts.append(judge.tell(network, routed, targets))
-            flops += judge.cost(network, shape, routed)
-        return judge.joined(parts), flops
+        return judge.joined(parts)
 
     def _time_tokens(self, ctx: Context, network: MixtureOfRecursions, cases: Cases, cap: int) -> None:
         """Time the decoding of single tokens, each after the beginning of a document; nothing where a route looks ahead."""
@@ -290,9 +308,8 @@ class Mor(Method):
                 "mor.route=topk looks ahead: whom it chooses depends on the tokens that are still to be written.",
                 "Write with thresholds: reason evaluate RUN mor.route=threshold, then predict with that run.",
             )
-        answers = Answers(ctx, network, depth)
         with torch.inference_mode():
-            return [answers(request) for request in requests]
+            return Answers(ctx, network, depth).all(requests)
 
     # --- showing -------------------------------------------------------------------------------
 
@@ -334,7 +351,8 @@ def _by_document(
     level = batch["level"].numpy()
 
     def summed(values: np.ndarray) -> np.ndarray:
-        return np.bincount(case, weights=values.sum(1).astype(np.float64), minlength=documents)
+        whole = np.bincount(case, weights=values.sum(1).astype(np.float64), minlength=documents)
+        return whole.astype(np.float64)  # of no window, it counts in integers
 
     columns = {"nll": summed(told.nll), "correct": summed(told.hit), "targets": summed(target)}
     columns["bits"] = columns["nll"] / math.log(2)

@@ -130,7 +130,10 @@ def health(seen: Watched, shares: Sequence[float] | None = None) -> dict[str, fl
         found["entropy of depths"] = normalised_entropy(load.tolist())
         found["imbalance"] = max_violation(load.tolist())
         found["explained by position"] = by_position(seen.depth)
-        found["dead positions"] = dead(seen.depth, int(depth.max()))
+        usual = (
+            0 if shares is None else int(np.flatnonzero(shares)[-1]) + 1
+        )  # a depth that nobody takes any more counts
+        found["dead positions"] = dead(seen.depth, max(usual, int(depth.max())))
     if shares is not None:
         found["PSI"] = psi(load, shares)
     found["fallbacks"] = float(seen.broken[inside].mean())

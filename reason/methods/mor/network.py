@@ -54,13 +54,18 @@ class MixtureOfRecursions(nn.Module):
         decoder: with cyclic sharing where tokens may leave early.
         config: the method's keys.
         std: of the weights of routers at the start.
-        teacher: the model that the decoder's weights are of; None: from scratch.
+        teacher: the model that the decoder's weights began as, where something is learned from it.
+        converted: whether they began as another model's; None: if there is a teacher. It decides how a step enters the state.
     """
 
-    def __init__(self, decoder: RecursiveDecoder, config: Any, std: float, teacher: Teacher | None = None):
+    def __init__(
+        self, decoder: RecursiveDecoder, config: Any, std: float, teacher: Teacher | None = None,
+        converted: bool | None = None,
+    ):  # fmt: skip
         super().__init__()
+        converted = teacher is not None if converted is None else converted
         self.recursions = decoder.sharing.recursions
-        self.decoder, self.config = decoder, config.resolved(teacher is not None, self.recursions)
+        self.decoder, self.config = decoder, config.resolved(converted, self.recursions)
         self.teacher = teacher  # no module: not trained, saved or sharded
         width, N = decoder.shape.hidden, self.recursions
         token, expert = config.routing == "token", config.routing in ("expert", "random")
@@ -70,7 +75,7 @@ class MixtureOfRecursions(nn.Module):
         self.bias: Tensor  # (N_r,) of selection by a token, never of a gate
         self.register_buffer("bias", torch.zeros(N) if token else None)
         self.broken = 0  # scores that were no number, in decoding
-        if teacher is not None:  # a gate begins at 1
+        if converted:  # a gate begins at 1
             for router in [*self.by_step, *([self.by_token] if self.by_token else [])]:
                 nn.init.zeros_(router.layers[-1].weight)
         self._load = torch.zeros(N)  # tokens that chose each depth since it was last asked; each rank its own

@@ -2,7 +2,8 @@
 
 Bae et al., arXiv 2507.10524, section 2.2 and appendix. Everything is a sum and a count; the trainer divides, so a
 batch cut into micro-batches or over ranks weighs the same. That is where the reference code differs: it adds
-the routers' loss once per micro-batch, so that their weight grows with the accumulation.
+the routers' loss once per micro-batch, so that their weight grows with the accumulation. One term is no such sum:
+token-choice's balancing loss multiplies by the loads, which are those of all ranks but of one micro-batch.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 from reason.backbones.losses import IGNORED, linear_cross_entropy, linear_kl
 from reason.methods.base import Losses, Step
 from reason.methods.mor.config import MorConfig
-from reason.methods.mor.flops import warmed
+from reason.methods.mor.flops import kept, warmed
 from reason.methods.mor.router import foresee, z_loss
 from reason.methods.mor.routes import AtRandom, Explored, Route, TopK
 
@@ -35,36 +36,62 @@ def losses(config: MorConfig, model: MixtureOfRecursions, batch: dict[str, Tenso
         tokens, training_route(config, model.recursions, step), real=real, memory=config.kv,
         exits=config.exit_weight > 0,
     )  # fmt: skip
-    found: Losses = {"text": next_tokens(model, routed.states, targets)}
+    hidden = model.read(routed.states).flatten(0, 1)
+    found: Losses = {"text": next_tokens(model, hidden, targets)}
     count = found["text"][1]
     if config.distil:
-        found["distil"] = (config.distil * from_teacher(model, routed.states, tokens, targets), count)
+        found["distil"] = (config.distil * from_teacher(model, hidden, tokens, targets), count)
     if model.decoder.corrections is not None:
         found["text"] = (found["text"][0] + untouched(model.decoder), count)
     if config.exit_weight and routed.exits:
         which = int(
             torch.randint(len(routed.exits), (), generator=step.generator, device=step.generator.device)
         )
-        found["exit"] = (config.exit_weight * next_tokens(model, routed.exits[which], targets)[0], count)
+        left = model.read(routed.exits[which]).flatten(0, 1)
+        found["exit"] = (config.exit_weight * next_tokens(model, left, targets)[0], count)
     rise = min(step.step / config.capacity_warmup, 1.0) if config.capacity_warmup else 1.0
     return found | router_losses(config, model, routed, rise)
 
 
-def next_tokens(model: MixtureOfRecursions, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of the next tokens in nats, summed, and how many there are. states: (B, T, D) after the loop."""
-    hidden = model.read(states)
-    total = linear_cross_entropy(hidden.flatten(0, 1), model.head_weight, targets.flatten())
-    return total, (targets != IGNORED).sum()
+def counts(
+    config: MorConfig, model: MixtureOfRecursions, batch: dict[str, Tensor], step: Step
+) -> dict[str, float]:
+    """The counts that ``losses`` would return, read off the batch. Draws from the step's generator what it would."""
+    asked = float((batch["targets"] != IGNORED).sum())
+    terms = ["text"] + ["distil"] * (config.distil > 0)
+    terms += ["exit"] * (config.exit_weight > 0 and model.recursions > 1)
+    found, real = dict.fromkeys(terms, asked), batch["length"].tolist()
+    if model.by_step:
+        taught = config.aux != "none" and config.aux_weight > 0
+        names = ["foresee"] * taught + ["z"] * (config.z_weight > 0)
+        among = real  # of each sequence, the tokens that a step's router scores
+        for r, capacity in enumerate(drawn_capacities(config, model.recursions, step), 1):
+            found |= {f"{name} {r}": float(sum(among)) for name in names}
+            among = (
+                [min(kept(capacity, n), k) if n else 0 for n, k in zip(real, among, strict=True)]
+                if r > 1
+                else real
+            )
+    if model.by_token is not None:
+        names = ["balance"] * (config.balance == "loss" and config.balance_weight > 0) + ["z"] * (
+            config.z_weight > 0
+        )
+        found |= dict.fromkeys(names, float(sum(real)))
+    return found
 
 
-def from_teacher(model: MixtureOfRecursions, states: Tensor, tokens: Tensor, targets: Tensor) -> Tensor:
-    """KL(source || ours) of the next token in nats, summed over where there is a target. states: (B, T, D) after the
-    loop."""
+def next_tokens(model: MixtureOfRecursions, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of the next tokens in nats, summed, and how many there are. hidden: (B T, D) that the head reads."""
+    return linear_cross_entropy(hidden, model.head_weight, targets.flatten()), (targets != IGNORED).sum()
+
+
+def from_teacher(model: MixtureOfRecursions, hidden: Tensor, tokens: Tensor, targets: Tensor) -> Tensor:
+    """KL(source || ours) of the next token in nats, summed over where there is a target. hidden: (B T, D) that the head
+    reads."""
     assert model.teacher is not None
     asked = (targets != IGNORED).flatten()
-    mine = model.read(states).flatten(0, 1)[asked]
     theirs = model.teacher.states(tokens).flatten(0, 1)[asked]
-    return linear_kl(mine, model.head_weight, theirs, model.teacher.head_weight)
+    return linear_kl(hidden[asked], model.head_weight, theirs, model.teacher.head_weight)
 
 
 def untouched(decoder: RecursiveDecoder) -> Tensor:
@@ -125,19 +152,24 @@ def training_route(config: MorConfig, recursions: int, step: Step) -> Route | No
     """The route of a training step; None: what a token-choice router says."""
     if config.routing in ("token", "none"):
         return None
-    capacities = config.shares(recursions)
-    if config.elastic and _draw(step) < config.elastic:
-        free = sorted((_draw(step) for _ in capacities[1:]), reverse=True)
-        capacities = [1.0, *(0.1 + 0.9 * c for c in free)]
-    elif config.capacity_warmup:
-        warm = config.capacity_warmup
-        at = step.step // -(-warm // LEVELS) * -(-warm // LEVELS)
-        capacities = [warmed(c, at, warm) for c in capacities]
-    top = TopK(capacities)
+    top = TopK(drawn_capacities(config, recursions, step))
     if config.routing == "random":
         return AtRandom(top, step.generator)
     scale = config.explore * (1 - step.progress / EXPLORED)
     return Explored(top, step.generator, scale) if scale > 0 else top
+
+
+def drawn_capacities(config: MorConfig, recursions: int, step: Step) -> list[float]:
+    """Of a training step: as configured, on their way there, or drawn."""
+    capacities = config.shares(recursions)
+    if config.elastic and _draw(step) < config.elastic:
+        free = sorted((_draw(step) for _ in capacities[1:]), reverse=True)
+        return [1.0, *(0.1 + 0.9 * c for c in free)]
+    if config.capacity_warmup:
+        warm = config.capacity_warmup
+        at = step.step // -(-warm // LEVELS) * -(-warm // LEVELS)
+        capacities = [warmed(c, at, warm) for c in capacities]
+    return capacities
 
 
 def _draw(step: Step) -> float:

@@ -60,6 +60,7 @@ class Scheduler:
 
     Raises:
         ValueError: a number that is too small.
+        ConfigError: a network whose recursions are not passes through one block.
     """
 
     def __init__(
@@ -72,6 +73,12 @@ class Scheduler:
         self.chunk, self.patience, self.work = chunk, patience, Work()
         if min(rows, self.exits, self.most, chunk) < 1 or patience < 0:
             raise ValueError("rows, exits, live and chunk must be 1 or more, and patience 0 or more.")
+        if not model.decoder.sharing.cyclic:
+            raise ConfigError(
+                f"backbone.sharing={model.decoder.sharing.scheme} repeats each layer in its place: texts at different "
+                "steps have no block in common.",
+                "Write one text after another (generate).",
+            )
         self._number = self._tick = 0
         self._waiting: list[
             tuple[int, _Live]

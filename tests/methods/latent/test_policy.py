@@ -262,7 +262,11 @@ def test_a_policy_is_fitted_kept_and_used(tmp_path, name):
         assert used.mean() == pytest.approx(fitted["valid_mean_depth"])
         assert fitted["valid_mean_depth"] == pytest.approx(1.8, abs=0.15 if name != "overlap" else 0.6)
     else:
-        assert set(used) == {0.0, 3.0} and used[1::2].mean() == pytest.approx(fitted["valid_mean_depth"])
+        one = 3 / len(
+            used[1::2]
+        )  # two cases that differ by rounding alone may change sides with the shape of a batch
+        assert set(used) == {0.0, 3.0}
+        assert used[1::2].mean() == pytest.approx(fitted["valid_mean_depth"], abs=one + 1e-9)
     assert found.cost["steps"] == used.sum()
     fixed = begin(tmp_path)
     by_depth = [fixed.method.evaluate(fixed.ctx, fixed.network, fixed.ctx.data.valid, k) for k in range(4)]

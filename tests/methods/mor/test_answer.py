@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -115,6 +116,26 @@ def test_what_was_not_calibrated_cannot_be_asked_for(begin):
     assert "profile" in told["error"]
 
 
+@pytest.mark.parametrize("words", [(), ("mor.routing=token",), ("mor.routing=random",), ("mor.kv=sharing",)])
+def test_many_requests_together_are_each_answered_as_alone(begin, words):
+    """Of different lengths, depths and temperatures, with one that makes no sense among them."""
+    session = begin(*words)
+    requests = [{"prompt": p, "tokens": 5 + 3 * i} for i, p in enumerate(prompts(session))]
+    requests[1] |= {"temperature": 1.0, "seed": 3}
+    requests[2] |= {"depth": 1}
+    requests.insert(3, {"prompt": " "})
+    together = ask(session, *requests)
+    assert together == [ask(session, request)[0] for request in requests]
+    assert "empty" in together[3]["error"] and together[2]["depth"] == 1 and session.network.broken == 0
+
+
+def test_a_broken_router_is_said_of_all_that_were_written_together(begin):
+    session = begin()
+    spoil(session)
+    told = ask(session, *({"prompt": p, "tokens": 5} for p in prompts(session)[:3]))
+    assert all(one["depth"] == 3 and "in these 3 texts" in one["note"] for one in told)
+
+
 # --- records ------------------------------------------------------------------------------------------
 
 
@@ -198,6 +219,51 @@ def test_a_broken_router_is_said(begin):
     assert judged.overall(judged.rows)["fallbacks"] == 1
     (table,) = [f for f in inspect(session, "") if f.title.startswith("Health")]
     assert ["fallbacks", "1.000", "ALERT"] in [row[:3] for row in table.rows] and "no number" in table.note
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_a_router_that_is_broken_before_it_is_calibrated_goes_all_the_way(begin, share):
+    """Wherever it says no number; thresholds are fitted to what it does say."""
+    session = begin(calibrate=False)
+    generator = torch.Generator().manual_seed(0)
+
+    def spoil_some(router, args, logits):
+        return logits.masked_fill(torch.rand(logits.shape, generator=generator) < share, torch.nan)
+
+    for router in session.network.by_step:
+        router.register_forward_hook(spoil_some)
+    with torch.no_grad():
+        fitted = session.method.calibrate(session.ctx, session.network, session.ctx.data.valid)
+    depth = fitted["profiles"]["default"]["mean_depth"]
+    assert depth == 3 if share == 1 else 2.2 < depth < 2.8  # half as deep as ever, half as the router says
+    session.ctx.calibration = fitted
+    if share == 1:
+        assert ask(session, {"prompt": prompts(session)[0], "tokens": 5})[0]["depth"] == 3
+
+
+def test_top_k_is_told_to_look_ahead(begin):
+    (note,) = begin("mor.route=topk").ctx.calibration["notes"]
+    assert "looks at the whole text" in note
+
+
+def test_a_prompt_longer_than_the_context_and_a_context_that_fills_up(begin):
+    session = begin()
+    context, text = session.ctx.config.backbone.context, " ".join(prompts(session) * 50)
+    (told,) = ask(session, {"prompt": text})
+    assert f"trained on {context:,} at a time" in told["error"] and "Shorten it" in told["error"]
+    (told,) = ask(session, {"prompt": prompts(session)[0], "tokens": 10_000})
+    assert told["tokens"] < context and (told["stopped"] or "is full" in told["note"])
+
+
+def test_a_rank_without_a_document_says_so_in_the_same_columns(begin):
+    session = begin()
+    full, empty = (
+        session.method.evaluate(
+            replace(session.ctx, rank=rank, world_size=2, limit=1), session.network, session.ctx.data.test, 3
+        ).rows
+        for rank in (0, 1)
+    )
+    assert full.num_rows == 1 and empty.num_rows == 0 and full.schema == empty.schema
 
 
 def test_drift_is_said_and_guarded(begin):

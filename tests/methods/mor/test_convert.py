@@ -24,7 +24,9 @@ from reason.backbones.source import settle
 from reason.backbones.tokens import Tokens
 from reason.engine import runner
 from reason.engine.config import resolve
-from reason.engine.session import load_dataset, open_run, source_digest
+from reason.engine.evaluation import judge
+from reason.engine.parallel import World
+from reason.engine.session import load_dataset, open_run, recorded_plan, source_digest
 from reason.errors import ConfigError, DataError
 from reason.methods.base import Step
 from reason.methods.mor import objective
@@ -41,6 +43,7 @@ _spec = importlib.util.spec_from_file_location("mor_small", Path(__file__).with_
 small = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(small)
 
+HERE = World(0, 1, torch.device("cpu"))
 TOKENS = Tokens.train(["the rain in Spain stays mainly in the plain"] * 3, "bpe", 270, cache=False)
 FAMILIES = ("llama", "qwen2", "qwen3")
 ALL = 10**6  # a rank beyond every matrix
@@ -380,6 +383,36 @@ def test_no_training_judges_the_model_as_it_begins(model):
     shutil.rmtree(model)  # a finished run needs it no more
     opened.cache_clear()
     assert torch.equal(logits(open_run(found).session.network, tokens), source)
+
+
+@pytest.mark.parametrize("routing", ["expert", "token", "random"])
+def test_a_routed_run_from_a_source_is_loaded_as_what_was_trained(model, routing):
+    found = run(
+        f"backbone.source={model}", "train_depth=2", f"mor.routing={routing}", "mor.lora=1", "eval.limit=0"
+    )
+    loaded = open_run(found).session
+    assert loaded.network.config.combine == "delta"
+    bits = found.result["curve"][-1]["metrics"]["bits per byte"]["value"]
+    again = judge(loaded.method, loaded.ctx, HERE, loaded.network, loaded.ctx.data.test, 2)
+    rows = again.evaluation.rows
+    assert rows["bits"].to_numpy().sum() / rows["bytes"].to_numpy().sum() == pytest.approx(bits, rel=1e-6)
+    judged = runner.run(
+        recorded_plan(found, {"eval.curve": False}), model=found, quiet=True
+    )  # source, tokenizer: as trained
+    assert judged.result["curve"][-1]["metrics"]["bits per byte"]["value"] == pytest.approx(bits, rel=1e-6)
+    assert torch.equal(
+        logits(open_run(judged).session.network, text(2, 9)), logits(loaded.network, text(2, 9))
+    )
+
+
+def test_another_tokenizer_and_another_memory_are_refused(model):
+    found = run("train_depth=2", "backbone.hidden=16", "backbone.heads=2", "backbone.layers=4")
+    with pytest.raises(ConfigError, match=r"mor.kv=sharing \(it has recursion\)") as caught:
+        runner.run(recorded_plan(found, {"mor.kv": "sharing"}), model=found, quiet=True)
+    assert "mor.force" in str(caught.value) and "mor.gap" in str(caught.value)
+    TOKENS.save(found / "tokenizer")
+    with pytest.raises(DataError, match="not the one that its model was trained with"):
+        open_run(found)
 
 
 def test_what_cannot_be_a_source_says_why(model, tmp_path):

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reason.methods.mor.flops import Shape, balanced, executed, kept, published, steps_within, warmed
+from reason.methods.mor.memory import KINDS
 
 TOKENS = 1024 * 2048  # of one optimiser step in the paper
 
@@ -36,21 +37,24 @@ def test_published_budgets_at_equal_tokens(recursions, block, expected):
     assert round(9438 * TOKENS * per_token / 1e18, 1) == expected
 
 
-def by_hand(shape, depths, shared=False, router=0):
+def by_hand(shape, depths, memory="recursion", router=0):
     """One token, one layer and one visible key at a time."""
     total = 0
     for t, depth in enumerate(depths):
         seen = t + 1
         total += shape.ends * (shape.layer + seen * shape.pair) + 2 * shape.width * shape.vocab
         for r in range(depth):
-            if shared and r:
-                total += shape.block * (shape.layer - shape.keys_values + seen * shape.pair)
+            if memory == "recursion" or not r:
+                seen = sum(d > r for d in depths[: t + 1])
             else:
-                deep = sum(d > r for d in depths[: t + 1])
-                total += shape.block * (shape.layer + deep * shape.pair)
+                seen = t + 1
+            made = 0 if memory == "sharing" and r else shape.keys_values
+            total += shape.block * (shape.layer - shape.keys_values + made + seen * shape.pair)
             total += router
         if depth < max(depths):
             total += router  # was scored, and left
+            if memory == "propagate":  # and has keys there that come of the state it left with
+                total += shape.block * shape.keys_values
     return total
 
 
@@ -63,8 +67,13 @@ def test_executed_is_the_sum_over_tokens(depths):
     assert executed(SHAPE, len(depths), counts, router=5) == by_hand(SHAPE, depths, router=5)
 
 
-def test_executed_shared_is_exact_where_all_tokens_stay():
-    assert executed(SHAPE, 7, [7, 7, 7], shared=True) == by_hand(SHAPE, [3] * 7, shared=True)
+@pytest.mark.parametrize("memory", KINDS)
+def test_executed_is_exact_for_every_memory_where_those_who_leave_are_spread_evenly(memory):
+    """A text read forwards and backwards: who stays looks at half of it on average, as is counted."""
+    for one in ([3] * 7, [3, 1, 2, 1, 1, 2, 3], [1, 1, 2, 2, 2, 1, 1]):
+        counts = [sum(d > r for d in one) for r in range(max(one))]
+        both = (by_hand(SHAPE, one, memory) + by_hand(SHAPE, one[::-1], memory)) / 2
+        assert executed(SHAPE, 7, counts, memory=memory) == both
 
 
 @pytest.mark.parametrize(
@@ -89,5 +98,5 @@ def test_corrections_are_counted_where_they_are_used():
     thin = 2 * 3 * ((16 + 16) * 2 + (16 + 16) + (16 + 24) * 3)  # queries, out; keys and values; feed-forward
     assert relaxed.correction == thin
     assert executed(relaxed, 5, [5, 2]) - executed(plain, 5, [5, 2]) == 2 * 7 * thin
-    shared = [executed(s, 5, [5, 2], shared=True) for s in (plain, relaxed)]
+    shared = [executed(s, 5, [5, 2], memory="sharing") for s in (plain, relaxed)]
     assert shared[1] - shared[0] == 2 * (7 * thin - 2 * 2 * 3 * (16 + 16))

@@ -59,6 +59,8 @@ def test_a_profile_has_its_mean_and_never_rises(mean):
     assert sum(got) == pytest.approx(mean, abs=1e-4) and got == sorted(got, reverse=True) and got[0] == 1
     if mean == 2:
         assert got == pytest.approx([1, 2 / 3, 1 / 3], abs=1e-4)
+    for flat, mean in (([1, 1, 1], 2), ([1, 1, 1], 1.5), ([1, 1], 1.25), ([1, 1, 0.5], 1.5)):
+        assert sum(profile_of(mean, flat)) == pytest.approx(mean, abs=1e-4)
     with pytest.raises(ValueError, match="cannot be had"):
         profile_of(3.5, [1, 0.5, 0.2])
 
@@ -94,8 +96,8 @@ def test_cost_counts_what_was_taken():
     model = small.network()
     shape = Shape(16, 4, 2, 4, 24, 23, 2, 2)
     tokens = text(2, 9)
-    shallow, deep = (cost(model, shape, model(tokens, Known(d))) for d in (1, 3))
-    some = cost(model, shape, model(tokens, Above([0.0, 0.0])))
+    routes = (Known(1), Known(3), Above([0.0, 0.0]))
+    shallow, deep, some = (cost(model, shape, model(tokens, route).depth.numpy()) for route in routes)
     assert shallow < some < deep
 
 

@@ -102,6 +102,13 @@ def test_health_by_hand():
     assert all(kind(name).saying for name in got)
 
 
+def test_positions_are_dead_when_nobody_takes_the_deepest_step_any_more():
+    depth = np.full((10, 6), 2, np.int8)
+    seen = Watched(depth, np.zeros((10, 3, 6), np.float16), np.zeros((10, 6), bool), np.zeros(10, int))
+    assert health(seen, [0.2, 0.5, 0.3])["dead positions"] == 1
+    assert health(seen, [0.5, 0.5, 0.0])["dead positions"] == 0  # where depth is capped at 2
+
+
 def test_windows_hold_documents_and_no_more_than_asked():
     case, length = np.array([0, 0, 1, 1, 2]), np.full(5, 10)
     rows = windows_of(case, length, 25, np.random.default_rng(0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from reason.engine.config import resolve
 from reason.errors import ConfigError
 from reason.methods.mor.config import MorConfig
 
@@ -15,7 +16,6 @@ from reason.methods.mor.config import MorConfig
         ({"capacities": "0.9,0.5"}, "every token takes the first"),
         ({"capacities": "1,zero"}, "no list of numbers"),
         ({"capacities": "1,0"}, "above 0"),
-        ({"combine": "replace", "aux": "none"}, "anything to learn from"),
         ({"gate": "softmax"}, "one step at a time"),
         ({"elastic": 1.5}, "from 0 to 1"),
         ({"aux_weight": -1.0}, "below 0"),
@@ -25,6 +25,33 @@ from reason.methods.mor.config import MorConfig
 def test_refused(keys, said):
     with pytest.raises(ConfigError, match=said):
         MorConfig(**keys)
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ("mor.combine=replace mor.aux=none", "anything to learn from"),
+        ("mor.combine=replace mor.aux=router", "anything to learn from"),
+        ("mor.gate=none mor.aux_weight=0", "anything to learn from"),
+        ("mor.gate=none mor.routing=token", "anything to learn from"),
+        ("mor.combine=replace mor.routing=random mor.aux=none", "anything to learn from"),
+        ("mor.shift=nan", "mor.shift=nan is not a number"),
+        ("train.lr=inf", "train.lr=inf is not a number"),
+        ("backbone.sharing=middle_sequence mor.routing=none", "no depth but the whole"),
+        ("backbone.sharing=middle_sequence mor.routing=none eval.curve=false mor.kv=sharing", "no earlier keys"),
+    ],
+)  # fmt: skip
+def test_refused_with_the_rest_of_a_run(words, said):
+    with pytest.raises(ConfigError, match=said):
+        resolve("mor", words.split(), environ={})
+
+
+@pytest.mark.parametrize("words", [
+    "mor.combine=replace", "mor.gate=none", "mor.routing=none mor.gate=none",
+    "backbone.sharing=middle_sequence mor.routing=none eval.curve=false", "train_depth=0 backbone.sharing=middle_sequence",
+])  # fmt: skip
+def test_taken(words):
+    resolve("mor", words.split(), environ={})
 
 
 def test_profile():

@@ -148,5 +148,30 @@ def test_a_loss_after_a_random_recursion():
     model, data = network(exit_weight=0.5), batch()
     found = objective.losses(model.config, model, data, step())
     routed = model(data["tokens"], TopK([1, 2 / 3, 1 / 3]), exits=True)
-    each = [0.5 * objective.next_tokens(model, e, data["targets"])[0] for e in routed.exits]
+    each = [
+        0.5 * objective.next_tokens(model, model.read(e).flatten(0, 1), data["targets"])[0]
+        for e in routed.exits
+    ]
     assert any(torch.allclose(found["exit"][0], e, rtol=1e-5) for e in each)
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"exit_weight": 0.3, "z_weight": 0.1}, {"aux": "router", "capacity_warmup": 10}, {"elastic": 1.0},
+        {"aux": "none", "capacities": "1,0.5,0.05"}, {"routing": "random", "z_weight": 0.1}, {"explore": 1.0},
+        {"routing": "token", "z_weight": 0.1}, {"routing": "token", "balance": "bias"}, {"routing": "none"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_counts_are_those_of_the_losses_without_their_cost(keys, ragged):
+    model, data = network(**keys), batch()
+    if ragged:
+        data["length"] = torch.tensor([9, 1, 4])
+        data["targets"][1, 1:] = data["targets"][2, 4:] = -100
+    for seed in range(4):
+        want = {
+            n: float(c) for n, (_, c) in objective.losses(model.config, model, data, step(3, seed)).items()
+        }
+        assert objective.counts(model.config, model, data, step(3, seed)) == want
