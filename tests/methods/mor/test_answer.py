@@ -75,6 +75,18 @@ def test_profiles_spend_more_and_more(begin):
     assert all(np.isfinite(p["nll"]) and sum(p["shares"]) == pytest.approx(1) for p in profiles.values())
 
 
+@pytest.mark.parametrize(
+    "words", [(), ("mor.capacities=1,0.5,0.2",), ("mor.mean_depth=2.4",), ("mor.aux=router",)]
+)
+def test_thresholds_keep_of_validation_what_they_should_within_a_hundredth(begin, words):
+    session = begin(*words)
+    rows = session.method.evaluate(session.ctx, session.network, session.ctx.data.valid, 3).rows
+    at = np.array([rows[f"at_{r}"].to_numpy().sum() for r in (1, 2, 3)])
+    kept = at[::-1].cumsum()[::-1] / at.sum()
+    assert session.ctx.calibration["tokens"] == at.sum() > 200
+    assert kept == pytest.approx(session.ctx.calibration["capacities"], abs=0.01)
+
+
 def test_few_documents_judge_and_few_calibrate(begin):
     few, all_of_them = (begin(*words) for words in (["eval.limit=2"], []))
     held = np.sort(few.ctx.data.valid.tokens)

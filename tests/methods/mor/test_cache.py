@@ -12,8 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reason.errors import ConfigError
+from reason.methods.mor import decode
 from reason.methods.mor.cache import MoRCache, OutOfPages
 from reason.methods.mor.memory import KINDS
+from reason.methods.mor.pace import Pace
+from reason.methods.mor.routes import Above
 
 _spec = importlib.util.spec_from_file_location("mor_small", Path(__file__).with_name("small.py"))
 small = importlib.util.module_from_spec(_spec)
@@ -152,6 +155,23 @@ def test_rows_per_token_are_those_of_the_paper(kind, rows):
     assert cache.pages(depth) * cache.page_size * cache.row_bytes == pytest.approx(
         cache.needed(depth), rel=0.02
     )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_text_that_was_read_and_written_has_the_rows_of_its_depths(kind):
+    """A pool holds those that took its step; with sharing nothing is written after the first."""
+    cache = MoRCache(MODEL, kind, page_size=2)
+    past, pace = cache.open(), Pace(MODEL, Above([0.0, 0.3]))
+    decode.prefill(MODEL, past, small.text(17), pace, chunk=5)
+    for token in small.text(9, seed=3):
+        decode.step(MODEL, [past], [token], [pace])
+    depth = past.depth
+    assert len(depth) == 26 and set(depth) == {1, 2, 3}
+    took = [int((depth > r).sum()) for r in range(N)]
+    assert [past.count(r) for r in range(N)] == ([26, 0, 0] if kind == "sharing" else took)
+    assert past.pages == cache.used == cache.pages(depth)
+    assert cache.bytes() == cache.used * cache.page_size * cache.row_bytes >= cache.needed(depth)
 
 
 def test_without_ends_there_is_only_the_loop():

@@ -11,7 +11,7 @@ from reason.backbones.decoder import RecursiveDecoder
 from reason.methods.base import Step
 from reason.methods.mor import objective
 from reason.methods.mor.config import MorConfig
-from reason.methods.mor.network import MixtureOfRecursions
+from reason.methods.mor.network import MixtureOfRecursions, Routed
 from reason.methods.mor.routes import TopK
 
 VOCAB = 19
@@ -88,9 +88,10 @@ def test_balance_of_token_choice():
     scores = routed.entry.softmax(-1)
     share = torch.bincount(routed.depth.flatten() - 1, minlength=3) / 27
     torch.testing.assert_close(total / count, 0.2 * 3 * (share * scores.mean(0)).sum())
-    with torch.no_grad():  # even loads: the mean of the summed scores, 1 for softmax
-        even = 3 * (torch.full((3,), 1 / 3) * scores.mean(0)).sum()
-    assert float(even) == pytest.approx(1)
+    depth = torch.arange(27).view(3, 9) % 3 + 1  # even loads: the mean of the summed scores, 1 for softmax
+    even = Routed(routed.states, depth, routed.entry)
+    total, count = objective.router_losses(model.config, model, even)["balance"]
+    assert float((total / count).detach()) == pytest.approx(0.2)
 
 
 def test_loads_are_noted_for_the_selection_bias_and_it_never_reaches_a_gate():

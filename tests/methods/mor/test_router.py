@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +21,10 @@ from reason.methods.mor.router import (
     top_k,
     z_loss,
 )
+
+_spec = importlib.util.spec_from_file_location("mor_small", Path(__file__).with_name("small.py"))
+small = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(small)
 
 
 @given(st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0]), min_size=1, max_size=12), st.integers(1, 12))
@@ -67,3 +73,15 @@ def test_bias_moves_towards_even_loads():
 def test_load_statistics():
     assert max_violation([4, 4, 4]) == 0 and normalised_entropy([4, 4, 4]) == pytest.approx(1)
     assert max_violation([6, 0]) == 1 and normalised_entropy([6, 0]) == 0 and normalised_entropy([3]) == 1
+
+
+@pytest.mark.parametrize(
+    "keys, extra",
+    [({}, 3 * 16), ({"aux": "router"}, 2 * 3 * 16), ({"routing": "token"}, 3 * 16), ({"routing": "none"}, 0),
+     ({"router": "mlp"}, 3 * (2 * 16 * 16 + 2 * 16))],
+)  # fmt: skip
+def test_routers_add_what_they_should(keys, extra):
+    """N_r D parameters with a linear router for each step, or one of N_r outputs; the one that foresees as many again."""
+    model = small.network(**keys)
+    count = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in model.decoder.parameters())
+    assert count == extra
