@@ -9,6 +9,8 @@ They know states, an item table and targets: no model, no method.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -109,9 +111,7 @@ class _LinearKL(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, g):
-        d_hidden, d_weight = ctx.saved_tensors
-        hidden_dtype, weight_dtype = ctx.like
-        return (d_hidden * g).to(hidden_dtype), (d_weight * g).to(weight_dtype), None, None, None, None, None
+        return *_kept(ctx, g), None, None, None, None, None
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -221,9 +221,13 @@ class _PairwiseKL(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, g):
-        d_states, d_weight = ctx.saved_tensors
-        states_dtype, weight_dtype = ctx.like
-        return (d_states * g).to(states_dtype), (d_weight * g).to(weight_dtype), None, None, None, None, None
+        return *_kept(ctx, g), None, None, None, None, None
+
+
+def _kept(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients that a forward pass kept, of a loss whose own gradient is ``g``, in the types of what they are of."""
+    x, weight = ctx.saved_tensors
+    return (x * g).to(ctx.like[0]), (weight * g).to(ctx.like[1])
 
 
 def _product_dtype(x: Tensor) -> torch.dtype:
