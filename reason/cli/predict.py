@@ -20,6 +20,9 @@ def predict(
 ) -> None:
     """Read requests from stdin and write answers to stdout, in order, one JSON object a line.
 
+    What a request holds depends on the method: {"user": "196"} for latent, {"prompt": "def main("} for mor. One that makes no
+    sense is answered with an error that says what it may hold.
+
     Example: echo '{"user": "196"}' | reason predict last
     """
     from reason.engine.session import open_run
@@ -42,6 +45,10 @@ def predict(
                 raise ValueError("not a JSON object")
             requests.append(request)
             places.append(number)
+        except json.JSONDecodeError as error:
+            answers[number] = {
+                "error": f"line {number} is not JSON: {error.msg}, at character {error.pos + 1}"
+            }
         except ValueError as error:
             answers[number] = {"error": f"line {number} is not a request: {error}"}
     answers |= dict(zip(places, loaded.predict(requests, depth), strict=True))

@@ -327,7 +327,8 @@ def check_depth(depth: int, train_depth: int, axis: DepthAxis) -> None:
         raise ConfigError(
             f"depth={depth} is beyond train_depth={train_depth}: "
             f"this model is not trained for so many {axis.unit}.",
-            f"Use depth={train_depth} or less, or train with train_depth={depth}.",
+            f"Use depth={max(train_depth, axis.least)}{' or less' * (train_depth > axis.least)}, or train with "
+            f"train_depth={depth}.",
         )
 
 

@@ -315,6 +315,10 @@ def _compare_all(table: Comparison, references: dict[int, Entry | None]) -> None
         if entry.kind == BASELINE:  # the same whatever the seed
             mine = dict.fromkeys(reference.rows, next(iter(entry.rows.values())))
         entry.reference = reference.name
+        if entry.kind == METHOD and reference.kind == BASE:
+            table.notes += [
+                note for note in [_otherwise(entry, reference)] if note and note not in table.notes
+            ]
         try:
             entry.difference = paired_difference(mine, reference.rows)
         except ValueError as error:
@@ -329,6 +333,20 @@ def _compare_all(table: Comparison, references: dict[int, Entry | None]) -> None
     corrected = holm([e.difference.p for e in compared if e.difference])
     for entry, p in zip(compared, corrected, strict=True):
         entry.p = p
+
+
+def _otherwise(entry: Entry, base: Entry) -> str:
+    """In what, beside the method's own keys, a model and its base were trained differently; '' where in nothing."""
+    assert entry.key and base.key
+    theirs, own = dict(base.key.trained), f"{entry.key.method}."
+    apart = [
+        f"{k}={v} against {theirs.get(k)}"
+        for k, v in entry.key.trained
+        if not k.startswith(own) and theirs.get(k) != v
+    ]
+    if not apart:
+        return ""
+    return f"{entry.key.experiment} was not trained as {base.name}: {', '.join(apart)}. Their difference is not the method's alone."
 
 
 # --- fronts, hints ------------------------------------------------------------------------------

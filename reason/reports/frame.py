@@ -411,7 +411,10 @@ def overrides(folder: RunFolder) -> list[str]:
         return []
     skip = ("depth", "train_depth", "seed", "runs", "hardware.")
     typed = [k for k, where in origin.items() if where == "command line" and not k.startswith(skip)]
-    words = [f"{k.removesuffix('.name')}={config[k]}" for k in typed]
+    words = [
+        f"{k.removesuffix('.name')}={str(config[k]).lower() if isinstance(config[k], bool) else config[k]}"
+        for k in typed
+    ]
     if "dataset.name" not in typed and origin.get("dataset.name", "default") != "default":
         words.insert(0, f"dataset={config['dataset.name']}")
     return [shlex.quote(word) for word in words]

@@ -111,7 +111,7 @@ def draw_comparison(table: Comparison, path: Path) -> None:
         rank = {e.label: ("method", "base", "baseline").index(e.kind) for e in table.entries}
         labels = sorted(drawn, key=lambda label: rank.get(label, 3))
         picture.legend(
-            [drawn[label] for label in labels], labels, loc="outside lower center", ncols=min(7, len(labels)),
+            [drawn[label] for label in labels], labels, loc="outside lower center", ncols=_columns(labels),
             handlelength=2.4, columnspacing=1.8,
         )  # fmt: skip
         _save(picture, path)
@@ -128,7 +128,15 @@ def _families(table: Comparison) -> list[tuple[str, list[Entry]]]:
 
 def _look(i: int) -> tuple[str, str]:
     """Colour and marker of the i-th curve."""
-    return COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+    return COLOURS[i % len(COLOURS)], MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]
+
+
+def _columns(labels: Sequence[str]) -> int:
+    """Of a legend as wide as three panels, with room for the longest label in each."""
+    widest = 0.75 + 0.085 * max(
+        (len(label) for label in labels), default=0
+    )  # inches: the handle, and letters
+    return max(1, min(7, len(labels), int(12.0 / widest)))
 
 
 def _bars(entries: list[Entry]) -> list[list[float]]:
@@ -162,7 +170,9 @@ def _against_depth(ax: Axes, table: Comparison, families: list[tuple[str, list[E
 
     _levels(ax, table, bases=True)
     for i, (label, entries) in enumerate(families):
-        shift = 0.07 * (i - (len(families) - 1) / 2)  # so that bars do not hide each other
+        shift = min(0.07, 0.4 / len(families)) * (
+            i - (len(families) - 1) / 2
+        )  # so that bars do not hide each other
         x = [(e.depth or 0) + shift for e in entries]
         y = [e.accuracy.value for e in entries]
         color, marker = _look(i)

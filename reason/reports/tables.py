@@ -15,9 +15,9 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from reason.metrics.statistics import Interval, paired_difference
+from reason.metrics.statistics import Interval, paired_difference, surest
 from reason.reports import words
-from reason.reports.frame import device, overrides, read_rows
+from reason.reports.frame import device, evaluation_keys, overrides, read_rows
 from reason.reports.terminal import plain_table, title
 from reason.tracking.folder import RunFolder
 
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 
 # --- tables that fit ----------------------------------------------------------------------------
+
+
+FOLDED = 20  # a column of labels may be folded to this
 
 
 @dataclass
@@ -51,8 +54,10 @@ def _fitted(
     """
     kept = [c for c in columns if any(c.cells)]
     dropped: list[str] = []
-    while sum(c.width + 2 for c in kept) - 2 > width and any(c.rank for c in kept):
+    while (over := sum(c.width + 2 for c in kept) - 2 - width) > 0 and any(c.rank for c in kept):
         worst = max(kept, key=lambda c: c.rank)
+        if worst.rank == 1 and kept[0].width - over >= FOLDED:
+            break  # labels on two lines are better than a table without what it is for
         kept.remove(worst)
         dropped.append(worst.head)
     table = plain_table(padding=(0, 1, 0, 0))  # with the box's own space: two between columns
@@ -177,10 +182,12 @@ class _RunSummary:
         r, units = self.result, self.result["units"]
         explained = words.meaning(name, units["example"])
         yield f"{name} is the accuracy" + (f": {explained}." if explained else ".")
-        yield (
-            f"Averaged over the {r['accuracy']['n']:,} {plural} of the {r['split']} split; the brackets hold the "
-            "true value 95 times in 100."
-        )
+        n = r["accuracy"]["n"]
+        over = f"the {n:,} {plural}" if n != 1 else f"one {units['example']}"
+        reading = "the brackets hold the true value 95 times in 100."
+        if surest(n) >= 0.05:
+            reading = "so few tell little, and the brackets are narrower than they should be."
+        yield f"Averaged over {over} of the {r['split']} split; {reading}"
         least = r["curve"][0]
         if least["depth"] == 0 and r["train_depth"]:
             yield f"0 {units['depth']}: {units['zero']}."
@@ -238,7 +245,11 @@ class _RunSummary:
         r, example = self.result, self.result["units"]["example"]
         name, said = r["experiment"], r["experiment"]
         if self.folder is not None:
-            said = " ".join([name, *overrides(RunFolder(self.folder))])
+            trainer = self.folder.parent / (r.get("trained_by") or self.folder.name)
+            typed = overrides(RunFolder(trainer if trainer.is_dir() else self.folder))
+            said = " ".join(
+                [name, *(w for w in typed if w.split("=")[0] not in evaluation_keys(r["method"]))]
+            )
         depths = [e["depth"] for e in r["curve"]]
         varied = ",".join(
             map(str, depths if len(depths) > 1 else range(r["units"].get("least", 0), r["train_depth"] + 1))

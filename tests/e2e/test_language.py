@@ -47,7 +47,7 @@ class TestRun:
         text, short, empty, strange = ask(
             reason, monkeypatch,
             {"prompt": "a > b", "tokens": 3, "depth": 1}, {"prompt": "a > b", "tokens": 3},
-            {"prompt": " "}, {"prompt": "a > b", "dept": 1},
+            {"prompt": ""}, {"prompt": "a > b", "dept": 1},
         )  # fmt: skip
         assert "text" in text or "error" in text  # these words may not occur in the data
         assert short.keys() == text.keys()

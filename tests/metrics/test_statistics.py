@@ -176,6 +176,14 @@ def test_sides_swap_sign():
     assert there.low == pytest.approx(-back.high, abs=0.05)
 
 
+@pytest.mark.parametrize("n", [1, 2, 5, 6, 20])
+def test_few_examples_cannot_tell_however_alike_they_are(n):
+    better, worse = {0: rows(np.full(n, 1.0))}, {0: rows(np.zeros(n))}
+    found = paired_difference(better, worse)
+    assert found.value == found.low == found.high == 1
+    assert found.p >= 2.0 ** (1 - n) and found.distinguishable == (n > 5)  # all on one side, by chance
+
+
 def test_only_shared_seeds_count():
     rng = np.random.default_rng(11)
     values = {s: rows(rng.normal(size=50)) for s in range(4)}

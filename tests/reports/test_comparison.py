@@ -68,6 +68,17 @@ def test_the_hint_names_all_seeds_and_a_base_silences_it(make):
     assert table_of(make.root).hints == []
 
 
+def test_a_base_that_was_trained_otherwise_is_said(make):
+    make.bases(seeds=(0,))
+    make.run()
+    assert not any("not trained as" in note for note in table_of(make.root).notes)
+    make.run(settings={"train.lr": 0.5, "latent.loss": "erl"})
+    (note,) = [note for note in table_of(make.root).notes if "not trained as" in note]
+    assert (
+        "train.lr=0.5 against" in note and "latent.loss" not in note
+    )  # what belongs to the method is its own
+
+
 def test_a_base_without_a_shared_seed_is_no_reference(make):
     make.bases(seeds=(5,))
     make.run(depths=(0, 1))

@@ -8,7 +8,7 @@ from report_folders import FIGURES
 
 from reason.errors import ConfigError
 from reason.reports.comparison import compare
-from reason.reports.plots import draw_comparison, draw_comparisons, draw_figures
+from reason.reports.plots import _look, draw_comparison, draw_comparisons, draw_figures
 
 
 def pixels(path) -> np.ndarray:
@@ -53,6 +53,24 @@ def test_costs_far_apart_go_on_a_logarithmic_axis(make, tmp_path):
     draw_comparison(compare(make.root)[0], tmp_path / "c.svg")
     text = (tmp_path / "c.svg").read_text(encoding="utf-8")
     assert len(text) > 10_000
+
+
+def test_a_legend_of_long_labels_stays_inside_the_picture(make, tmp_path):
+    for i in range(9):
+        make.run(
+            settings={
+                "train.lr": 0.001 * (i + 1),
+                "latent.loss": "erl" if i % 2 else "prl",
+                "latent.noise": 0.1 * i,
+            }
+        )
+    (table,) = compare(make.root)
+    draw_comparison(table, tmp_path / "c.png")
+    image = pixels(tmp_path / "c.png")
+    legend = image[int(0.72 * len(image)) :]
+    edges = [legend[:, :12], legend[:, -12:], image[-6:]]
+    assert [ink(edge) for edge in edges] == [0, 0, 0]
+    assert len({_look(i) for i in range(30)}) == 30
 
 
 def test_several_comparisons_get_a_file_each(make, tmp_path):

@@ -10,6 +10,7 @@ by the next safer profile, at last with all recursions.
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -49,8 +50,11 @@ class Asked:
 def parse(request: dict[str, Any], recursions: int) -> Asked:
     """Raises DataError, in words for the asker."""
     if not isinstance(request, dict) or not isinstance(request.get("prompt"), str):
-        raise DataError('A request is {"prompt": "text to continue"}, with "tokens" if not 64 are wanted.')
-    if not request["prompt"].strip():
+        raise DataError(
+            'A request is {"prompt": "text to continue"}; it may also have '
+            + ", ".join(f'"{f.name}"' for f in fields(Asked)[1:]) + '. {"replay": a line of audit.jsonl} stands alone.'
+        )  # fmt: skip
+    if not request["prompt"]:
         raise DataError("The prompt is empty.", "Give the text that is to be continued.")
     known = [f.name for f in fields(Asked)]
     if extra := sorted(set(request) - set(known)):
@@ -59,7 +63,7 @@ def parse(request: dict[str, Any], recursions: int) -> Asked:
         raise DataError(f'"profile" is {request["profile"]!r}.', f"Choose from {', '.join(SAFER)}.")
     for name, kind, least, most in (
         ("tokens", int, 1, 100_000), ("depth", int, 1, recursions), ("temperature", float, 0, 100),
-        ("top_p", float, 1e-9, 1), ("seed", int, 0, 2**63 - 1),
+        ("top_p", float, 0.001, 1), ("seed", int, 0, 2**53),
     ):  # fmt: skip
         value = request.get(name)
         if value is None:
@@ -67,7 +71,8 @@ def parse(request: dict[str, Any], recursions: int) -> Asked:
         fits = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
         if not fits or not least <= value <= most:
             what = "a whole number" if kind is int else "a number"
-            raise DataError(f'"{name}" is {value!r}; it must be {what} from {least:g} to {most:g}.')
+            span = f"from {least:,} to {most:,}" if least < most else f"and can only be {least}"
+            raise DataError(f'"{name}" is {json.dumps(value)}; it must be {what} {span}.')
     return Asked(**{k: v for k, v in request.items() if v is not None})
 
 

@@ -16,7 +16,7 @@ import torch
 
 from reason.datasets.packing import Cases
 from reason.methods.base import Context
-from reason.methods.mor.judge import judging_route, profile_of, quantile_above
+from reason.methods.mor.judge import OPEN, judging_route, profile_of, quantile_above
 from reason.methods.mor.monitor import Watched, refer, sample, watch
 from reason.methods.mor.network import CERTAIN
 from reason.methods.mor.routes import Above
@@ -30,14 +30,13 @@ AHEAD = (
     "mor.route=topk looks at the whole text to decide about each of its tokens: it tells how good choices could be, "
     "and cannot be had where text is written."
 )
-OPEN = -1e30  # a threshold that every logit is above
 BEYOND = CERTAIN - 1.0  # no threshold is above this: whom a broken router says nothing of goes on
 
 
 def fit(config: Any, ctx: Context, network: MixtureOfRecursions, cases: Cases) -> dict[str, Any] | None:
     """Thresholds of steps 2 to ``depth`` and what they spent, profiles, and the reference of the router's health.
 
-    A token-choice router has a reference alone; top-k a note that it looks ahead; None where no router decides.
+    The reference is of the profile that the run is judged with. A token-choice router has a reference alone; top-k a note that it looks ahead; None where no router decides.
     """
     mor, depth = network.config, min(config.depth, network.recursions)
     if network.recursions == 1 or mor.routing not in ("expert", "token"):
@@ -62,20 +61,17 @@ def fit(config: Any, ctx: Context, network: MixtureOfRecursions, cases: Cases) -
     capacities = trained if mor.mean_depth is None else profile_of(mor.mean_depth, trained[:depth])
     windows = _some(cases, order)
     thresholds = _thresholds(config, ctx, network, windows, capacities)
-    seen = see(thresholds, whole=True)
     less = profile_of((1 + sum(capacities[:depth])) / 2, trained[:depth])
     economy, all_of_it = _thresholds(config, ctx, network, watched, less), [OPEN] * (depth - 1)
-    profiles = {
-        "economy": _profile(economy, see(economy)),
-        "default": _profile(thresholds, seen),
-        "max": _profile(all_of_it, see(all_of_it)),
-    }
+    bars = {"economy": economy, "default": thresholds, "max": all_of_it}
+    seen = {name: see(bar, whole=name == mor.profile) for name, bar in bars.items()}
+    profiles = {name: _profile(bar, seen[name]) for name, bar in bars.items()}
     return {
         "thresholds": thresholds,
         "capacities": capacities,
         "tokens": int(windows["length"].sum()),
         "profiles": profiles,
-        "reference": refer(seen),
+        "reference": refer(seen[mor.profile]),
     }
 
 

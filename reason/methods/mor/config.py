@@ -115,8 +115,14 @@ class MorConfig:
         scheme, source = config.backbone.sharing, config.backbone.source
         if not source:
             Sharing(scheme, config.backbone.layers, recursions)  # refuses what does not divide
-        if not config.train_depth:
-            return  # the vanilla model: nothing here is read
+        if not config.train_depth:  # the vanilla model: nothing here is read
+            for key in ("mean_depth", "profile", "shift", "gap"):
+                if origin.get(f"mor.{key}") == "command line":
+                    raise ConfigError(
+                        f"mor.{key} says how depth is spent, and train_depth=0 is the base, which has none to spend.",
+                        f"Leave mor.{key} out, or name a run with recursions.",
+                    )
+            return
         if self.distil and not source:
             raise ConfigError(
                 f"mor.distil={self.distil:g} learns from a source, and there is none.",
@@ -215,9 +221,15 @@ class MorConfig:
         """
         listed = self._listed() or balanced(recursions)
         if len(listed) != recursions:
+            usual = ",".join(f"{c:.3g}" for c in balanced(recursions))
+            swept = (
+                f"; in a sweep, where commas part values: mor.capacities=[{usual}]"
+                if len(listed) == 1
+                else ""
+            )
             raise ConfigError(
-                f"mor.capacities has {len(listed)} shares for {recursions} recursions.",
-                f"For example: mor.capacities={','.join(f'{c:.3g}' for c in balanced(recursions))}",
+                f"mor.capacities has {len(listed)} share{'s' * (len(listed) != 1)} for {recursions} recursions.",
+                f"For example: mor.capacities={usual}{swept}",
             )
         return listed
 
@@ -231,10 +243,16 @@ class MorConfig:
             ) from None
         if not listed:
             return []
-        if listed[0] != 1 or not all(0 < c <= 1 for c in listed):
+        if not all(0 < c <= 1 for c in listed):
             raise ConfigError(
-                f"mor.capacities={self.capacities}: every token takes the first recursion, and a share is above 0 and at most 1.",
-                "Begin with 1: mor.capacities=1,0.5",
+                f"mor.capacities={self.capacities}: a share is above 0 and at most 1.",
+                "A recursion that nobody takes is one fewer: lower train_depth.",
+            )
+        if listed[0] != 1:
+            falling = sorted(listed, reverse=True)
+            raise ConfigError(
+                f"mor.capacities={self.capacities}: every token takes the first recursion.",
+                f"Begin with 1: mor.capacities={','.join(f'{c:g}' for c in [1.0, *falling[1:]])}",
             )
         if any(b > a for a, b in itertools.pairwise(listed)):
             raise ConfigError(

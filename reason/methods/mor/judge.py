@@ -21,6 +21,7 @@ from reason.methods.mor.trace import fallen
 if TYPE_CHECKING:
     from reason.methods.mor.network import MixtureOfRecursions, Routed
 
+OPEN = -1e30  # a threshold that every logit is above
 ROWS = 4096  # tokens whose logits are alive at a time
 
 
@@ -157,6 +158,8 @@ def profile_of(mean: float, capacities: Sequence[float]) -> list[float]:
 
 def quantile_above(scores: np.ndarray, share: float) -> float:
     """The threshold that ``share`` of the scores lie above: between the two that it has to part."""
+    if share >= 1:
+        return OPEN  # all of them, also on text that has lower scores
     ordered = np.sort(scores.astype(np.float32))[::-1]  # as ``above`` compares
     k = round(share * len(ordered))
     if k <= 0:

@@ -218,22 +218,28 @@ class Kind(NamedTuple):
     side: int  # alarms only above (1), only below (-1), or both (0)
     least: float  # a difference that is worth no alarm
     saying: str  # what it means, where it is above and below
+    least_of_all: float = 0.0
+    most_of_all: float | None = 1.0  # None: the number of recursions
+
+    def span(self, recursions: int) -> tuple[float, float]:
+        """Between which values it lies, whatever happens."""
+        return self.least_of_all, float(recursions) if self.most_of_all is None else self.most_of_all
 
 
 KINDS = {
-    "mean depth": Kind(0, 0.05, "tokens take {more} recursions than on validation text"),
+    "mean depth": Kind(0, 0.05, "tokens take {more} recursions than on validation text", 1.0, None),
     "entropy of depths": Kind(-1, 0.03, "the depths collapse to few"),
-    "imbalance": Kind(1, 0.05, "one depth takes most tokens"),
+    "imbalance": Kind(1, 0.05, "one depth takes most tokens", 0.0, None),
     "explained by position": Kind(1, 0.03, "depth follows the position and not the text"),
     "dead positions": Kind(1, 0.05, "some positions never go deepest"),
-    "PSI": Kind(1, 0.02, "the depths are spread otherwise than on validation text"),
+    "PSI": Kind(1, 0.02, "the depths are spread otherwise than on validation text", 0.0, np.inf),
     "fallbacks": Kind(1, 0.0, "the router says what is no number: these tokens go all the way"),
-    "logit RMS": Kind(0, 0.05, "the scores are {larger} than on validation text"),
-    "mean logit": Kind(0, 0.05, "the scores lie {higher} than on validation text"),
+    "logit RMS": Kind(0, 0.05, "the scores are {larger} than on validation text", 0.0, np.inf),
+    "mean logit": Kind(0, 0.05, "the scores lie {higher} than on validation text", -np.inf, np.inf),
     "kept": Kind(0, 0.02, "a step keeps {more} tokens than on validation text"),
     "agrees with top-k": Kind(-1, 0.02, "the router does not foresee whom top-k chooses"),
     "AUROC": Kind(-1, 0.02, "scores do not part those whom top-k chooses from the others"),
-    "regret": Kind(1, 0.01, "leaving early costs more than on validation text"),
+    "regret": Kind(1, 0.01, "leaving early costs more than on validation text", 0.0, np.inf),
 }
 WORDS = {"more": ("more", "fewer"), "larger": ("larger", "smaller"), "higher": ("higher", "lower")}
 
@@ -286,10 +292,14 @@ def refer(seen: Watched) -> dict[str, Any]:
         odd = np.where(values > middle, (values - middle) / up, (middle - values) / down)
     odd = np.where((side > 0) & (values < middle) | (side < 0) & (values > middle), 0.0, np.nan_to_num(odd))
     far = SLACK * max(1.0, float(np.quantile(odd.max(1), CLEAN)))
-    limits = {
-        name: (float(m - far * d) if s <= 0 else None, float(m + far * u) if s >= 0 else None)
-        for name, m, u, d, s in zip(names, middle, up, down, side, strict=True)
-    }
+    limits = {}
+    for name, m, u, d, s in zip(names, middle, up, down, side, strict=True):
+        (bottom, top), one = kind(name).span(N), far * np.array([d, u])
+        low_at, high_at = float(m - one[0]), float(m + one[1])
+        limits[name] = (  # what no window can pass is no limit
+            low_at if s <= 0 and low_at > bottom else None,
+            high_at if s >= 0 and high_at < top else None,
+        )
     few = [seen.pick(windows_of(seen.case, length, min(DRIFT, size), rng)).depth for _ in range(DRAWS)]
     drifts = [psi(np.bincount(d[d > 0].astype(np.int64), minlength=N + 1)[1:], shares) for d in few]
     usual = {n: (float(a), float(b), float(c)) for n, a, b, c in zip(names, low, middle, high, strict=True)}

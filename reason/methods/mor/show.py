@@ -196,7 +196,7 @@ def _health(seen: Watched, reference: Any, n: str) -> Figure:
         low, high = limits.get(name, (None, None))
         common = usual.get(name)
         rows.append([
-            name, f"{values[name]:.3f}", "ALERT" if name in odd else "fine" if name in limits else "",
+            name, f"{values[name]:.3f}", "ALERT" if name in odd else "fine" if (low, high) != (None, None) else "",
             f"{common[0]:.3f} to {common[2]:.3f}" if common else "",
             "" if low is None else f"{low:.3f}", "" if high is None else f"{high:.3f}",
         ])  # fmt: skip

@@ -135,7 +135,7 @@ def test_many_requests_together_are_each_answered_as_alone(begin, words):
     requests = [{"prompt": p, "tokens": 5 + 3 * i} for i, p in enumerate(prompts(session))]
     requests[1] |= {"temperature": 1.0, "seed": 3}
     requests[2] |= {"depth": 1}
-    requests.insert(3, {"prompt": " "})
+    requests.insert(3, {"prompt": ""})
     together = ask(session, *requests)
     assert together == [ask(session, request)[0] for request in requests]
     assert "empty" in together[3]["error"] and together[2]["depth"] == 1 and session.network.broken == 0
@@ -251,6 +251,14 @@ def test_a_router_that_is_broken_before_it_is_calibrated_goes_all_the_way(begin,
     session.ctx.calibration = fitted
     if share == 1:
         assert ask(session, {"prompt": prompts(session)[0], "tokens": 5})[0]["depth"] == 3
+
+
+def test_a_profile_that_was_chosen_is_no_alert(begin):
+    """The router is held against what its own profile gives to validation text."""
+    for profile in ("economy", "max"):
+        session = begin(f"mor.profile={profile}")
+        fitted = session.ctx.calibration
+        assert fitted["reference"]["shares"] == pytest.approx(fitted["profiles"][profile]["shares"])
 
 
 def test_top_k_is_told_to_look_ahead(begin):

@@ -35,6 +35,10 @@ def test_a_threshold_keeps_its_share(scores, share):
     assert kept == round(share * len(scores))
 
 
+def test_all_are_kept_of_any_text_where_all_are_to_be():
+    assert above(torch.tensor([-100.0]), quantile_above(np.array([0.5, 0.7]), 1.0)).all()
+
+
 def test_weights_are_compared_at_the_same_depth_before_thresholds_are_fitted():
     model, tokens = small.network(), text(3, 30)
     route = judging_route(model.config, model, tokens, None, seed=0)

@@ -109,6 +109,20 @@ def test_positions_are_dead_when_nobody_takes_the_deepest_step_any_more():
     assert health(seen, [0.5, 0.5, 0.0])["dead positions"] == 0  # where depth is capped at 2
 
 
+def test_no_limit_is_where_nothing_can_be():
+    """Of few clean windows that differ a lot: what cannot be passed is no limit, rather than one that never alarms."""
+    rng = np.random.default_rng(0)
+    depth = rng.integers(1, 4, (6, 8)).astype(np.int8)
+    depth[::2] = 1
+    seen = Watched(depth, rng.normal(size=(6, 3, 8)).astype(np.float16), depth > 9, np.arange(6))
+    limits = refer(seen)["limits"]
+    assert {name: kind(name).span(3) for name in limits}["mean depth"] == (1, 3)
+    for name, (low, high) in limits.items():
+        bottom, top = kind(name).span(3)
+        assert (low is None or low > bottom) and (high is None or high < top), name
+    assert any(both == (None, None) for both in limits.values())
+
+
 def test_windows_hold_documents_and_no_more_than_asked():
     case, length = np.array([0, 0, 1, 1, 2]), np.full(5, 10)
     rows = windows_of(case, length, 25, np.random.default_rng(0))
