@@ -174,8 +174,8 @@ def frames(root: Path | str, names: Sequence[str] = ()) -> list[Frame]:
     Args:
         names: methods, experiments, runs or sweeps, in any mixture; none means every run.
     Returns:
-        Without names one frame for each set of runs that can be ranked, the newest first. With
-        names exactly one.
+        Without names, or with one, a frame for each set of runs that can be ranked, the newest first. With
+        several names exactly one: they are to stand side by side.
     Raises:
         ConfigError: a name that fits nothing, nothing finished, or named runs that cannot be
             ranked together (it says which runs differ in what).
@@ -192,7 +192,7 @@ def frames(root: Path | str, names: Sequence[str] = ()) -> list[Frame]:
     sets: dict[str, list[Point]] = {}
     for point in points:
         sets.setdefault(json.dumps(_what(point), sort_keys=True), []).append(point)
-    if names and len(sets) > 1:
+    if len(names) > 1 and len(sets) > 1:
         raise _not_comparable(list(sets.values()))
     ordered = sorted(sets.values(), key=lambda s: -max(p.result.get("created", 0.0) for p in s))
     found = [_grouped(members) for members in ordered]
@@ -342,7 +342,7 @@ def _not_comparable(sets: list[list[Point]]) -> ConfigError:
             lines.append(f"  {field_name}: {sides}")
     return ConfigError(
         "These runs cannot be ranked in one table. They differ in\n" + "\n".join(lines),
-        "Name runs that agree, or use `reason compare` without names: one table for each set that does.",
+        "Name runs that agree, or one name or none: a table for each set that does.",
     )
 
 

@@ -57,7 +57,9 @@ def test_named_runs_that_cannot_be_ranked_are_refused_and_told_apart(make, other
     with pytest.raises(ConfigError, match=words) as refused:
         frames(make.root, ["latent", "other"])
     assert a.name in str(refused.value) and b.name in str(refused.value)
-    assert len(frames(make.root)) == 2  # without names: two tables
+    assert (
+        len(frames(make.root)) == len(frames(make.root, ["latent"])) == 2
+    )  # of one method, or of all: two tables
     assert only(frames(make.root, ["other"])).points[0].run == b.name
 
 
