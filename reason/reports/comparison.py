@@ -16,7 +16,7 @@ import numpy as np
 
 from reason.errors import ReasonError
 from reason.metrics.statistics import Difference, Interval, Rows, holm, paired_difference, seeded_interval
-from reason.reports.frame import Frame, Key, Point, evaluation_keys, frames, overrides, read_rows
+from reason.reports.frame import Frame, Key, Point, defaults, evaluation_keys, frames, overrides, read_rows
 from reason.reports.pareto import pareto_front
 from reason.tracking.folder import RunFolder
 
@@ -161,7 +161,8 @@ def _entry(key: Key, points: list[Point], label: str) -> Entry:
 
 
 def _labels(keys: list[Key]) -> dict[Key, str]:
-    """A name for each group, as short as tells it from the others: the experiment, then what differs."""
+    """A name for each group, as short as tells it from the others: the experiment, then what differs. A model that is
+    judged as usual needs no words for that."""
     plain = {k: k.experiment if k.train_depth else f"{k.experiment} base" for k in keys}
     labels = {}
     for key in keys:
@@ -172,7 +173,8 @@ def _labels(keys: list[Key]) -> dict[Key, str]:
         words += [f"train_depth={key.train_depth}"] * (len(trained) > 1)
         for i, (name, value) in enumerate(key.settings):
             alike = [k for k in rivals if k.backbone == key.backbone and k.method == key.method]
-            if value != "None" and len({k.settings[i] for k in alike}) > 1:
+            usual = name in evaluation_keys(key.method) and value == str(defaults(key.method).get(name))
+            if value != "None" and not usual and len({k.settings[i] for k in alike}) > 1:
                 words.append(f"{name.removeprefix(f'{key.method}.')}={value}")
         labels[key] = " ".join(words)
     return labels

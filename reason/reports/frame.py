@@ -135,8 +135,8 @@ def evaluation_keys(method: str) -> frozenset[str]:
 
 
 @functools.cache
-def _defaults(method: str) -> dict[str, Any]:
-    """The keys of a method as a run was made with that is older than them."""
+def defaults(method: str) -> dict[str, Any]:
+    """The keys of a method at their defaults: what a run was made with that is older than them."""
     from reason import registry
 
     try:
@@ -219,7 +219,7 @@ def _points(folder: RunFolder) -> list[Point]:
         return []
     if result.get("schema") != SCHEMA:
         raise RunError(f"its result.json has schema {result.get('schema')}, this version reads {SCHEMA}")
-    config = _defaults(result["method"]) | dict(_flat(folder.config))
+    config = defaults(result["method"]) | dict(_flat(folder.config))
     parent = folder.identity.get("parent")
     points = [Point(folder, result, entry, config, parent) for entry in result["curve"]]
     for point in points:

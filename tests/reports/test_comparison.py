@@ -68,6 +68,14 @@ def test_the_hint_names_all_seeds_and_a_base_silences_it(make):
     assert table_of(make.root).hints == []
 
 
+def test_what_is_judged_as_usual_needs_no_words_for_it(make):
+    make.run(settings={"latent.policy": "fixed", "latent.loss": "erl"})
+    make.run(settings={"latent.policy": "cos", "latent.loss": "erl"})
+    make.run(settings={"latent.policy": "fixed", "latent.loss": "prl"})
+    labels = {e.label for e in table_of(make.root).entries if e.kind == "method"}
+    assert labels == {"latent loss=erl", "latent loss=erl policy=cos", "latent loss=prl"}
+
+
 def test_a_base_that_was_trained_otherwise_is_said(make):
     make.bases(seeds=(0,))
     make.run()
