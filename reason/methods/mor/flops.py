@@ -58,6 +58,14 @@ class Shape:
     def head(self) -> int:
         return 2 * self.width * self.vocab
 
+    @property
+    def parameters(self) -> int:
+        """Outside embedding, head and routers: layers that exist, each with two norms, and the last norm. A model without
+        a loop has them all in ``block``."""
+        heads, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        layer = 2 * self.width * (heads + keys) + 3 * self.width * self.ffn + 2 * self.width
+        return (self.block + self.ends) * layer + self.width
+
 
 # --- as the paper counts ----------------------------------------------------------------------------
 

@@ -37,6 +37,30 @@ def test_published_budgets_at_equal_tokens(recursions, block, expected):
     assert round(9438 * TOKENS * per_token / 1e18, 1) == expected
 
 
+BASES = {  # layers; D, h, h_kv, d_h, F of the SmolLM sizes that the paper uses
+    "135M": (30, 576, 9, 3, 64, 1536),
+    "360M": (32, 960, 15, 5, 64, 2560),
+    "730M": (26, 1536, 24, 8, 64, 4096),
+    "1.7B": (24, 2048, 32, 32, 64, 8192),
+}
+CELLS = {  # layers of the looped block -> millions outside the embedding, for 2, 3 and 4 recursions
+    "135M": (106.2, {14: 56.6, 10: 42.5, 9: 38.9, 7: 31.9}),
+    "360M": (314.6, {15: 167.2, 10: 118.0, 8: 98.3}),
+    "730M": (654.4, {12: 352.4, 8: 251.7, 6: 201.4}),
+    "1.7B": (1610.7, {11: 872.5, 8: 671.1, 6: 536.9}),
+}
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_published_parameter_counts(base):
+    layers, width, heads, kv_heads, head_dim, ffn = BASES[base]
+    vanilla, looped = CELLS[base]
+    shape = Shape(width, heads, kv_heads, head_dim, ffn, 49_152, block=layers, ends=0)
+    assert round(shape.parameters / 1e6, 1) == vanilla
+    for block, millions in looped.items():
+        assert round(replace(shape, block=block, ends=2).parameters / 1e6, 1) == millions
+
+
 def by_hand(shape, depths, memory="recursion", router=0):
     """One token, one layer and one visible key at a time."""
     total = 0

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reason.methods.mor.method import sizes
 from reason.methods.mor.router import (
     Router,
     balance_bias,
@@ -85,3 +86,5 @@ def test_routers_add_what_they_should(keys, extra):
     model = small.network(**keys)
     count = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in model.decoder.parameters())
     assert count == extra
+    inside = sum(p.numel() for p in model.decoder.parameters()) - model.decoder.embed.weight.numel()
+    assert inside == sizes(model).parameters
