@@ -33,7 +33,7 @@ def test_policies_are_a_sweep_axis_over_one_model(reason, tiny, store):
     said = reason("compare", "latent", "--json")
     (table,) = json.loads(said.out)["tables"]
     assert {row["label"] for row in table["rows"] if row["kind"] == "method"} == {
-        "latent policy=fixed", "latent policy=cos", "latent policy=router",
+        "latent", "latent policy=cos", "latent policy=router",
     }  # fmt: skip
     (cos,) = [row for row in table["rows"] if "cos" in row["label"]]
     assert cos["reference"] == "latent policy=fixed at depth 2", "a policy is measured against its own model"
