@@ -36,7 +36,7 @@ def test_policies_are_a_sweep_axis_over_one_model(reason, tiny, store):
         "latent", "latent policy=cos", "latent policy=router",
     }  # fmt: skip
     (cos,) = [row for row in table["rows"] if "cos" in row["label"]]
-    assert cos["reference"] == "latent policy=fixed at depth 2", "a policy is measured against its own model"
+    assert cos["reference"] == "latent at depth 2", "a policy is measured against its own model"
 
 
 def test_a_policy_answers_and_belongs_to_its_model_and_data(reason, ask, tiny, store):
