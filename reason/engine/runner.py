@@ -148,7 +148,7 @@ def execute(folder: RunFolder, plan: Plan, kind: str, processes: int, *, quiet: 
             )
             mirror.close(status)
         if status == KILLED:
-            _say(f"{folder.name} is interrupted. It goes on with: reason resume {folder.name}", quiet)
+            _say(f"{folder.name} is interrupted. It goes on with: reason resume {folder.path}", quiet)
         if problem is None:
             return
         if isinstance(problem, ReasonError):

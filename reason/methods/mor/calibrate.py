@@ -36,7 +36,8 @@ BEYOND = CERTAIN - 1.0  # no threshold is above this: whom a broken router says 
 def fit(config: Any, ctx: Context, network: MixtureOfRecursions, cases: Cases) -> dict[str, Any] | None:
     """Thresholds of steps 2 to ``depth`` and what they spent, profiles, and the reference of the router's health.
 
-    The reference is of the profile that the run is judged with. A token-choice router has a reference alone; top-k a note that it looks ahead; None where no router decides.
+    The reference is of the profile that the run is judged with. A token-choice router has a reference alone;
+    top-k a note that it looks ahead; None where no router decides.
     """
     mor, depth = network.config, min(config.depth, network.recursions)
     if network.recursions == 1 or mor.routing not in ("expert", "token"):

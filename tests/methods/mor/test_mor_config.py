@@ -55,7 +55,8 @@ def test_refused_with_the_rest_of_a_run(words, said):
     "backbone.sharing=middle_sequence mor.routing=none eval.curve=false", "train_depth=0 backbone.sharing=middle_sequence",
 ])  # fmt: skip
 def test_taken(words):
-    resolve("mor", words.split(), environ={})
+    flat = resolve("mor", words.split(), environ={}).flat
+    assert all(str(flat[key]).lower() == value for key, value in (word.split("=") for word in words.split()))
 
 
 def test_profile():
