@@ -16,8 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from reason.engine.config import Plan, flatten
 from reason.engine.launcher import Terminated, launch, signals
+from reason.engine.layers import flatten
+from reason.engine.plan import Plan
 from reason.errors import ConfigError, ReasonError, RunError
 from reason.files import atomic, write_json
 from reason.tracking import provenance

@@ -17,9 +17,10 @@ from torch import nn
 
 from reason import registry
 from reason.engine.checkpoint import load_network, load_tensors, network_state, save_tensors
-from reason.engine.config import Plan, check_depth, restore
+from reason.engine.config import restore
 from reason.engine.meter import silent
 from reason.engine.parallel import World, choose_device, threads_of
+from reason.engine.plan import Plan, check_depth
 from reason.errors import RunError
 from reason.files import read_json, sha256, write_json
 from reason.methods.base import Context, Method

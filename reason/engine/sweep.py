@@ -20,9 +20,10 @@ from typing import Any
 
 import filelock
 
-from reason.engine.config import Plan, resolve
+from reason.engine.config import resolve
 from reason.engine.launcher import Terminated, signals
 from reason.engine.layers import sweeps
+from reason.engine.plan import Plan
 from reason.engine.runner import hours, resume, run
 from reason.errors import ConfigError, ReasonError, RunError, SweepError
 from reason.files import atomic, read_json, write_json
