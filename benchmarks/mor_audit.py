@@ -40,6 +40,7 @@ from torch import Tensor
 from reason.engine import runner
 from reason.engine.config import resolve
 from reason.engine.session import LoadedRun, load_dataset, open_run
+from reason.engine.worker import work
 from reason.methods.mor.judge import judging_route
 from reason.methods.mor.monitor import Watched, alerts, health, sample, watch, windows_of
 from reason.methods.mor.network import MixtureOfRecursions
@@ -80,7 +81,7 @@ def trained(folder: Path, quick: bool) -> Path:
     ]  # fmt: skip
     plan = resolve("mor", words, environ={})
     made = runner.prepare(plan, load_dataset(plan).digest)
-    runner.work({"folder": str(made.path), "device": "cpu", "quiet": True})
+    work({"folder": str(made.path), "device": "cpu", "quiet": True})
     return made.path
 
 

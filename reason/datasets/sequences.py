@@ -170,6 +170,10 @@ class SequenceSplits:
     info: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def fit(self) -> Cases:
+        return self.valid
+
+    @property
     def pad(self) -> int:
         return self.num_items
 

@@ -3,10 +3,14 @@
 A checkpoint is a folder ``step-<n>`` written aside and renamed, so a kill or a full disk leaves
 the one before. The last two are kept. Randomness needs no saving: every random number of a step
 is drawn from generators seeded by (seed, step, rank, micro-batch).
+
+Parameters that do not train (``requires_grad`` off) are not written: building the network brings them
+back. The header of a model's file says which they were by a digest, so that a model is never put on others.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -15,7 +19,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -31,7 +35,9 @@ from reason.errors import RunError
 
 FORMAT = 1
 KEEP = 2
-_FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
+_FULL = StateDictOptions(
+    full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False
+)  # strict: what is frozen is not in a checkpoint
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Any], meta: dict[str, Any]) -> None:
@@ -46,8 +52,6 @@ def load_tensors(path: Path, **expected: Any) -> dict[str, Any]:
     Raises:
         RunError: absent, corrupt, not ours, or made by another run's configuration.
     """
-    from safetensors import safe_open
-
     try:
         with safe_open(path, framework="pt") as f:
             header = (f.metadata() or {}).get("reason")
@@ -71,16 +75,52 @@ def load_tensors(path: Path, **expected: Any) -> dict[str, Any]:
     return tensors
 
 
-def load_network(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Put saved weights into a network; names and shapes must agree exactly."""
-    own = network.state_dict()
+def trained_state(network: nn.Module) -> dict[str, Tensor]:
+    """Parameters that train, and buffers: all of a network that building it anew does not bring back."""
+    frozen = {name for name, p in network.named_parameters() if not p.requires_grad}
+    return {name: tensor for name, tensor in network.state_dict().items() if name not in frozen}
+
+
+def frozen_digest(network: nn.Module) -> str:
+    """sha256 over names, types and bytes of the parameters that do not train; "" where all do."""
+    frozen = sorted((n, p) for n, p in network.named_parameters() if not p.requires_grad)
+    whole = hashlib.sha256()
+    for name, p in frozen:
+        whole.update(f"{name} {p.dtype} {tuple(p.shape)}\n".encode())
+        whole.update(p.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return whole.hexdigest() if frozen else ""
+
+
+def save_model(network: nn.Module, path: Path, meta: dict[str, Any]) -> None:
+    """What was trained of a network, atomically, and what it stands on."""
+    path.parent.mkdir(exist_ok=True)
+    aside = path.with_name(f".{path.name}.tmp")
+    save_tensors(aside, trained_state(network), {**meta, "frozen": frozen_digest(network)})
+    aside.rename(path)
+
+
+def load_model(network: nn.Module, path: Path, train_hash: str) -> None:
+    """Put what ``save_model`` wrote into a network that was built anew.
+
+    Raises:
+        RunError: absent, corrupt, of another configuration, or names, shapes or frozen weights differ.
+    """
+    tensors = load_tensors(path, train_hash=train_hash)
+    own = trained_state(network)
     wrong = sorted(own.keys() ^ tensors.keys()) or [k for k in own if own[k].shape != tensors[k].shape]
     if wrong:
         raise RunError(
             f"{path} does not fit this network: {', '.join(wrong[:4])} differ.",
             "The code or the backbone has changed since it was trained; train again.",
         )
-    network.load_state_dict(dict(tensors))
+    with safe_open(path, framework="pt") as f:
+        frozen = json.loads(f.metadata()["reason"]).get("frozen", "")
+    if frozen != frozen_digest(network):
+        raise RunError(
+            f"{path} was trained on top of other frozen weights than those that were built now.",
+            "Bring back the model that it began with, or train again.",
+        )
+    network.load_state_dict(tensors, strict=False)
 
 
 def network_state(wrapped: nn.Module) -> dict[str, Tensor]:

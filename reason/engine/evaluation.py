@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.feather as feather
+import torch
 from torch import nn
 
 from reason.engine.meter import Stopwatch, silent
@@ -44,27 +47,79 @@ def judge(
     *, meter: Stopwatch | None = None, limit: int = 0,
 ) -> Judged:  # fmt: skip
     """``method.evaluate`` on all ranks, as one evaluation, on every rank."""
-    meter = meter or silent(world.device)
+    meters = {depth: meter or silent(world.device)}
+    return next(judge_depths(method, ctx, world, network, split, meters, limit=limit))[1]
+
+
+def judge_depths(
+    method: Method, ctx: Context, world: World, network: nn.Module, split: Examples,
+    meters: dict[int, Stopwatch], *, limit: int = 0,
+) -> Iterator[tuple[int, Judged]]:  # fmt: skip
+    """``method.evaluate_depths`` on all ranks: each depth of ``meters`` with its evaluation, on every rank."""
+    here = replace(ctx, limit=limit)
+    with _judging(network):
+        for depth, mine in method.evaluate_depths(here, network, split, meters):
+            yield depth, _joined(here, world, len(split), mine, meters[depth])
+
+
+def judge_validation(
+    method: Method, ctx: Context, world: World, network: nn.Module, split: Examples, depth: int
+) -> Judged:
+    """``method.validate`` on all ranks, as one evaluation, on every rank."""
+    meter = silent(world.device)
+    with _judging(network):
+        mine = method.validate(replace(ctx, meter=meter), network, split, depth)
+        return _joined(ctx, world, len(split), mine, meter)
+
+
+def judge_baselines(
+    method: Method, ctx: Context, world: World, network: nn.Module, split: Examples, depth: int, *, limit: int = 0
+) -> dict[str, Evaluation]:  # fmt: skip
+    """``method.baselines`` on all ranks: each rival's evaluation by name, on every rank."""
+    meter = silent(world.device)
     here = replace(ctx, meter=meter, limit=limit)
+    with _judging(network):
+        found = method.baselines(here, network, split, depth)
+        return {
+            name: _joined(here, world, len(split), mine, meter).evaluation for name, mine in found.items()
+        }
+
+
+@contextmanager
+def _judging(network: nn.Module) -> Iterator[None]:
     was_training = network.training
     network.eval()
     try:
-        mine = method.evaluate(here, network, split, depth)
+        with torch.no_grad():
+            yield
     finally:
         network.train(was_training)
-    assert mine.rows.num_rows == len(here.shard(len(split))), "an evaluation has one row per example"
-    parts = world.gather((mine.rows, mine.cost, meter.rate()))
-    rows = interleave([rows for rows, _, _ in parts])
-    cost: dict[str, float] = {}
-    for _, counters, _ in parts:
-        for name, count in counters.items():
-            cost[name] = cost.get(name, 0.0) + count
-    units, seconds = sum(r[0] for _, _, r in parts), max(r[1] for _, _, r in parts)
+
+
+def _joined(ctx: Context, world: World, examples: int, mine: Evaluation, meter: Stopwatch) -> Judged:
+    """The shares of all ranks as one evaluation."""
+    assert mine.rows.num_rows == len(ctx.shard(examples)), "an evaluation has one row per example"
+    own = {name: rival.cost for name, rival in mine.rivals.items()}
+    parts = world.gather((mine.rows, mine.cost, own, meter.rate()))
+    rivals = {
+        name: replace(rival, cost=_summed([costs[name] for _, _, costs, _ in parts]))
+        for name, rival in mine.rivals.items()
+    }
+    units, seconds = sum(r[0] for *_, r in parts), max(r[1] for *_, r in parts)
     return Judged(
-        replace(mine, rows=rows, cost=cost),
+        replace(
+            mine,
+            rows=interleave([rows for rows, *_ in parts]),
+            cost=_summed([cost for _, cost, *_ in parts]),
+            rivals=rivals,
+        ),
         meter.latency(),
         units / seconds if seconds > 0 else None,
     )
+
+
+def _summed(counters: list[dict[str, float]]) -> dict[str, float]:
+    return {name: sum(c[name] for c in counters) for name in counters[0]}
 
 
 def interleave(parts: list[pa.Table]) -> pa.Table:
@@ -77,20 +132,22 @@ def interleave(parts: list[pa.Table]) -> pa.Table:
 
 def value(evaluation: Evaluation, name: str) -> float:
     """One metric, read from the rows."""
-    numerator, denominator = _columns(evaluation.rows, evaluation.metrics[name])
-    total = numerator.sum()
-    return (
-        float(total / denominator.sum()) if denominator is not None else float(total / max(len(numerator), 1))
-    )
+    return _value(*_columns(evaluation.rows, evaluation.metrics[name]))
 
 
-def report(evaluation: Evaluation, name: str, resamples: int) -> dict[str, Any]:
-    """{name, value, low, high, n, column, denominator, larger_is_better} of one metric."""
-    ratio = evaluation.metrics[name]
+def _value(numerator: np.ndarray, denominator: np.ndarray | None) -> float:
+    if denominator is None:
+        return float(numerator.sum() / max(len(numerator), 1))
+    return float(numerator.sum() / denominator.sum())
+
+
+def report(evaluation: Evaluation, ratios: Mapping[str, Ratio], name: str, resamples: int) -> dict[str, Any]:
+    """{name, value, low, high, n, column, denominator, larger_is_better} of one of ``ratios``."""
+    ratio = ratios[name]
     numerator, denominator = _columns(evaluation.rows, ratio)
     low, high = bootstrap_interval(numerator, denominator, resamples=resamples)
     return {
-        "name": name, "value": value(evaluation, name), "low": float(low), "high": float(high),
+        "name": name, "value": _value(numerator, denominator), "low": float(low), "high": float(high),
         "n": evaluation.rows.num_rows, "column": ratio.numerator, "denominator": ratio.denominator,
         "larger_is_better": ratio.larger_is_better,
     }  # fmt: skip
@@ -99,13 +156,6 @@ def report(evaluation: Evaluation, name: str, resamples: int) -> dict[str, Any]:
 def write_rows(rows: pa.Table, path: Path) -> None:
     with atomic(path, "wb") as f:
         feather.write_feather(rows, f, compression="zstd")
-
-
-def keep_ids(evaluation: Evaluation, ids: pa.ChunkedArray) -> Evaluation:
-    """The same evaluation on the rows whose id is among ``ids``, in their order."""
-    row_of = {key: row for row, key in enumerate(evaluation.rows.column("id").to_pylist())}
-    chosen = [row_of[key] for key in ids.to_pylist()]
-    return replace(evaluation, rows=evaluation.rows.take(chosen))
 
 
 def _columns(rows: pa.Table, ratio: Ratio) -> tuple[np.ndarray, np.ndarray | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,35 +33,40 @@ class Plan:
     @property
     def depths(self) -> list[int]:
         """The depths that the run evaluates, ascending."""
-        low = self.card.depth.least if self.config.eval.curve else self.config.depth
-        return list(range(low, self.config.depth + 1))
+        deepest = self.config.depth
+        return self.card.depth.depths(deepest) if self.config.eval.curve else [deepest]
 
     @property
-    def source(self) -> str:
-        """What the weights begin as; "" = from scratch."""
-        return getattr(self.config.backbone, "source", "")
+    def sources(self) -> dict[str, str]:
+        """What weights begin as, by key: ``{"backbone.source": "smollm2-135m"}``. From scratch: not in it."""
+        return {key: self.flat[key] for key in self._marked("path", "settled") if self.flat[key]}
 
-    def hashes(self, data_digest: str, source_digest: str = "") -> tuple[str, str]:
+    @property
+    def dataset_paths(self) -> set[str]:
+        """Keys that say where the data lies."""
+        return {key for key in self._marked("path") if key.startswith("dataset.")}
+
+    def hashes(self, data_digest: str, source_digests: Mapping[str, str] | None = None) -> tuple[str, str]:
         """(train_hash, config_hash): which model this is, and which result. 64 hex digits each.
 
-        source_digest: of what ``source`` holds.
+        source_digests: of what each of ``sources`` holds.
 
         Devices and paths are left out of both; depth and evaluation keys of the first: those of
-        ``eval`` and those that a method's Config marks (``evaluation_key``).
+        ``eval`` and those that a method's Config marks (``evaluation_key``). The card's version is in both.
         """
         whole = {
             k: v for k, v in self.flat.items() if not k.startswith("hardware.") and k not in self._paths()
         }
-        whole["data_digest"] = data_digest
-        if source_digest:
-            whole["source_digest"] = source_digest
+        whole |= {"version": self.card.version, "data_digest": data_digest}
+        whole |= {f"digest of {key}": digest for key, digest in (source_digests or {}).items()}
         train = {k: v for k, v in whole.items() if k not in self.judging and not k.startswith("eval.")}
         return _digest(train), _digest(whole)
 
     @property
     def judging(self) -> set[str]:
         """Keys besides ``eval.*`` that say how a trained model is judged."""
-        return {"depth", *self._marked(self.card.name, "evaluation")}
+        unbound = set() if self.card.depth.bound else {"train_depth"}
+        return {"depth", *unbound, *self._marked("evaluation")}
 
     def retrains(self, recorded: Mapping[str, Any]) -> list[str]:
         """Keys by which the model of a run that was ``recorded`` is another than this plan's."""
@@ -76,15 +81,28 @@ class Plan:
 
     def _paths(self) -> set[str]:
         """Keys that say where something lies: the digests speak for them."""
-        return {"runs", "offline", *self._marked("dataset", "path"), *self._marked("backbone", "path")}
+        return {"runs", "offline", *self._marked("path")}
 
-    def _marked(self, section: str, mark: str) -> set[str]:
-        """Keys of a section whose fields carry ``mark`` in their metadata."""
-        fields = dataclasses.fields(getattr(self.config, section))
-        return {f"{section}.{f.name}" for f in fields if f.metadata.get(mark)}
+    def _marked(self, mark: str, value: Any = None) -> set[str]:
+        """Dotted keys whose fields carry ``mark`` in their metadata (with that ``value``, if one is given)."""
+        return {
+            key
+            for key, f in _fields(self.config)
+            if (f.metadata.get(mark) if value is None else f.metadata.get(mark) == value)
+        }
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(nested(self.flat), sort_keys=False, allow_unicode=True)
+
+
+def _fields(section: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:
+    """(dotted key, field) of every leaf of a configuration object."""
+    for f in dataclasses.fields(section):
+        value = getattr(section, f.name)
+        if dataclasses.is_dataclass(value):
+            yield from _fields(value, f"{prefix}{f.name}.")
+        else:
+            yield f"{prefix}{f.name}", f
 
 
 def _digest(value: dict[str, Any]) -> str:

@@ -1,11 +1,12 @@
-"""A method brought to life: data loaded, network built, ready to train, judge or answer.
+"""A method brought to life: network built, data at hand, ready to train, judge or answer.
 
-The runner uses it inside a run; ``open_run`` uses it on a finished one, for `predict`, `inspect`
-and ``reason.load``.
+A run's workers use it; ``open_run`` uses it on a finished one, for `predict`, `inspect` and
+``reason.load``, and opens no data then: the run holds what answering needs.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 
 from reason import registry
-from reason.engine.checkpoint import load_network, load_tensors, network_state, save_tensors
+from reason.engine.checkpoint import load_model, network_state, save_model, trained_state
 from reason.engine.config import restore
 from reason.engine.meter import silent
 from reason.engine.parallel import World, choose_device, threads_of
@@ -33,11 +34,10 @@ CALIBRATION = "calibration.json"
 
 @dataclass
 class Session:
-    """One method on one dataset in one world."""
+    """One method with its network in one world."""
 
     plan: Plan
     world: World
-    dataset: Any
     method: Method
     ctx: Context
     network: nn.Module
@@ -45,21 +45,26 @@ class Session:
     @classmethod
     def begin(
         cls, plan: Plan, world: World, workdir: Path, log: Callable[[str, float, int], None] = lambda *_: None,
-        owner: Path | None = None,
+        owner: Path | None = None, *, with_data: bool = True,
     ) -> Session:  # fmt: skip
         """Load the data and build the network, its initial weights a function of the seed alone.
 
         owner: the folder of the run whose model this is to be; None: ``workdir``.
+        with_data: False leaves the data closed until somebody asks ``ctx`` for it.
         """
         config = plan.config
-        dataset = load_dataset(plan)
         method: Method = registry.resolve(plan.card.target)(config)
-        backbone = registry.card("backbones", config.backbone.name)
+
+        def opened(section: str = "backbone", **sizes: Any) -> nn.Module:
+            keys = functools.reduce(getattr, section.split("."), config)
+            card = registry.card("backbones", keys.name)
+            return registry.resolve(card.target)(keys, **sizes)
+
         ctx = Context(
             config=config,
-            backbone=lambda **sizes: registry.resolve(backbone.target)(config.backbone, **sizes),
-            dataset=dataset,
-            data=None,
+            open=opened,
+            load_dataset=functools.partial(load_dataset, plan),
+            load_data=functools.cache(lambda: method.data(ctx)),
             device=world.device,
             rank=world.rank,
             world_size=world.size,
@@ -68,10 +73,11 @@ class Session:
             owner=owner or workdir,
             meter=silent(world.device),
         )
-        ctx.data = method.data(ctx)
+        if with_data:
+            ctx.load_data()  # before the seed is set: what reading draws must not move the weights
         torch.manual_seed(config.seed)
         network = method.build(ctx)
-        return cls(plan, world, dataset, method, ctx, network.to(world.device))
+        return cls(plan, world, method, ctx, network.to(world.device))
 
     def keep_trained(self, wrapped: nn.Module, folder: RunFolder, train_hash: str) -> None:
         """Write what was trained under the run's ``model/``. Every rank calls.
@@ -82,43 +88,35 @@ class Session:
             tensors = network_state(wrapped)
             torch.manual_seed(self.plan.config.seed)
             self.network = self.method.build(self.ctx).to(self.world.device)
-            for name, tensor in self.network.state_dict().items():
+            for name, tensor in trained_state(self.network).items():
                 if self.world.is_main:
                     tensor.copy_(tensors[name])
                 self.world.broadcast(tensor)
         if self.world.is_main:
-            path = folder / MODEL
-            path.parent.mkdir(exist_ok=True)
-            aside = path.with_name(".model.tmp")
-            save_tensors(
-                aside, self.network.state_dict(), {"train_hash": train_hash, "method": self.plan.card.name}
-            )
-            aside.rename(path)
+            meta = {"train_hash": train_hash, "method": self.plan.card.name}
+            save_model(self.network, folder / MODEL, meta)
 
     def load_model(self, folder: RunFolder, train_hash: str) -> None:
-        """Weights that another run trained.
+        """Weights that a run trained. A method that trains nothing has its network already.
 
         Raises:
             RunError: absent, corrupt, or of another configuration.
         """
-        path = folder / MODEL
-        load_network(self.network, load_tensors(path, train_hash=train_hash), path)
+        if self.plan.card.trains:
+            load_model(self.network, folder / MODEL, train_hash)
 
     def calibrate(self, folder: RunFolder, owner: RunFolder) -> None:
-        """Fit to validation what the method fits after training, and keep it in ``folder``. Every rank calls.
+        """Fit what the method fits after training, and keep it in ``folder``. Every rank calls.
 
         owner: the run whose model this is.
         """
         self.network.eval()
         with torch.no_grad():
-            fitted = self.method.calibrate(self.ctx, self.network, self.ctx.data.valid)
+            fitted = self.method.calibrate(self.ctx, self.network, self.ctx.data.fit)
         fitted = self.world.same(fitted)
         self.ctx.calibration = fitted
         if self.world.is_main and fitted is not None:
-            write_json(
-                folder / CALIBRATION,
-                {"model": sha256(owner / MODEL), "data_digest": self.dataset.digest, "fitted": fitted},
-            )
+            write_json(folder / CALIBRATION, {**_fitted_to(folder, owner), "fitted": fitted})
 
     def load_calibration(self, folder: RunFolder, owner: RunFolder) -> None:
         """What ``calibrate`` kept.
@@ -137,11 +135,9 @@ class Session:
                 f"{path} cannot be read as a calibration: {error}",
                 f"Fit it anew: reason evaluate {folder.name}",
             ) from error
-        for key, what, mine in (
-            ("model", "model", sha256(owner / MODEL)),
-            ("data_digest", "dataset", self.dataset.digest),
-        ):
+        for key, mine in _fitted_to(folder, owner).items():
             if kept.get(key) != mine:
+                what = {"model": "model", "data_digest": "dataset"}[key]
                 raise RunError(
                     f"{path} was fitted to another {what} ({str(kept.get(key))[:8]}, here {mine[:8]}): "
                     "its thresholds mean nothing here.",
@@ -166,13 +162,11 @@ def load_dataset(plan: Plan) -> Any:
     return _datasets[key]
 
 
-def source_digest(plan: Plan) -> str:
-    """Of the model that the weights begin as; "" = from scratch."""
-    if not plan.source:
-        return ""
-    from reason.backbones.pretrained import opened
-
-    return opened(plan.source, plan.config.offline).digest
+def _fitted_to(folder: RunFolder, owner: RunFolder) -> dict[str, str]:
+    """What a calibration holds for: the model and the data, each by a digest."""
+    identity = folder.identity
+    model = sha256(owner / MODEL) if (owner / MODEL).exists() else identity["train_hash"]
+    return {"model": model, "data_digest": identity["data_digest"]}
 
 
 class LoadedRun:
@@ -208,8 +202,14 @@ class LoadedRun:
 
 
 def recorded_plan(folder: RunFolder, overrides: dict[str, Any] | None = None) -> Plan:
-    """The plan that a run was made by, with ``overrides`` on top."""
-    return restore(folder.identity["experiment"], folder.config, overrides)
+    """The plan that a run was made by, with ``overrides`` on top. Sources that are stages name their runs."""
+    identity = folder.identity
+    plan = restore(identity["experiment"], folder.config, overrides)
+    for key, name in identity.get("stages", {}).items():
+        section, _, leaf = key.rpartition(".")
+        keys = functools.reduce(getattr, section.split("."), plan.config)
+        setattr(keys, leaf, f"run:{folder.path.parent.absolute() / name}")
+    return plan
 
 
 def open_run(folder: RunFolder) -> LoadedRun:
@@ -227,7 +227,8 @@ def open_run(folder: RunFolder) -> LoadedRun:
     kind, _ = choose_device(plan.config.hardware)
     torch.set_num_threads(threads_of(plan.config.hardware, 1))
     owner = model_owner(folder)
-    session = Session.begin(plan, World(0, 1, torch.device(kind)), folder.path, owner=owner.path)
+    here = World(0, 1, torch.device(kind))
+    session = Session.begin(plan, here, folder.path, owner=owner.path, with_data=False)
     session.load_model(owner, folder.identity["train_hash"])
     session.load_calibration(folder, owner)
     return LoadedRun(folder, session)

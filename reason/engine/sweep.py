@@ -21,10 +21,11 @@ from typing import Any
 import filelock
 
 from reason.engine.config import resolve
+from reason.engine.cost import hours, lineage
 from reason.engine.launcher import Terminated, signals
-from reason.engine.layers import sweeps
+from reason.engine.layers import flatten, sweeps
 from reason.engine.plan import Plan
-from reason.engine.runner import hours, resume, run
+from reason.engine.runner import resume, run
 from reason.errors import ConfigError, ReasonError, RunError, SweepError
 from reason.files import atomic, read_json, write_json
 from reason.tracking import provenance
@@ -53,7 +54,8 @@ class SweepPlan:
 
     @property
     def trainings(self) -> int:
-        return len({t.train_hash for t in self.trials})
+        """Models that the trials need, those not counted that they begin with."""
+        return len({t.train_hash for t in self.trials if t.plan.card.trains})
 
     @property
     def digest(self) -> str:
@@ -101,12 +103,12 @@ def expand(value: str) -> list[str]:
 
 def plan_sweep(
     name: str, overrides: Sequence[str] = (), *, files: Sequence[Path] = (), flags: Mapping[str, Any] | None = None,
-    digests_of: Callable[[Plan], tuple[str, str]] | None = None,
+    digests_of: Callable[[Plan], tuple[str, Mapping[str, str]]] | None = None,
 ) -> SweepPlan:  # fmt: skip
     """Resolve every trial of a grid. ``name`` is a sweep of an experiments file, an experiment or a method.
 
     train_depth defaults to the largest depth of the sweep, so that one model serves them all. Without
-    ``digests_of`` (data and source) nothing is read, and what a path holds is taken to be its own.
+    ``digests_of`` (data and sources) nothing is read, and what a path holds is taken to be its own.
     """
     named = sweeps().get(name)
     vary: dict[str, list[str]] = {}
@@ -146,9 +148,9 @@ def plan_sweep(
     return SweepPlan(name, trials)
 
 
-def _where(plan: Plan) -> tuple[str, str]:
+def _where(plan: Plan) -> tuple[str, Mapping[str, str]]:
     data = {k: v for k, v in plan.flat.items() if k.startswith("dataset.")}
-    return json.dumps(data, sort_keys=True), plan.source
+    return json.dumps(data, sort_keys=True), plan.sources
 
 
 def _whole(value: str, key: str) -> int:
@@ -167,10 +169,11 @@ def sweep(
     Raises:
         SweepError: some trials failed (the others are done).
     """
-    from reason.engine.session import load_dataset, source_digest
+    from reason.engine.session import load_dataset
+    from reason.engine.stages import source_digests
 
-    def digests(p: Plan) -> tuple[str, str]:
-        return load_dataset(p).digest, source_digest(p)
+    def digests(p: Plan) -> tuple[str, Mapping[str, str]]:
+        return load_dataset(p).digest, source_digests(p)
 
     plan = plan_sweep(name, overrides, files=files, flags=flags, digests_of=digests)
     root = Path(plan.trials[0].plan.config.runs)
@@ -228,6 +231,8 @@ def _execute(folder: RunFolder, plan: SweepPlan, stop_on_error: bool, quiet: boo
         return folder
     failures: list[Trial] = []
     untrained: dict[str, str] = {}  # train_hash of a model that could not be trained -> why
+    stages = [_stage_hashes(t) for t in plan.trials]
+    _say_outdated(folder, plan, quiet)
     folder.settle()
     with signals(), folder.lock(), Mirror(folder) as mirror:
         folder.event("attempt", device="", devices=0)
@@ -237,14 +242,16 @@ def _execute(folder: RunFolder, plan: SweepPlan, stop_on_error: bool, quiet: boo
                 label = " ".join(f"{k}={v}" for k, v in trial.varied.items())
                 _say(f"[{number}/{len(plan.trials)}] {label}", quiet)
                 try:
-                    if trial.train_hash in untrained:
-                        raise RunError(f"Its model could not be trained: {untrained[trial.train_hash]}")
+                    for model in (*stages[number - 1], trial.train_hash):
+                        if model in untrained:
+                            raise RunError(f"Its model could not be trained: {untrained[model]}")
                     trial.run = _one(folder, trial, quiet).name
                 except ReasonError as error:
                     trial.problem = str(error)
                     failures.append(trial)
-                    if not _trained(folder, trial):
-                        untrained.setdefault(trial.train_hash, error.message)
+                    for model in (*stages[number - 1], trial.train_hash):
+                        if not _trained(folder, model):
+                            untrained.setdefault(model, error.message)
                     _say(f"  failed: {error}", quiet)
                     if stop_on_error:
                         break
@@ -276,7 +283,30 @@ def _one(folder: RunFolder, trial: Trial, quiet: bool) -> RunFolder:
     for child in same:
         if child.identity["parent"] == folder.name and child.status in (INTERRUPTED, KILLED, FAILED):
             return resume(child, quiet=quiet)
-    return run(trial.plan, model=_trained(folder, trial), sweep=folder, quiet=quiet)
+    return run(trial.plan, model=_trained(folder, trial.train_hash), sweep=folder, quiet=quiet)
+
+
+def _stage_hashes(trial: Trial) -> list[str]:
+    """Of the models that a trial begins with."""
+    from reason.engine.stages import chain
+
+    return [stage.train_hash for stage in chain(trial.plan)]
+
+
+def _say_outdated(folder: RunFolder, plan: SweepPlan, quiet: bool) -> None:
+    """Why a model is trained again that another version of its method has trained: told once."""
+    card, wanted = plan.trials[0].plan.card, plan.trials[0].plan
+    for child in _children(folder):
+        version = child.identity.get("version", 0)
+        if child.identity["method"] != card.name or version == card.version:
+            continue
+        if not wanted.retrains(flatten(child.config)):
+            _say(
+                f"  {child.name} was made by version {version or 'unknown'} of {card.name}; this is version "
+                f"{card.version}, which trains or judges differently: its model is not used again.",
+                quiet,
+            )
+            return
 
 
 def _children(folder: RunFolder) -> list[RunFolder]:
@@ -294,11 +324,11 @@ def _finished(folder: RunFolder, trial: Trial) -> RunFolder | None:
     return max(found, key=lambda r: r.identity["parent"] == folder.name, default=None)
 
 
-def _trained(folder: RunFolder, trial: Trial) -> RunFolder | None:
-    """A finished run that trained the trial's model."""
+def _trained(folder: RunFolder, train_hash: str) -> RunFolder | None:
+    """A finished run that trained the model of this hash."""
     for r in _children(folder):
         told = r.identity
-        if told["train_hash"] == trial.train_hash and told["trained_by"] is None and r.status == FINISHED:
+        if told["train_hash"] == train_hash and told["trained_by"] is None and r.status == FINISHED:
             return r
     return None
 
@@ -308,12 +338,17 @@ def _summary(folder: RunFolder, plan: SweepPlan) -> dict[str, Any]:
     runs = {t.run: RunFolder(folder.path.parent / t.run) for t in plan.trials if t.run}
     results = {name: r.result or {} for name, r in runs.items()}
     spent = {name: hours(r, results[name].get("world_size", 1))["total"] for name, r in runs.items()}
+    stages = {s.name: s for r in runs.values() for s in lineage(r)}
+    began = [(s.result or {}).get("metrics", {}) for s in stages.values()]
     metrics = {
         "device_hours": sum(spent.values()),
         "gpu_hours": sum(h for name, h in spent.items() if results[name].get("gpus")),
         "trials": len(plan.trials),
-        "trainings": sum(1 for r in runs.values() if not r.identity["trained_by"]),
+        "trainings": sum(bool(r.get("training")) for r in results.values()),
+        "stages": len(stages),
     }
+    for hours_of in ("device_hours", "gpu_hours"):
+        metrics[f"lineage_{hours_of}"] = metrics[hours_of] + sum(m.get(hours_of, 0.0) for m in began)
     valid = [r["valid_accuracy"]["value"] for r in results.values() if r.get("valid_accuracy")]
     if valid:
         larger = next(iter(results.values()))["valid_accuracy"].get("larger_is_better", True)

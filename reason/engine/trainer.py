@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from reason.engine.checkpoint import Checkpoints
-from reason.engine.evaluation import judge
+from reason.engine.evaluation import judge_validation
 from reason.engine.parallel import Objective, World, totals, whole, without_sync
 from reason.errors import RunError
 from reason.methods.base import Context, Losses, Method, Step
@@ -200,8 +200,8 @@ class Trainer:
 
     def _validate(self, step: int, state: dict[str, Any]) -> None:
         """Judge at train_depth on validation; keep the weights if they are the best so far."""
-        with whole(self.wrapped), torch.no_grad():
-            judged = judge(
+        with whole(self.wrapped):
+            judged = judge_validation(
                 self.method,
                 self.ctx,
                 self.world,

@@ -11,9 +11,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 from reason.methods.figures import Figure
 
@@ -35,7 +35,15 @@ class DepthAxis:
     least: int  # smallest depth that can be evaluated
     default: int  # depth (and train_depth) when nothing is said
     zero: str  # what the least depth means, for people
-    bound: bool = True  # depth beyond train_depth is refused
+    bound: bool = True  # depth beyond train_depth is refused; else train_depth does not shape the model
+    curve: Literal["all", "powers"] = "all"  # depths that a run judges: every integer, or powers of two
+
+    def depths(self, deepest: int) -> list[int]:
+        """The depths of a curve that ends at ``deepest``, ascending, the least one included."""
+        if self.curve == "all":
+            return list(range(self.least, deepest + 1))
+        powers = {2**n for n in range(deepest.bit_length()) if 2**n >= self.least}
+        return sorted({self.least, deepest, *powers})
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,8 @@ class MethodCard:
     backbone: str  # default backbone
     dataset: str  # default dataset
     preset: Mapping[str, Any] = field(default_factory=dict)  # dotted keys over the dataclass defaults
-    trains: bool = True
+    trains: bool = True  # False: no trainer, and no copy of a model that was only opened
+    version: int = 1  # part of the hashes; raised when what the method trains, fits or judges changes
     cohorts: tuple[Cohort, ...] = ()  # groups of examples that deeper reasoning may serve differently
     beside: tuple[str, ...] = ()  # further metrics that the summary of a run shows beside the accuracy
 
@@ -117,6 +126,21 @@ class Ratio:
     larger_is_better: bool = True
 
 
+@dataclass(frozen=True)
+class Rival:
+    """Another way of answering the same examples at the same depth, from the same samples: best-of-n beside
+    particle filtering. Its numbers are read from columns of the method's own rows, so it is paired with it.
+
+    metrics: as those of the ``Evaluation`` it belongs to; it has the accuracy at least, under the same name.
+    meaning: one line for people.
+    cost: counters of its own, as in ``Evaluation``; empty = the same as the method's.
+    """
+
+    meaning: str
+    metrics: dict[str, Ratio]
+    cost: dict[str, float] = field(default_factory=dict)
+
+
 @dataclass
 class Evaluation:
     """One row per example and how to read numbers from the rows.
@@ -130,6 +154,7 @@ class Evaluation:
     cost: counters summed over examples: "steps", "tokens", "flops" (multiply-adds x 2). Never times.
     overall: numbers of the evaluation as a whole that are no ratio of sums over rows (coverage of a
         catalogue), computed from the joined rows; they carry no interval.
+    rivals: further outcomes of these examples by name; the same names at every depth.
     """
 
     rows: pa.Table
@@ -137,6 +162,7 @@ class Evaluation:
     metrics: dict[str, Ratio]
     cost: dict[str, float] = field(default_factory=dict)
     overall: Callable[[pa.Table], dict[str, float]] | None = None
+    rivals: dict[str, Rival] = field(default_factory=dict)
 
 
 class Examples(Protocol):
@@ -153,14 +179,29 @@ class Examples(Protocol):
         ...
 
 
-@dataclass
-class Splits:
-    """What ``Method.data`` returns. ``info`` is printed and logged (users, items, windows, tokens)."""
+class Splits(Protocol):
+    """What ``Method.data`` returns: the splits by their use, none of them used for anything else.
 
-    train: Examples
-    valid: Examples
-    test: Examples
-    info: dict[str, Any] = field(default_factory=dict)
+    train: what the weights are learnt from. valid: chooses epochs and depths. fit: what is fitted to a trained
+    model (thresholds, temperatures, a router) is fitted to these. test: what is reported. ``info`` is
+    printed and logged (users, items, windows, tokens).
+    """
+
+    @property
+    def train(self) -> Examples: ...
+    @property
+    def valid(self) -> Examples: ...
+    @property
+    def fit(self) -> Examples: ...
+    @property
+    def test(self) -> Examples: ...
+    @property
+    def info(self) -> dict[str, Any]: ...
+
+
+Data = TypeVar("Data", bound=Splits)
+Cases = TypeVar("Cases", bound=Examples)  # the type of ``valid``, ``fit`` and ``test``
+Network = TypeVar("Network", bound="nn.Module")
 
 
 class Meter(Protocol):
@@ -183,14 +224,25 @@ class Meter(Protocol):
         ...
 
 
+class Opener(Protocol):
+    """How a method gets its networks: each section of the configuration that names a backbone is one."""
+
+    def __call__(self, section: str = "backbone", **sizes: Any) -> Any:
+        """A network of the section's class and keys, on CPU. ``sizes`` are arguments of that class.
+
+        section: dotted, such as ``particle.reward``.
+        """
+        ...
+
+
 @dataclass
-class Context:
+class Context(Generic[Data]):
     """All that a method may know of the run it is part of."""
 
     config: Any  # the resolved RunConfig: config.depth, config.train_depth, config.latent.loss ...
-    backbone: Callable[..., Any]  # factory of the chosen backbone: backbone(**sizes) -> nn.Module
-    dataset: Any  # the loaded dataset (see reason.datasets.base)
-    data: Any  # what Method.data made of it (Splits); None while it is being made
+    open: Opener  # ctx.open(**sizes) -> nn.Module of the section `backbone`; ctx.open("particle.reward")
+    load_dataset: Callable[[], Any]  # behind ``dataset`` and ``data``; a second call costs nothing
+    load_data: Callable[[], Data]
     device: torch.device
     rank: int
     world_size: int
@@ -200,6 +252,16 @@ class Context:
     meter: Meter
     limit: int = 0  # judge at most this many examples of a split; 0 = all
     calibration: Mapping[str, Any] | None = None  # what ``Method.calibrate`` found; None while training
+
+    @property
+    def dataset(self) -> Any:
+        """The dataset (see reason.datasets.base). Loaded when first asked for: a finished run answers without it."""
+        return self.load_dataset()
+
+    @property
+    def data(self) -> Data:
+        """What ``Method.data`` made of the dataset, made when first asked for."""
+        return self.load_data()
 
     def shard(self, examples: int) -> np.ndarray:
         """The indices of 0..examples-1 that this rank judges; over ranks each appears once.
@@ -214,25 +276,37 @@ class Context:
         return chosen[self.rank :: self.world_size]
 
 
-class Method(ABC):
-    """One way of giving a model more reasoning. Stateless between calls except through the model."""
+class Method(ABC, Generic[Data, Cases, Network]):
+    """One way of giving a model more reasoning. Stateless between calls except through the model.
+
+    ``Method[MySplits, MyCases, MyNetwork]`` gives the arguments below their types; a bare ``Method`` will do.
+    """
 
     def __init__(self, config: Any):
         self.config = config  # the resolved RunConfig
 
     @abstractmethod
-    def data(self, ctx: Context) -> Splits:
+    def data(self, ctx: Context[Data]) -> Data:
         """Turn ``ctx.dataset`` into the splits that this method trains and is judged on."""
 
     @abstractmethod
-    def build(self, ctx: Context) -> nn.Module:
-        """The network, on CPU, initialised from torch's global random state (already seeded)."""
+    def build(self, ctx: Context[Data]) -> Network:
+        """The network, on CPU, initialised from torch's global random state (already seeded).
 
-    @abstractmethod
-    def loss(self, model: nn.Module, batch: dict[str, Tensor], step: Step) -> Losses:
-        """The training objective of one micro-batch. Every parameter takes part in every step."""
+        Parameters that do not train have ``requires_grad`` off; they are not saved, so building again must bring
+        them back. What the sizes of the network and its answers need of the data is written into
+        ``ctx.workdir`` on rank 0, and read from ``ctx.owner`` where a trained model lies there: a finished run
+        needs nothing but itself.
+        """
 
-    def counts(self, model: nn.Module, batch: dict[str, Tensor], step: Step) -> dict[str, float]:
+    def loss(self, model: Network, batch: dict[str, Tensor], step: Step) -> Losses:
+        """The training objective of one micro-batch. Every parameter that trains takes part in every step.
+
+        Not called where the card says ``trains=False``.
+        """
+        raise TypeError(f"{type(self).__name__} has no loss; its card must say trains=False")
+
+    def counts(self, model: Network, batch: dict[str, Tensor], step: Step) -> dict[str, float]:
         """The counts that ``loss`` would return for this batch, without its cost.
 
         Needed only when micro-batches are accumulated, where the denominators must be known
@@ -248,42 +322,61 @@ class Method(ABC):
         step.generator.set_state(state)
         return counts
 
-    def param_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+    def param_groups(self, model: Network) -> list[dict[str, Any]]:
         """Optimiser groups; ``lr_scale`` and ``weight_decay`` are read. Default: one group."""
         return [{"params": [p for p in model.parameters() if p.requires_grad]}]
 
-    def after_step(self, model: nn.Module, step: Step) -> None:
+    def after_step(self, model: Network, step: Step) -> None:
         """Called after each optimiser step, e.g. for a router's balance bias."""
         return None
 
-    def check(self, ctx: Context, model: nn.Module) -> None:
+    def check(self, ctx: Context[Data], model: Network) -> None:
         """Refuse what this network on this machine cannot do, before anything is trained."""
         return None
 
-    def calibrate(self, ctx: Context, model: nn.Module, valid: Examples) -> dict[str, Any] | None:
-        """Fit thresholds and temperatures to a trained model, on validation data only.
+    def calibrate(self, ctx: Context[Data], model: Network, fit: Cases) -> dict[str, Any] | None:
+        """Fit thresholds and temperatures to a trained model, on ``Splits.fit`` only.
 
         Returns JSON data; sentences under "notes" are told to people. The engine keeps it with the
         run, bound to the model and the data by hash, and hands it back as ``ctx.calibration`` to
-        ``evaluate``, ``predict`` and ``inspect``. Every run calibrates for itself, one that took over another's model too, so that what is fitted may
-        depend on keys of evaluation. On several ranks the first one's answer counts.
+        ``evaluate``, ``predict`` and ``inspect``. Every run calibrates for itself, one that took over
+        another's model too, so that what is fitted may depend on keys of evaluation. On several ranks the
+        first one's answer counts.
         """
         return None
 
     @abstractmethod
-    def evaluate(self, ctx: Context, model: nn.Module, split: Examples, depth: int) -> Evaluation:
+    def evaluate(self, ctx: Context[Data], model: Network, split: Cases, depth: int) -> Evaluation:
         """Judge this rank's share (``ctx.shard``) of ``split`` at ``depth``; the engine joins the ranks."""
 
-    def baselines(self, ctx: Context, split: Examples) -> dict[str, Evaluation]:
-        """Trivial rivals (popularity, majority, greedy) on the same rows; whole split, rank 0."""
+    def evaluate_depths(
+        self, ctx: Context[Data], model: Network, split: Cases, meters: Mapping[int, Meter]
+    ) -> Iterator[tuple[int, Evaluation]]:
+        """``evaluate`` at each depth of ``meters``, ascending, timed by its meter.
+
+        Override it where several depths can be judged from the same samples.
+        """
+        for depth, meter in meters.items():
+            yield depth, self.evaluate(replace(ctx, meter=meter), model, split, depth)
+
+    def validate(self, ctx: Context[Data], model: Network, split: Cases, depth: int) -> Evaluation:
+        """What training calls to choose its best weights: ``evaluate``, or something cheaper that ranks models alike."""
+        return self.evaluate(ctx, model, split, depth)
+
+    def baselines(
+        self, ctx: Context[Data], model: Network, split: Cases, depth: int
+    ) -> dict[str, Evaluation]:
+        """Rivals that are judged once, at the run's depth, on the same share of ``split``: trivial ones
+        (popularity, unigrams), and what needs samples of its own (greedy). Rivals from the same samples at every
+        depth belong into ``Evaluation.rivals``."""
         return {}
 
     def predict(
-        self, ctx: Context, model: nn.Module, requests: Sequence[dict[str, Any]], depth: int
+        self, ctx: Context[Data], model: Network, requests: Sequence[dict[str, Any]], depth: int
     ) -> list[dict[str, Any]]:
         """Answer requests, one JSON object each, in order. A bad request gets {"error": ...}."""
         raise ValueError(f"{type(self).__name__} does not answer requests")
 
-    def inspect(self, ctx: Context, model: nn.Module, example: str) -> list[Figure]:
+    def inspect(self, ctx: Context[Data], model: Network, example: str) -> list[Figure]:
         """Show what happened on one example ('' = the method's choice), as figures."""
         raise ValueError(f"{type(self).__name__} has nothing to inspect")

@@ -67,8 +67,8 @@ class TestRun:
         result = runs()[0]
         from reason import load
 
-        users = load(result).session.dataset.user_ids
-        items = load(result).session.dataset.item_ids
+        users = load(result).session.ctx.dataset.user_ids
+        items = load(result).session.ctx.dataset.item_ids
         lines[0] = json.dumps({"user": users[0]})
         lines[3] = json.dumps({"history": items[:2], "k": 3})
         monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
@@ -91,7 +91,7 @@ class TestRun:
         folder = reason.run("latent", dict(word.split("=") for word in tiny), seed=3)
         loaded = reason.load(folder)
         assert loaded.result["seed"] == 3
-        user = loaded.session.dataset.user_ids[0]
+        user = loaded.session.ctx.dataset.user_ids[0]
         assert len(loaded.predict([{"user": user, "k": 5}], depth=0)[0]["items"]) == 5
 
 

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from reason.engine.runner import hours
+from reason.engine.cost import hours
 from reason.tracking.folder import RunFolder
 
 

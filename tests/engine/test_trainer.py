@@ -15,6 +15,7 @@ from reason.engine.config import resolve
 from reason.engine.parallel import World
 from reason.engine.session import Session, load_dataset
 from reason.engine.trainer import Trainer
+from reason.engine.worker import work
 from reason.errors import RunError
 from reason.files import read_json
 
@@ -202,7 +203,7 @@ class TestWork:
         return runner.prepare(plan, load_dataset(plan).digest)
 
     def work(self, folder):
-        runner.work({"folder": str(folder.path), "device": "cpu", "quiet": True})
+        work({"folder": str(folder.path), "device": "cpu", "quiet": True})
         return folder.result
 
     def test_result(self, tiny):

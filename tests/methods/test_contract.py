@@ -20,6 +20,7 @@ from reason.engine.describe import comments
 from reason.engine.evaluation import judge
 from reason.engine.parallel import World
 from reason.engine.session import Session, load_dataset
+from reason.engine.worker import work
 from reason.methods.base import Step
 from reason.methods.figures import HeatMap, Lines, Table, Tokens
 
@@ -42,7 +43,7 @@ def execute(name, tiny, *words):
     """A run without a tracker: its folder."""
     p = plan(name, tiny, *words)
     folder = runner.prepare(p, load_dataset(p).digest)
-    runner.work({"folder": str(folder.path), "device": "cpu", "quiet": True})
+    work({"folder": str(folder.path), "device": "cpu", "quiet": True})
     assert folder.result
     return folder
 
@@ -86,9 +87,9 @@ def test_resume_equals_uninterrupted(name, tiny, monkeypatch):
     payload = {"folder": str(cut.path), "device": "cpu", "quiet": True}
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
         m.setattr(Trainer, "_step", killed)
-        runner.work(payload)
+        work(payload)
     assert (cut / "checkpoints" / "step-4").exists() and cut.result is None
-    runner.work(payload)
+    work(payload)
     assert numbers(cut) == numbers(whole)
 
 
@@ -152,7 +153,7 @@ def test_inspect_and_baselines(name, tiny):
         figures = s.method.inspect(s.ctx, s.network.eval(), "")
     assert figures and all(isinstance(f, (Table, Lines, HeatMap, Tokens)) for f in figures)
     own = s.method.evaluate(s.ctx, s.network, s.ctx.data.test, 1)
-    rivals = s.method.baselines(s.ctx, s.ctx.data.test)
+    rivals = s.method.baselines(s.ctx, s.network, s.ctx.data.test, 1)
     assert rivals
     for rival in rivals.values():
         assert rival.accuracy == own.accuracy

@@ -51,7 +51,7 @@ class Latent(Method):
 
             width, offline = self.config.backbone.text_dim, self.config.offline
             text = text_vectors(ctx.data.item_text, kind, width, offline=offline)
-        model = ctx.backbone(num_items=ctx.data.num_items, steps=self.config.train_depth, text=text)
+        model = ctx.open(num_items=ctx.data.num_items, steps=self.config.train_depth, text=text)
         if model.steps:
             nn.init.normal_(model.step_position, std=self.config.latent.step_std)
         return model
@@ -163,13 +163,13 @@ class Latent(Method):
 
     # --- trivial rivals ------------------------------------------------------------------------
 
-    def baselines(self, ctx: Context, split: Examples) -> dict[str, Evaluation]:
+    def baselines(self, ctx: Context, model: nn.Module, split: Examples, depth: int) -> dict[str, Evaluation]:
         """``popularity``: items by their occurrences in training. ``successor``: by how often they followed
         the last item of the history there, ties by popularity (a first-order Markov chain)."""
         cases, data = cast(Any, split), cast(Any, ctx.data)
         popularity = torch.from_numpy(data.train_counts).double()
         successors = Successors(data.train, data.num_items)
-        index = np.arange(len(split))
+        index = ctx.shard(len(split))
         ranks: dict[str, list[np.ndarray]] = {"popularity": [], "successor": []}
         for a in range(0, len(index), ctx.config.eval.batch_size):
             chunk = index[a : a + ctx.config.eval.batch_size]
@@ -184,7 +184,7 @@ class Latent(Method):
         result = {}
         for name, parts in ranks.items():
             rank = np.concatenate(parts)
-            columns = {**ranking_columns(rank), "rank": rank, "target": cases.target}
+            columns = {**ranking_columns(rank), "rank": rank, "target": cases.target[index]}
             columns["depth_used"] = np.zeros(len(rank))
             result[name] = Evaluation(_rows(ctx, cases, index, columns), "NDCG@10", RANKING)
         return result

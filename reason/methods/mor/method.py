@@ -62,6 +62,10 @@ class TextSplits:
     def valid(self) -> Cases:
         return Cases(encode(self.corpus.valid, self.tokens), self.context)
 
+    @property
+    def fit(self) -> Cases:
+        return self.valid
+
     @cached_property
     def test(self) -> Cases:
         return Cases(encode(self.corpus.test, self.tokens), self.context)
@@ -91,12 +95,12 @@ class Mor(Method):
         source = teacher = None
         if (trained := kept(ctx.owner)) is not None:
             shape, lora, _ = trained
-            decoder = ctx.backbone(shape=shape, recursions=recursions, lora=lora)
+            decoder = ctx.open(shape=shape, recursions=recursions, lora=lora)
         elif (source := self._source()) is None:
             shape = backbone.shape(ctx.data.tokens.size)
-            decoder = ctx.backbone(shape=shape, recursions=recursions, lora=mor.lora)
+            decoder = ctx.open(shape=shape, recursions=recursions, lora=mor.lora)
         else:
-            decoder = convert(source, self._layout(source), ctx.backbone, mor.lora)
+            decoder = convert(source, self._layout(source), ctx.open, mor.lora)
             teacher = Teacher(source)
         if ctx.rank == 0:
             keep(
@@ -272,7 +276,7 @@ class Mor(Method):
 
     # --- trivial rivals ------------------------------------------------------------------------
 
-    def baselines(self, ctx: Context, split: Examples) -> dict[str, Evaluation]:
+    def baselines(self, ctx: Context, model: nn.Module, split: Examples, depth: int) -> dict[str, Evaluation]:
         """``unigram``: the commonest token of training; ``bigram``: what most often followed the last one there."""
         cases, data = cast(Cases, split), cast(TextSplits, ctx.data)
         follower, n = Follower(data.train, data.tokens.size), len(cases)
@@ -286,7 +290,7 @@ class Mor(Method):
         for name, (nll, correct, asked) in sums.items():
             columns = {"nll": nll, "bits": nll / math.log(2), "correct": correct, "targets": asked}
             rows = pa.table({"id": pa.array(cases.id.tolist(), pa.string()), "bytes": cases.bytes, **columns,
-                             "depth_used": np.zeros(n)})  # fmt: skip
+                             "depth_used": np.zeros(n)}).take(ctx.shard(n))  # fmt: skip
             found[name] = Evaluation(rows, "next-token accuracy", METRICS)
         return found
 

@@ -11,6 +11,7 @@ from reason.engine.config import resolve
 from reason.engine.evaluation import judge
 from reason.engine.parallel import World
 from reason.engine.session import Session, load_dataset, open_run
+from reason.engine.worker import work
 from reason.errors import ConfigError
 from reason.methods.base import Step
 
@@ -29,7 +30,7 @@ def execute(tiny, words, *more):
     """A run without a tracker: its folder."""
     plan = resolve("latent", [*tiny, *words, *more], environ={})
     folder = runner.prepare(plan, load_dataset(plan).digest)
-    runner.work({"folder": str(folder.path), "device": "cpu", "quiet": True})
+    work({"folder": str(folder.path), "device": "cpu", "quiet": True})
     return folder
 
 

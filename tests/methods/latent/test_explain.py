@@ -15,6 +15,7 @@ from reason.engine import runner
 from reason.engine.config import resolve
 from reason.engine.parallel import World
 from reason.engine.session import Session, load_dataset
+from reason.engine.worker import work
 from reason.errors import DataError
 from reason.methods.base import Step
 from reason.methods.figures import HeatMap, Table
@@ -478,7 +479,7 @@ def test_faithfulness_of_runs_is_one_json_list(tmp_path, monkeypatch, capsys):
     spec.loader.exec_module(script)
     plan = resolve("latent", [*WORDS, "train.epochs=1", "hardware.threads=1"], environ={})
     folder = runner.prepare(plan, load_dataset(plan).digest)
-    runner.work({"folder": str(folder.path), "device": "cpu", "quiet": True})
+    work({"folder": str(folder.path), "device": "cpu", "quiet": True})
     assert script.main([str(folder.path), str(folder.path), "--cases", "5"]) == 0
     told, again = json.loads(capsys.readouterr().out)
     assert told == again

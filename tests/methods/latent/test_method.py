@@ -123,7 +123,7 @@ def test_requests_and_batches_are_timed(session):
 
 def test_baselines_rank_the_same_rows(session):
     cases, data = session.ctx.data.test, session.ctx.data
-    found = session.method.baselines(session.ctx, cases)
+    found = session.method.baselines(session.ctx, session.network, cases, 1)
     assert set(found) == {"popularity", "successor"}
     followed = np.zeros((data.num_items, data.num_items))
     train = data.train.batch(np.arange(len(data.train)))
@@ -256,6 +256,6 @@ def test_training_learns_the_synthetic_world(tmp_path):
             first, step = first or total.item(), step + 1
     model.eval()
     ours = session.method.evaluate(session.ctx, model, data.test, 2)
-    popular = session.method.baselines(session.ctx, data.test)["popularity"]
+    popular = session.method.baselines(session.ctx, session.network, data.test, 1)["popularity"]
     assert total.item() < 0.8 * first
     assert column(ours, "ndcg@10").mean() > 1.3 * column(popular, "ndcg@10").mean()

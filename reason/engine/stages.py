@@ -1,0 +1,114 @@
+"""Stages: a run whose weights begin as those of another experiment (``backbone.source=experiment:NAME``).
+
+The experiment's finished run with the same seed is that stage, found by its hash; where there is none,
+the runner makes it first, as a run of its own. A stage may have stages. Its digest is the hash of the
+training that makes it, so it is known before the training is done, and a sweep can plan with it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from reason.engine.config import resolve
+from reason.engine.plan import Plan
+from reason.engine.session import load_dataset
+from reason.errors import ConfigError
+from reason.tracking.folder import FINISHED, RUNNING, RunFolder
+
+PREFIX = "experiment:"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A run that another one begins with."""
+
+    key: str  # the key that names it, such as "backbone.source"
+    plan: Plan
+
+    @property
+    def train_hash(self) -> str:
+        """Which model it is. Reads the data of the stage, not its model."""
+        return self.plan.hashes(load_dataset(self.plan).digest, source_digests(self.plan))[0]
+
+    def finished(self) -> RunFolder | None:
+        """The newest finished run that trained this model."""
+        return max(self._runs(FINISHED), key=lambda r: r.identity["created"], default=None)
+
+    def unfinished(self) -> RunFolder | None:
+        """A run of exactly this plan that was started and has not finished; one that is running comes first."""
+        wanted = self.plan.hashes(load_dataset(self.plan).digest, source_digests(self.plan))[1]
+        found = [r for r in self._runs() if r.identity["config_hash"] == wanted and r.status != FINISHED]
+        return max(found, key=lambda r: (r.status == RUNNING, r.identity["created"]), default=None)
+
+    def _runs(self, status: str = "") -> list[RunFolder]:
+        wanted = self.train_hash
+        return [
+            r
+            for r in RunFolder.all(self.plan.config.runs)
+            if r.identity["train_hash"] == wanted
+            and r.identity["trained_by"] is None
+            and status in ("", r.status)
+        ]
+
+
+def stages_of(plan: Plan) -> list[Stage]:
+    """What a plan begins with, without what that begins with in turn.
+
+    Raises:
+        ConfigError: an experiment that does not exist.
+    """
+    return [
+        Stage(key, _stage_plan(plan, key, source.removeprefix(PREFIX)))
+        for key, source in plan.sources.items()
+        if source.startswith(PREFIX)
+    ]
+
+
+def chain(plan: Plan) -> list[Stage]:
+    """Every stage that a plan stands on, in the order in which they are made.
+
+    Raises:
+        ConfigError: an experiment that does not exist, or experiments that begin with each other.
+    """
+    found: dict[str, Stage] = {}
+
+    def walk(here: Plan, above: tuple[str, ...]) -> None:
+        for stage in stages_of(here):
+            name = stage.plan.experiment
+            if name in above:
+                raise ConfigError(
+                    f"The experiments begin with each other: {' -> '.join((*above, name))}.",
+                    "Give one of them another source: backbone.source=",
+                )
+            if name not in found:
+                walk(stage.plan, (*above, name))
+                found[name] = stage
+
+    walk(plan, (plan.experiment,))
+    return list(found.values())
+
+
+def source_digests(plan: Plan) -> dict[str, str]:
+    """Of what each of the plan's sources holds."""
+    from reason.backbones.pretrained import opened
+
+    digests = {stage.key: f"{PREFIX}{stage.train_hash}" for stage in stages_of(plan)}
+    for key, source in plan.sources.items():
+        if key not in digests:
+            digests[key] = opened(source, plan.config.offline).digest
+    return digests
+
+
+def _stage_plan(plan: Plan, key: str, name: str) -> Plan:
+    """The experiment ``name`` as it stands, with the seed, devices and folders of the run that begins with it."""
+    taken = ("seed", "runs", "offline")
+    flags = {k: v for k, v in plan.flat.items() if k in taken or k.startswith("hardware.")}
+    try:
+        stage = resolve(name, flags=flags)
+        paths = {k: plan.flat[k] for k in stage.dataset_paths if plan.flat.get(k)}
+        same = stage.config.dataset.name == plan.config.dataset.name
+        if same and paths and not any(stage.flat[k] for k in paths):
+            stage = resolve(name, flags=flags | paths)  # data that the experiment asks for by its path
+    except ConfigError as error:
+        raise ConfigError(f"{key}={PREFIX}{name}: {error.message}", error.hint) from error
+    return stage
