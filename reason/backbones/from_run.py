@@ -53,18 +53,18 @@ def unrolled(folder: Path, where: str) -> tuple[Shape, Mapping[str, Tensor], Tok
     """The vanilla network that does what the run's does, and its tokenizer. Layers that are one share their tensors.
 
     Raises:
-        ConfigError: a run of another method, or one that routes its tokens.
+        ConfigError: a run that trained no language model, or one that routes its tokens.
         DataError: no run, an unfinished one, or files are missing or broken.
     """
     identity = _read(folder, "run.json", where, "It is not the folder of a run.")
-    if identity.get("method") != "mor":
-        raise ConfigError(
-            f"{where} is a run of {identity.get('method')!r}, which trains no language model that can be a source.",
-            "Name a run of mor.",
-        )
     if not (folder / "result.json").is_file():
         raise DataError(f"{where} is not finished.", f"Finish it with: reason resume {folder}")
-    told = _read(folder, NETWORK, where, "It was made before runs could be sources: train it again.")
+    if not (folder / NETWORK).is_file():
+        raise ConfigError(
+            f"{where} holds no language model that can be a source: it has no {NETWORK}.",
+            "Name a run that trained one, such as a run of mor.",
+        )
+    told = _read(folder, NETWORK, where, "Train it again.")
     if told["routing"] != "none":
         raise ConfigError(
             f"{where} routes its tokens (mor.routing={told['routing']}): how deep it is depends on the token, so no "

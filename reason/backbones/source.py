@@ -12,10 +12,10 @@ CARRIED = ("smollm2-135m",)  # models that come without a hub: parcels of reason
 HUB = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")  # owner/name or owner/name@revision
 FORMS = (
     "a folder in Hugging Face's format, a .gguf file, a hub id such as HuggingFaceTB/SmolLM2-135M "
-    f"(or owner/name@revision), run:NAME of a finished run of mor, or {', '.join(CARRIED)}"
+    f"(or owner/name@revision), run:NAME of a finished run that trained one, experiment:NAME, or {', '.join(CARRIED)}"
 )
 
-Kind = Literal["carried", "run", "local", "hub"]
+Kind = Literal["carried", "run", "experiment", "local", "hub"]
 
 
 def kind(source: str) -> Kind:
@@ -28,6 +28,8 @@ def kind(source: str) -> Kind:
         return "carried"
     if source.startswith("run:"):
         return "run"
+    if source.startswith("experiment:"):  # the engine makes it a run before anything is opened
+        return "experiment"
     if _spelt_as_path(source) or (source and Path(source).exists()):
         return "local"
     if HUB.fullmatch(source):

@@ -18,10 +18,13 @@ def resume(run: RunName, gpus: Gpus = None, device: Device = None, runs: Runs = 
     from reason.tracking.folder import FINISHED, RunFolder
 
     folder = RunFolder.find(run, runs)
-    parent = folder.identity.get("parent")
-    if run == "last" and parent:  # the newest run is a trial: what was interrupted is its sweep
-        sweep = RunFolder(folder.path.parent / parent)
-        folder = folder if sweep.status == FINISHED else sweep
+    while (
+        run == "last"
+    ):  # the newest run may be a stage or a trial: what was interrupted is what it is part of
+        above = folder.identity.get("stage_of") or folder.identity.get("parent")
+        if not above or RunFolder(folder.path.parent / above).status == FINISHED:
+            break
+        folder = RunFolder(folder.path.parent / above)
     keys = {k: v for k, v in {"hardware.gpus": gpus, "hardware.device": device}.items() if v is not None}
     if folder.identity.get("kind") == "sweep":
         if keys:

@@ -18,8 +18,10 @@ def run(
     plan = resolve(name, overrides or [], files=c or [], flags=flags(gpus, device, seed, offline))
     if dry_run:
         from reason.cli.show import draw_plan
+        from reason.cli.sweep import draw_stages
 
         draw_plan(plan, origin=True)
+        draw_stages([plan])
         return
     from reason.engine import runner
 

@@ -44,9 +44,11 @@ def draw_sweep(folder) -> None:
 
     compare([folder.name], runs=Path(folder.path.parent))
     metrics = (folder.result or {}).get("metrics", {})
+    stages = metrics.get("stages", 0)
+    begun = f" and {stages} that they begin with" if stages else ""
     stdout().print(
-        f"{metrics.get('trials', 0)} trials, {metrics.get('trainings', 0)} trained, "
-        f"{metrics.get('device_hours', 0):.4f} device-hours. Folder: {folder.path}",
+        f"{metrics.get('trials', 0)} trials, {metrics.get('trainings', 0)} trained{begun}, "
+        f"{metrics.get('lineage_device_hours', metrics.get('device_hours', 0)):.4f} device-hours. Folder: {folder.path}",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
 
@@ -75,3 +77,17 @@ def draw_plan(plan) -> None:
             "yes" if trains else "",
         )
     stdout().print(table)
+    draw_stages([trial.plan for trial in plan.trials])
+
+
+def draw_stages(plans) -> None:
+    """The runs that plans begin with, in the order in which they are made or found."""
+    from reason.cli.output import stdout
+    from reason.engine.stages import chain
+
+    for stage in {(s.plan.experiment, s.plan.config.seed): s for plan in plans for s in chain(plan)}.values():
+        stdout().print(
+            f"first, unless it is there: {stage.plan.experiment}, seed {stage.plan.config.seed} "
+            f"({stage.key} of what follows)",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip

@@ -3,6 +3,8 @@
 The experiment's finished run with the same seed is that stage, found by its hash; where there is none,
 the runner makes it first, as a run of its own. A stage may have stages. Its digest is the hash of the
 training that makes it, so it is known before the training is done, and a sweep can plan with it.
+
+Importing this imports no torch: ``--dry-run`` shows the chain.
 """
 
 from __future__ import annotations
@@ -11,7 +13,6 @@ from dataclasses import dataclass
 
 from reason.engine.config import resolve
 from reason.engine.plan import Plan
-from reason.engine.session import load_dataset
 from reason.errors import ConfigError
 from reason.tracking.folder import FINISHED, RUNNING, RunFolder
 
@@ -28,7 +29,7 @@ class Stage:
     @property
     def train_hash(self) -> str:
         """Which model it is. Reads the data of the stage, not its model."""
-        return self.plan.hashes(load_dataset(self.plan).digest, source_digests(self.plan))[0]
+        return self._hashes()[0]
 
     def finished(self) -> RunFolder | None:
         """The newest finished run that trained this model."""
@@ -36,9 +37,14 @@ class Stage:
 
     def unfinished(self) -> RunFolder | None:
         """A run of exactly this plan that was started and has not finished; one that is running comes first."""
-        wanted = self.plan.hashes(load_dataset(self.plan).digest, source_digests(self.plan))[1]
+        wanted = self._hashes()[1]
         found = [r for r in self._runs() if r.identity["config_hash"] == wanted and r.status != FINISHED]
         return max(found, key=lambda r: (r.status == RUNNING, r.identity["created"]), default=None)
+
+    def _hashes(self) -> tuple[str, str]:
+        from reason.engine.session import load_dataset
+
+        return self.plan.hashes(load_dataset(self.plan).digest, source_digests(self.plan))
 
     def _runs(self, status: str = "") -> list[RunFolder]:
         wanted = self.train_hash

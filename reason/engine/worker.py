@@ -159,20 +159,21 @@ def _evaluate(session: Session, folder: RunFolder, voice: Voice) -> dict[str, An
             evaluation, path = found.evaluation, f"rows/{split}-depth{depth}.arrow"
             write_rows(evaluation.rows, folder / path)
             outcome = _outcome(evaluation, evaluation.metrics, path, config.eval.resamples)
+            rivals = {
+                name: _outcome(evaluation, rival.metrics, path, config.eval.resamples)
+                | {"meaning": rival.meaning, "cost": rival.cost or evaluation.cost}
+                for name, rival in evaluation.rivals.items()
+            }
             if split == "valid":
-                curve[depth] |= {"valid_accuracy": outcome["accuracy"], "valid_rows": path}
+                curve[depth] |= _as_validation(outcome)
+                curve[depth]["rivals"] = {name: _as_validation(rival) for name, rival in rivals.items()}
                 continue
+            rivals = {name: rival | curve[depth]["rivals"][name] for name, rival in rivals.items()}
             curve[depth] |= outcome | {
                 "throughput_per_s": found.throughput, "effective_depth": found.effective_depth,
                 "cost": evaluation.cost, **found.latency,
                 "overall": evaluation.overall(evaluation.rows) if evaluation.overall else {},
-                "rivals": {
-                    name: {
-                        "meaning": rival.meaning, "cost": rival.cost or evaluation.cost,
-                        **_outcome(evaluation, rival.metrics, path, config.eval.resamples),
-                    }
-                    for name, rival in evaluation.rivals.items()
-                },
+                "rivals": rivals,
             }  # fmt: skip
     baselines = {}
     judged = judge_baselines(
@@ -197,6 +198,10 @@ def _outcome(evaluation: Evaluation, ratios: dict[str, Ratio], path: str, resamp
     name = evaluation.accuracy
     metrics = {m: report(evaluation, ratios, m, resamples) for m in ratios if m != name}
     return {"accuracy": report(evaluation, ratios, name, resamples), "rows": path, "metrics": metrics}
+
+
+def _as_validation(outcome: dict[str, Any]) -> dict[str, Any]:
+    return {"valid_accuracy": outcome["accuracy"], "valid_rows": outcome["rows"]}
 
 
 def _flat_metrics(head: dict[str, Any]) -> dict[str, float]:

@@ -8,7 +8,7 @@ same seeds, against the base (the same backbone trained without the method) wher
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,17 @@ from reason.reports.frame import Frame, Key, Point, defaults, evaluation_keys, f
 from reason.reports.pareto import pareto_front
 from reason.tracking.folder import RunFolder
 
-METHOD, BASE, BASELINE = "method", "base", "baseline"
+METHOD, BASE, RIVAL, BASELINE = "method", "base", "rival", "baseline"
 ALPHA = 0.05
 
 
 @dataclass
 class Entry:
-    """One line of a comparison: a configuration at a depth, over its seeds; or a trivial baseline."""
+    """One line of a comparison: a configuration at a depth, over its seeds; a rival of it there, from the same
+    samples; or a trivial baseline."""
 
     label: str
-    kind: str  # METHOD, BASE or BASELINE
+    kind: str  # METHOD, BASE, RIVAL or BASELINE
     key: Key | None  # None for a trivial baseline
     points: list[Point]  # one per seed; empty for a trivial baseline
     rows: dict[int, Rows]  # seed -> test outcome
@@ -50,7 +51,7 @@ class Entry:
     @property
     def name(self) -> str:
         """Label and depth, as other lines refer to it."""
-        return self.label if self.kind != METHOD else f"{self.label} at depth {self.depth}"
+        return f"{self.label} at depth {self.depth}" if self.kind in (METHOD, RIVAL) else self.label
 
     @property
     def on_demand(self) -> bool:
@@ -131,8 +132,8 @@ def compare_frame(frame: Frame, *, best: bool = False) -> Comparison:
 
 
 def _place(entry: Entry, best: bool, sign: int) -> tuple:
-    """Base first, then the methods by family and depth (for --best by accuracy), then baselines."""
-    kind = (BASE, METHOD, BASELINE).index(entry.kind)
+    """Base first, then the methods by family and depth (for --best by accuracy), rivals, and baselines."""
+    kind = (BASE, METHOD, RIVAL, BASELINE).index(entry.kind)
     if best or entry.key is None:
         return (kind, -sign * entry.accuracy.value, entry.name)
     return (kind, str(entry.key.family), entry.key.depth)
@@ -145,7 +146,7 @@ def _entry(key: Key, points: list[Point], label: str) -> Entry:
     rows = {p.seed: p.rows(p.entry["accuracy"], p.entry["rows"]) for p in points}
     return Entry(
         label=label,
-        kind=BASE if points[0].is_base else METHOD,
+        kind=RIVAL if key.rival else BASE if points[0].is_base else METHOD,
         key=key,
         points=points,
         rows=rows,
@@ -163,10 +164,10 @@ def _entry(key: Key, points: list[Point], label: str) -> Entry:
 def _labels(keys: list[Key]) -> dict[Key, str]:
     """A name for each group, as short as tells it from the others: the experiment, then what differs. A model that is
     judged as usual needs no words for that."""
-    plain = {k: k.experiment if k.train_depth else f"{k.experiment} base" for k in keys}
+    plain = {k: k.experiment if k.train_depth else f"{k.experiment} base" for k in keys if not k.rival}
     labels = {}
-    for key in keys:
-        rivals = [k for k in keys if plain[k] == plain[key]]
+    for key in plain:
+        rivals = [k for k in plain if plain[k] == plain[key]]
         words = [plain[key]]
         words += [key.backbone] * (len({k.backbone for k in rivals}) > 1)
         trained = {k.train_depth for k in rivals if k.settings == key.settings}
@@ -177,7 +178,9 @@ def _labels(keys: list[Key]) -> dict[Key, str]:
             if value != "None" and not usual and len({k.settings[i] for k in alike}) > 1:
                 words.append(f"{name.removeprefix(f'{key.method}.')}={value}")
         labels[key] = " ".join(words)
-    return labels
+    return labels | {
+        k: f"{labels.get(replace(k, rival=''), k.experiment)}: {k.rival}" for k in keys if k.rival
+    }
 
 
 def _over_seeds(records: list[dict[str, Any]], rows: Callable[[], dict[int, Rows]]) -> Interval:
@@ -249,7 +252,7 @@ def _choose(entries: list[Entry], sign: int) -> None:
     """Mark in each family the depth that validation chooses; a tie goes to the shallowest."""
     families: dict[tuple, list[Entry]] = {}
     for entry in entries:
-        if entry.kind == METHOD and entry.key and entry.valid is not None:
+        if entry.kind in (METHOD, RIVAL) and entry.key and entry.valid is not None:
             families.setdefault(entry.key.family, []).append(entry)
     for members in families.values():
         if len(members) > 1:
@@ -257,11 +260,11 @@ def _choose(entries: list[Entry], sign: int) -> None:
 
 
 def _best(entries: list[Entry], sign: int) -> list[Entry]:
-    """One entry for each experiment, method and backbone; bases stay."""
+    """One entry for each experiment, method and backbone, and for each rival; bases stay."""
     sides: dict[tuple, list[Entry]] = {}
     for entry in entries:
-        if entry.kind == METHOD and entry.key and entry.valid is not None:
-            sides.setdefault((entry.key.experiment, entry.key.method, entry.key.backbone), []).append(entry)
+        if entry.kind in (METHOD, RIVAL) and (key := entry.key) and entry.valid is not None:
+            sides.setdefault((key.experiment, key.method, key.backbone, key.rival), []).append(entry)
     return [_by_validation(members, sign) for members in sides.values()] + [
         e for e in entries if e.kind == BASE
     ]
@@ -275,14 +278,17 @@ def _by_validation(entries: list[Entry], sign: int) -> Entry:
 
 
 def _reference(entry: Entry, entries: list[Entry]) -> Entry | None:
-    """What an entry is measured against: its base, else the least depth of its family.
+    """What an entry is measured against: a rival, its method at the same depth; a method, its base, else the
+    least depth of its family.
 
     A base is of the same method and backbone and shares a seed; of several the one nearest in
     experiment and settings is taken.
     """
-    if entry.kind != METHOD or entry.key is None:
-        return None
     key = entry.key
+    if entry.kind == RIVAL and key is not None:
+        return next((e for e in entries if e.key == replace(key, rival="")), None)
+    if entry.kind != METHOD or key is None:
+        return None
     bases = [
         e for e in entries
         if e.kind == BASE and e.key and (e.key.method, e.key.backbone) == (key.method, key.backbone)
@@ -293,7 +299,7 @@ def _reference(entry: Entry, entries: list[Entry]) -> Entry | None:
     model = (key.experiment, key.method, key.backbone, key.dataset, key.train_depth, key.trained)
     family = [
         e for e in entries
-        if e.key and (*e.key.family[:-1], e.key.trained) == model and e.rows.keys() & entry.rows.keys()
+        if e.key and e.kind != RIVAL and (*e.key.family[:-2], e.key.trained) == model and e.rows.keys() & entry.rows.keys()
     ]  # fmt: skip
     least = min(family, key=lambda e: (e.depth or 0, e.on_demand))
     return None if least is entry else least
@@ -449,6 +455,7 @@ def _line(e: Entry) -> dict[str, Any]:
         "kind": e.kind,
         "experiment": key.experiment if key else None,
         "method": key.method if key else None,
+        "rival": key.rival if key and key.rival else None,
         "backbone": key.backbone if key else None,
         "train_depth": key.train_depth if key else None,
         "depth": e.depth,

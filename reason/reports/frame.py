@@ -41,6 +41,7 @@ class Point:
     entry: dict[str, Any]  # of result["curve"]
     config: dict[str, Any]  # dotted keys
     parent: str | None = None  # folder name of the sweep that it is a trial of
+    rival: str = ""  # the rival whose outcome on the same examples this is; "" = the method's own
 
     @property
     def run(self) -> str:
@@ -61,7 +62,7 @@ class Point:
     @property
     def is_base(self) -> bool:
         """Whether the model was trained without the method."""
-        return self.train_depth == 0
+        return self.train_depth == 0 and not self.rival
 
     @property
     def device(self) -> str:
@@ -70,16 +71,13 @@ class Point:
 
     @property
     def device_hours(self) -> float | None:
-        """Hours that it took to have this model and these numbers.
-
-        A run's own device-hours include its training; a run that took over another's model adds
-        what that training cost.
-        """
+        """Hours that it took to have this model and these numbers: with the training of a model that was taken
+        over, and with the stages that it stands on."""
         metrics = self.result["metrics"]
-        own = metrics.get("device_hours")
-        if own is None or not self.result.get("trained_by"):
+        own = metrics.get("lineage_device_hours", metrics.get("device_hours"))
+        if own is None or "lineage_device_hours" in metrics or not self.result.get("trained_by"):
             return own
-        return own + metrics.get("train_device_hours", 0.0)
+        return own + metrics.get("train_device_hours", 0.0)  # a run of before stages had hours
 
     def rows(self, of: dict[str, Any], path: str) -> Rows:
         """The per-example outcome behind the accuracy ``of``, from ``path`` in the run folder.
@@ -109,11 +107,13 @@ class Key:
     train_depth: int
     depth: int
     settings: tuple[tuple[str, str], ...] = ()
+    rival: str = ""  # as of ``Point``
 
     @property
     def family(self) -> tuple:
         """The key without its depth: the points of one curve."""
-        return (self.experiment, self.method, self.backbone, self.dataset, self.train_depth, self.settings)
+        same = (self.experiment, self.method, self.backbone, self.dataset, self.train_depth, self.settings)
+        return (*same, self.rival)
 
     @property
     def trained(self) -> tuple[tuple[str, str], ...]:
@@ -222,6 +222,11 @@ def _points(folder: RunFolder) -> list[Point]:
     config = defaults(result["method"]) | dict(_flat(folder.config))
     parent = folder.identity.get("parent")
     points = [Point(folder, result, entry, config, parent) for entry in result["curve"]]
+    points += [
+        Point(folder, result, {"depth": entry["depth"], **outcome}, config, parent, name)
+        for entry in result["curve"]
+        for name, outcome in entry.get("rivals", {}).items()
+    ]
     for point in points:
         for name in (point.entry["rows"], point.entry.get("valid_rows")):
             if name and not (folder / name).is_file():
@@ -357,9 +362,9 @@ def _few(runs: Iterable[str], most: int = 3) -> str:
 def _grouped(points: list[Point]) -> Frame:
     """Group over seeds. Of repeats of one configuration and seed the newest counts."""
     notes: list[str] = []
-    newest: dict[tuple[str, int, int], Point] = {}
+    newest: dict[tuple[str, int, int, str], Point] = {}
     for point in sorted(points, key=lambda p: (p.result.get("created", 0.0), p.run)):
-        newest[point.result["config_hash"], point.seed, point.depth] = point
+        newest[point.result["config_hash"], point.seed, point.depth, point.rival] = point
     differing = _differing_settings(list(newest.values()))
     members: dict[tuple[Key, int], Point] = {}
     for point in newest.values():  # oldest first, so the newest stays
@@ -376,9 +381,8 @@ def _grouped(points: list[Point]) -> Frame:
 def _key(point: Point, differing: dict[tuple[str, str], list[str]]) -> Key:
     r = point.result
     settings = tuple((k, str(point.config.get(k))) for k in differing[r["method"], r["backbone"]])
-    return Key(
-        r["experiment"], r["method"], r["backbone"], r["dataset"], r["train_depth"], point.depth, settings
-    )
+    known = (r["experiment"], r["method"], r["backbone"], r["dataset"], r["train_depth"])
+    return Key(*known, point.depth, settings, point.rival)
 
 
 def _differing_settings(points: list[Point]) -> dict[tuple[str, str], list[str]]:

@@ -108,7 +108,7 @@ def draw_comparison(table: Comparison, path: Path) -> None:
         for ax in axes:
             for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
                 drawn.setdefault(label, handle)
-        rank = {e.label: ("method", "base", "baseline").index(e.kind) for e in table.entries}
+        rank = {e.label: ("method", "base", "rival", "baseline").index(e.kind) for e in table.entries}
         labels = sorted(drawn, key=lambda label: rank.get(label, 3))
         picture.legend(
             [drawn[label] for label in labels], labels, loc="outside lower center", ncols=_columns(labels),
@@ -121,7 +121,7 @@ def _families(table: Comparison) -> list[tuple[str, list[Entry]]]:
     """The curves: entries of one family, by depth."""
     families: dict[tuple, list[Entry]] = {}
     for entry in table.entries:
-        if entry.kind == "method" and entry.key:
+        if entry.kind in ("method", "rival") and entry.key:
             families.setdefault(entry.key.family, []).append(entry)
     return [(f[0].label, sorted(f, key=lambda e: e.depth or 0)) for f in families.values()]
 

@@ -126,7 +126,7 @@ class _RunSummary:
             f"{r['experiment']}: {r['method']} on {r['dataset']} with {r['backbone']}, {trained}, seed {r['seed']}"
         )
         yield Text()
-        curve, rivals = r["curve"], r.get("baselines") or {}
+        curve, rivals = r["curve"], self._rivals()
         records = [*(e["accuracy"] for e in curve), *(b["accuracy"] for b in rivals.values())]
         blank = [""] * len(rivals)
         depths = [_spent(e) + (f" {signs.chosen}" if e is chosen else "") for e in curve]
@@ -150,6 +150,11 @@ class _RunSummary:
         for command, remark in self._next():
             line = f"  {command}  # {remark}"
             yield Text(line if cell_len(line) <= options.max_width else f"  {command.rstrip()}", style="cyan")
+
+    def _rivals(self) -> dict[str, dict[str, Any]]:
+        """What else answered the same examples: the rivals at the run's depth, and the trivial baselines."""
+        head = next(e for e in self.result["curve"] if e["depth"] == self.result["depth"])
+        return {**head.get("rivals", {}), **(self.result.get("baselines") or {})}
 
     def _beside(self, metric: str, entries: Sequence[dict[str, Any]]) -> _Column:
         """A further metric of depths and rivals."""
@@ -214,7 +219,7 @@ class _RunSummary:
         sides = {}
         if entry["depth"] != r["curve"][0]["depth"]:
             sides[f"{r['curve'][0]['depth']} {unit}"] = r["curve"][0]
-        sides |= r.get("baselines") or {}
+        sides |= self._rivals()
         mine = read_rows(self.folder / entry["rows"], entry["accuracy"])
         sign = 1 if r["accuracy"].get("larger_is_better", True) else -1
         for name, side in sides.items():
@@ -230,6 +235,8 @@ class _RunSummary:
         parts = []
         if "device_hours" in m:
             parts.append(f"{words.number(m['device_hours'])} device-hours")
+            if r.get("stages"):
+                parts.append(f"{words.number(m['lineage_device_hours'])} with what it begins with")
         if r.get("gpus"):
             parts.append(f"{words.number(m['gpu_hours'])} GPU-hours")
         training = r.get("training") or {}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import itertools
+import os
 import subprocess
 import sys
 import time
@@ -12,27 +14,55 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from reason import registry
 from reason.engine import runner
 from reason.engine.config import resolve
-from reason.engine.describe import comments
-from reason.engine.evaluation import judge
+from reason.engine.checkpoint import load_tensors
+from reason.engine.evaluation import judge, judge_depths
+from reason.engine.meter import silent
 from reason.engine.parallel import World
-from reason.engine.session import Session, load_dataset
+from reason.engine.session import Session, load_dataset, open_run
 from reason.engine.worker import work
+from reason.errors import RunError
+from reason.keys import walk
 from reason.methods.base import Step
-from reason.methods.figures import HeatMap, Lines, Table, Tokens
+from reason.reports.plots import draw_figures
+from reason.reports.terminal import figure
 
-METHODS = registry.names("methods")
+PLUGINS = Path(__file__).parent.parent / "plugins"
+FOREIGN = ("probe", "voting")  # of another distribution: weights that stay frozen; two networks and no training
+METHODS = [*registry.names("methods"), *FOREIGN]
 HERE = World(0, 1, torch.device("cpu"))
 pytestmark = pytest.mark.parametrize("name", METHODS)
 
 
+@pytest.fixture(autouse=True)
+def installed(name, monkeypatch):
+    """The foreign distribution, where its methods are what is tested."""
+    if name in FOREIGN:
+        monkeypatch.syspath_prepend(str(PLUGINS))
+        paths = [str(PLUGINS), *filter(None, [os.environ.get("PYTHONPATH")])]
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+        registry._entries.cache_clear()
+    yield
+    if name in FOREIGN:
+        registry._entries.cache_clear()
+
+
 @pytest.fixture
-def tiny(name, tiny_by_view):
+def tiny(name, tiny_by_view, installed):
     """Words that make a run of the method take about a second."""
-    return tiny_by_view[registry.card("methods", name).view]
+    words = tiny_by_view[registry.card("methods", name).view]
+    return [w for w in words if name not in FOREIGN or not w.startswith("backbone.")]
+
+
+@pytest.fixture
+def trains(name, installed):
+    """Only where a method trains."""
+    if not registry.card("methods", name).trains:
+        pytest.skip(f"{name} trains nothing")
 
 
 def plan(name, tiny, *words):
@@ -55,10 +85,8 @@ def session(name, tiny, *words):
 
 def numbers(folder):
     """All that must be reproducible in a result: accuracies, metrics and cost at every depth."""
-    return [
-        {k: e[k] for k in ("depth", "accuracy", "valid_accuracy", "metrics", "cost", "effective_depth")}
-        for e in folder.result["curve"]
-    ]
+    kept = ("depth", "accuracy", "valid_accuracy", "metrics", "cost", "effective_depth", "rivals")
+    return [{k: e[k] for k in kept} for e in folder.result["curve"]]
 
 
 def test_a_tiny_run_takes_seconds_and_repeats_itself(name, tiny):
@@ -70,7 +98,7 @@ def test_a_tiny_run_takes_seconds_and_repeats_itself(name, tiny):
     assert numbers(execute(name, tiny, "seed=1")) != numbers(first)
 
 
-def test_resume_equals_uninterrupted(name, tiny, monkeypatch):
+def test_resume_equals_uninterrupted(name, tiny, trains, monkeypatch):
     words = ("train.every=2", "train.epochs=3")
     whole = execute(name, tiny, *words)
     from reason.engine.trainer import Trainer
@@ -95,8 +123,7 @@ def test_resume_equals_uninterrupted(name, tiny, monkeypatch):
 
 def test_cost_never_falls_with_depth_and_rows_are_examples(name, tiny):
     s = session(name, tiny)
-    least, most = s.plan.card.depth.least, s.plan.config.depth
-    seen = [judge(s.method, s.ctx, HERE, s.network, s.ctx.data.test, d) for d in range(least, most + 1)]
+    seen = [judge(s.method, s.ctx, HERE, s.network, s.ctx.data.test, d) for d in s.plan.depths]
     for lower, higher in itertools.pairwise(seen):
         assert lower.evaluation.cost.keys() == higher.evaluation.cost.keys()
         for counter, cost in lower.evaluation.cost.items():
@@ -105,8 +132,22 @@ def test_cost_never_falls_with_depth_and_rows_are_examples(name, tiny):
     for judged in seen:
         rows = judged.evaluation.rows
         assert rows.num_rows == len(s.ctx.data.test) == len(set(rows.column("id").to_pylist()))
-        for ratio in judged.evaluation.metrics.values():
-            assert np.isfinite(rows.column(ratio.numerator).to_numpy()).all()
+        assert judged.evaluation.rivals.keys() == seen[0].evaluation.rivals.keys()
+        for ratios in (judged.evaluation.metrics, *(r.metrics for r in judged.evaluation.rivals.values())):
+            assert judged.evaluation.accuracy in ratios
+            for ratio in ratios.values():
+                assert np.isfinite(rows.column(ratio.numerator).to_numpy()).all()
+
+
+def test_depths_judged_in_one_call_are_those_judged_one_by_one(name, tiny):
+    s = session(name, tiny)
+    meters = {depth: silent(HERE.device) for depth in s.plan.depths}
+    together = dict(judge_depths(s.method, s.ctx, HERE, s.network, s.ctx.data.test, meters, limit=9))
+    assert list(together) == s.plan.depths
+    if s.plan.card.depth.bound:  # else the samples of a depth may depend on how many are drawn
+        for depth, found in together.items():
+            alone = judge(s.method, s.ctx, HERE, s.network, s.ctx.data.test, depth, limit=9)
+            assert alone.evaluation.rows.equals(found.evaluation.rows)
 
 
 def test_a_limit_judges_a_spread_of_examples(name, tiny):
@@ -125,20 +166,47 @@ def test_a_limit_judges_a_spread_of_examples(name, tiny):
 
 
 @pytest.mark.parametrize("train_depth", [0, 2])
-def test_every_parameter_is_reached(name, tiny, train_depth):
+def test_every_parameter_that_trains_is_reached(name, tiny, trains, train_depth):
     s = session(name, tiny, f"train_depth={train_depth}")
     generator = torch.Generator().manual_seed(0)
     batch = s.ctx.data.train.batch(np.arange(8))
     s.network.train()
     losses = s.method.loss(s.network, batch, Step(0, 0, 0.0, generator))
     torch.stack([total / count for total, count in losses.values()]).sum().backward()
-    for key, p in s.network.named_parameters():
+    trained = {key: p for key, p in s.network.named_parameters() if p.requires_grad}
+    for key, p in trained.items():
         assert p.grad is not None and p.grad.abs().sum() > 0, key
     listed = [p for group in s.method.param_groups(s.network) for p in group["params"]]
-    assert len(listed) == len({id(p) for p in listed}) == len(list(s.network.parameters()))
+    assert len(listed) == len({id(p) for p in listed}) == len(trained)
 
 
-def test_counts_are_those_of_the_loss(name, tiny):
+def test_what_is_kept_is_what_was_trained(name, tiny):
+    """A run keeps no copy of what it only opened, and a model is never put on other frozen weights."""
+    folder = execute(name, tiny)
+    model, card = folder / "model" / "model.safetensors", registry.card("methods", name)
+    assert model.exists() == card.trains == bool(folder.result["training"])
+    assert card.trains or not any((folder / "checkpoints").iterdir())
+    opened = open_run(folder)
+    frozen = {n for n, p in opened.session.network.named_parameters() if not p.requires_grad}
+    if card.trains:
+        written = load_tensors(model, train_hash=folder.identity["train_hash"])
+        assert written.keys() == opened.session.network.state_dict().keys() - frozen
+        for kept in (folder / "checkpoints").glob("*/model.safetensors"):
+            assert not {f"network.{n}" for n in frozen} & load_tensors(kept).keys()
+    if card.trains and frozen:
+        with torch.no_grad():
+            dict(opened.session.network.named_parameters())[min(frozen)].add_(1)
+        with pytest.raises(RunError, match="other frozen weights"):
+            opened.session.load_model(folder, folder.identity["train_hash"])
+
+
+def test_a_finished_run_opens_without_its_data(name, tiny, monkeypatch):
+    folder = execute(name, tiny)
+    monkeypatch.setattr("reason.engine.session.load_dataset", lambda plan: pytest.fail("the data was opened"))
+    assert open_run(folder).session.network is not None
+
+
+def test_counts_are_those_of_the_loss(name, tiny, trains):
     from reason.methods.base import Method
 
     s = session(name, tiny)
@@ -151,13 +219,21 @@ def test_inspect_and_baselines(name, tiny):
     s = session(name, tiny)
     with torch.no_grad():
         figures = s.method.inspect(s.ctx, s.network.eval(), "")
-    assert figures and all(isinstance(f, (Table, Lines, HeatMap, Tokens)) for f in figures)
-    own = s.method.evaluate(s.ctx, s.network, s.ctx.data.test, 1)
-    rivals = s.method.baselines(s.ctx, s.network, s.ctx.data.test, 1)
-    assert rivals
-    for rival in rivals.values():
-        assert rival.accuracy == own.accuracy
-        assert rival.rows.column("id").to_pylist() == own.rows.column("id").to_pylist()
+    assert figures
+    draw_figures(figures, Path("figures.png"))
+    assert Path("figures.png").stat().st_size > 1000
+    for f in figures:
+        with Console(file=io.StringIO(), width=100) as console:
+            console.print(figure(f))
+            assert f.title in console.file.getvalue()
+    for limit in (0, 7):
+        ctx = dataclasses.replace(s.ctx, limit=limit)
+        own = s.method.evaluate(ctx, s.network, s.ctx.data.test, 1)
+        baselines = s.method.baselines(ctx, s.network, s.ctx.data.test, 1)
+        assert baselines
+        for rival in baselines.values():
+            assert rival.accuracy == own.accuracy
+            assert rival.rows.column("id").to_pylist() == own.rows.column("id").to_pylist()
 
 
 def test_the_card_is_light_and_its_keys_are_explained(name, tiny):
@@ -165,5 +241,4 @@ def test_the_card_is_light_and_its_keys_are_explained(name, tiny):
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "False"
     card = registry.card("methods", name)
-    told = comments(card.Config)
-    assert [f.name for f in dataclasses.fields(card.Config) if not told.get(f.name)] == []
+    assert [k.name for k in walk(card.Config) if not k.meaning and not k.name.endswith("name")] == []

@@ -170,7 +170,7 @@ def test_the_front_leaves_out_what_is_slower_and_worse(make):
 # --- for programs ---------------------------------------------------------------------------------
 
 KEYS = [
-    "label", "kind", "experiment", "method", "backbone", "train_depth", "depth", "depth_unit", "settings", "seeds",
+    "label", "kind", "experiment", "method", "rival", "backbone", "train_depth", "depth", "depth_unit", "settings", "seeds",
     "runs", "accuracy", "accuracy_low", "accuracy_high", "valid_accuracy", "valid_accuracy_low", "valid_accuracy_high",
     "chosen_on_validation", "reference", "difference", "difference_low", "difference_high", "p", "p_holm",
     "distinguishable", "paired_seeds", "latency_p50_ms", "latency_p95_ms", "throughput_per_s", "effective_depth",

@@ -16,7 +16,7 @@ import numpy as np
 from reason.errors import ConfigError, ReasonError, RunError
 from reason.methods.base import Cohort
 from reason.metrics.statistics import Difference, Rows, holm, paired_differences
-from reason.reports.comparison import ALPHA, BASE, METHOD, Comparison, Entry, _labels, compare_frame
+from reason.reports.comparison import ALPHA, BASE, METHOD, RIVAL, Comparison, Entry, _labels, compare_frame
 from reason.reports.frame import Frame, Key, Point, frames
 
 # Columns whose mean is told at every depth where the rows have them, and what it says.
@@ -191,8 +191,8 @@ def gather(frame: Frame) -> Evidence:
         except ValueError as error:
             evidence.notes.append(f"{entry.name} is left out: {error}")
     evidence.bases = [outcomes[id(e)] for e in runs if e.kind == BASE and id(e) in outcomes]
-    methods = [e for e in runs if e.kind == METHOD and id(e) in outcomes]
-    policies = [e for e in methods if _is_policy(outcomes[id(e)])]
+    methods = [e for e in runs if e.kind in (METHOD, RIVAL) and id(e) in outcomes]
+    policies = [e for e in methods if e.kind == METHOD and _is_policy(outcomes[id(e)])]
     fixed = [e for e in methods if e not in policies]
     labels = _labels(list(dict.fromkeys(e.key for e in fixed if e.key)))
     families: dict[tuple, list[Entry]] = {}
