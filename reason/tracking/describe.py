@@ -165,6 +165,8 @@ class Description:
             "reason.data_digest": self.data_digest or None,
             "reason.versions": json.dumps(versions, sort_keys=True) if versions else None,
             "trained_by": self.known("trained_by"),
+            "reason.stage_of": identity.get("stage_of"),
+            **{f"stage.{key}": name for key, name in identity.get("stages", {}).items()},
             **self.units(),
         }
         return {k: _cut(_text(v), TAG_CAP) for k, v in found.items() if v is not None}
@@ -208,6 +210,8 @@ class Description:
         if flat.get("seed") is not None:
             text += f", seed {flat['seed']}"
         text += "."
+        if stages := self.identity.get("stages"):
+            text += f" It begins with {', '.join(dict.fromkeys(stages.values()))}."
         metrics = self.metrics()
         if "accuracy" in metrics:
             name = self.units()["accuracy_metric"] or "accuracy"
