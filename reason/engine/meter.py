@@ -13,6 +13,8 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from reason.engine.parallel import World
+
 WARM_UP = 3  # calls that are made and not counted
 LEAST_FOR_P95 = 20
 
@@ -79,8 +81,12 @@ def silent(device: torch.device) -> Stopwatch:
     return Stopwatch(device, samples=0)
 
 
-def peak_memory_gb(device: torch.device) -> float:
-    """Most memory held so far: by torch on a GPU, by the process (resident set) otherwise."""
+def peak_memory_gb(world: World) -> float:
+    """Most memory that any rank has held so far: by torch on a GPU, by the process (resident set) otherwise."""
+    return max(world.gather(_peak_memory_gb(world.device)))
+
+
+def _peak_memory_gb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     import resource

@@ -33,7 +33,7 @@ def work(payload: dict[str, Any]) -> None:
         points = PointLog(folder) if here.is_main else None
         try:
             result = _execute(plan, here, folder, voice, points)
-            memory = max(here.gather(peak_memory_gb(here.device)))
+            memory = peak_memory_gb(here)
             if here.is_main:
                 if points:
                     points.close()

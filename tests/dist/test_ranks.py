@@ -11,7 +11,8 @@ import torch
 from reason.engine.checkpoint import Checkpoints
 from reason.engine.config import resolve
 from reason.engine.launcher import launch
-from reason.engine.parallel import world
+from reason.engine.meter import peak_memory_gb
+from reason.engine.parallel import World, world
 from reason.engine.session import Session
 from reason.engine.trainer import Trainer
 
@@ -52,6 +53,21 @@ def seen(folder: Path, name: str, words: list[str], processes: int):
     folder.mkdir()
     launch(train, {"name": name, "words": words, "folder": str(folder)}, processes, 1)
     return torch.load(folder / "seen.pt")
+
+
+def hold(payload: dict) -> None:
+    """The second rank holds 600 MB more than the first."""
+    with world("cpu", resolve("latent", environ={}).config.hardware) as here:
+        held = torch.ones(150_000_000 if here.rank else 1)
+        peak = peak_memory_gb(here)
+        if here.is_main:
+            torch.save((peak, float(held[0])), Path(payload["folder"]) / "seen.pt")
+
+
+def test_peak_memory_is_that_of_the_rank_that_holds_most(tmp_path):
+    own = peak_memory_gb(World(0, 1, torch.device("cpu")))
+    launch(hold, {"folder": str(tmp_path)}, 2, 1)
+    assert torch.load(tmp_path / "seen.pt")[0] > 0.6 and own > 0
 
 
 CASES = [

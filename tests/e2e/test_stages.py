@@ -18,7 +18,12 @@ def experiments(tiny_text):
 
     def write(**changes):
         keys = dict(word.split("=", 1) for word in tiny_text)
-        keys |= {"dataset.name": keys.pop("dataset"), "method": "mor", "train_depth": "2", "eval.curve": "false"}
+        keys |= {
+            "dataset.name": keys.pop("dataset"),
+            "method": "mor",
+            "train_depth": "2",
+            "eval.curve": "false",
+        }
         first = {**keys, "mor.routing": "none"}
         sizes = ("backbone.hidden", "backbone.heads", "backbone.kv_heads", "backbone.ffn")
         second = {k: v for k, v in keys.items() if k not in sizes} | {SOURCE: "experiment:first"}
@@ -92,7 +97,9 @@ def test_killed_in_either_stage_it_is_finished_by_resume(experiments, spawn, rea
 
 
 def test_a_failed_stage_fails_what_stands_on_it(experiments, reason, store):
-    experiments(first={"train.lr": "1e30", "train.clip": "0", "train.epochs": "9"}, third={"train.lr": "1e-4"})
+    experiments(
+        first={"train.lr": "1e30", "train.clip": "0", "train.epochs": "9"}, third={"train.lr": "1e-4"}
+    )
     said = reason("run", "second")
     assert said.code == 1 and "first, which second" in said.err and "not finite" in said.err
     assert {name: r.status for name, r in by_experiment().items()} == {"first": "failed", "second": "failed"}

@@ -8,6 +8,9 @@ import signal
 import pytest
 from command import mlflow_runs, runs, timeless, until
 
+from reason.engine.launcher import Terminated
+from reason.tracking.folder import RunFolder
+
 
 def slow(tiny):
     """Long enough to be caught in the middle."""
@@ -48,6 +51,20 @@ def test_signals_close_the_run(spawn, tiny, store, sign, code):
     assert process.returncode == code, err
     assert folder.status == "killed" and "Traceback" not in err
     assert mlflow_runs(store)[folder.name].info.status == "KILLED"
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, Terminated])
+def test_stopped_after_its_last_act_a_run_is_finished(reason, tiny, store, monkeypatch, stop):
+    write = RunFolder.write_result
+
+    def then_stopped(self, result):
+        write(self, result)
+        raise stop
+
+    monkeypatch.setattr(RunFolder, "write_result", then_stopped)
+    said = reason("run", "latent", *tiny)
+    assert said.code == 0 and "NDCG@10" in said.out, said.err
+    assert runs()[0].status == "finished" and mlflow_runs(store)[runs()[0].name].info.status == "FINISHED"
 
 
 def test_a_sweep_killed_half_way_finishes_what_is_missing(spawn, reason, tiny, store):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from reason.engine import runner
 from reason.engine.checkpoint import Checkpoints, load_tensors, save_tensors
 from reason.engine.config import resolve
+from reason.engine.evaluation import value
 from reason.engine.parallel import World
 from reason.engine.session import Session, load_dataset
 from reason.engine.trainer import Trainer
@@ -65,6 +67,17 @@ class TestDeterminism:
         assert report == report2
         for key, tensor in session.network.state_dict().items():
             assert torch.equal(tensor, resumed.network.state_dict()[key]), key
+
+
+def test_training_validates_by_the_methods_own_means(tiny, monkeypatch):
+    session, checkpoints = begin(tiny)
+    cheap = session.method.evaluate(
+        replace(session.ctx, limit=0), session.network.eval(), session.ctx.data.valid, 0
+    )
+    monkeypatch.setattr(session.method, "validate", lambda ctx, model, split, depth: cheap, raising=True)
+    monkeypatch.setattr(session.method, "evaluate", lambda *_: pytest.fail("training called evaluate"))
+    report = Trainer(session.method, session.network, session.ctx, HERE, checkpoints).fit()
+    assert report.best_valid == pytest.approx(value(cheap, cheap.accuracy))
 
 
 class TestAccumulation:

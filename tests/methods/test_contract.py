@@ -14,25 +14,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from reason.keys import walk
 from rich.console import Console
 
 from reason import registry
 from reason.engine import runner
-from reason.engine.config import resolve
 from reason.engine.checkpoint import load_tensors
+from reason.engine.config import resolve
 from reason.engine.evaluation import judge, judge_depths
 from reason.engine.meter import silent
 from reason.engine.parallel import World
 from reason.engine.session import Session, load_dataset, open_run
 from reason.engine.worker import work
 from reason.errors import RunError
-from reason.keys import walk
 from reason.methods.base import Step
 from reason.reports.plots import draw_figures
 from reason.reports.terminal import figure
 
 PLUGINS = Path(__file__).parent.parent / "plugins"
-FOREIGN = ("probe", "voting")  # of another distribution: weights that stay frozen; two networks and no training
+FOREIGN = (
+    "probe",
+    "voting",
+)  # of another distribution: weights that stay frozen; two networks and no training
 METHODS = [*registry.names("methods"), *FOREIGN]
 HERE = World(0, 1, torch.device("cpu"))
 pytestmark = pytest.mark.parametrize("name", METHODS)

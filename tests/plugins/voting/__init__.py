@@ -7,8 +7,9 @@ is read.
 
 from dataclasses import dataclass, field
 
-from reason.backbones.base import BackboneCard
 from reason.keys import key
+
+from reason.backbones.base import BackboneCard
 from reason.methods.base import DepthAxis, MethodCard, Units
 
 
@@ -35,7 +36,9 @@ class ProbeConfig:
     width: int = key(8, "numbers that describe an item")
 
 
-sampler = BackboneCard("sampler", "Items by their frequency.", "sampler", SamplerConfig, "voting.methods:Sampler")
+sampler = BackboneCard(
+    "sampler", "Items by their frequency.", "sampler", SamplerConfig, "voting.methods:Sampler"
+)
 
 voting = MethodCard(
     name="voting",

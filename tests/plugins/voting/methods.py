@@ -78,9 +78,14 @@ class Voting(Method):
             })  # fmt: skip
             rivals = {
                 "best-of-n": Rival("the guess with the highest reward", {"hit rate": Ratio("hit_best")}),
-                "first guess": Rival("one guess", {"hit rate": Ratio("hit_first")}, {"samples": float(len(index))}),
+                "first guess": Rival(
+                    "one guess", {"hit rate": Ratio("hit_first")}, {"samples": float(len(index))}
+                ),
             }
-            yield depth, Evaluation(rows, "hit rate", HIT, {"samples": float(depth * len(index))}, rivals=rivals)
+            yield (
+                depth,
+                Evaluation(rows, "hit rate", HIT, {"samples": float(depth * len(index))}, rivals=rivals),
+            )
 
     def calibrate(self, ctx, model, fit):
         return {"share": float(len(fit))}
