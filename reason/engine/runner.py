@@ -22,6 +22,7 @@ from reason.engine.plan import Plan
 from reason.errors import ConfigError, ReasonError, RunError
 from reason.files import atomic, write_json
 from reason.tracking import provenance
+from reason.tracking.clock import device_hours
 from reason.tracking.folder import FAILED, FINISHED, KILLED, RunFolder
 from reason.tracking.mirror import Mirror
 
@@ -367,28 +368,8 @@ def _identity_of(plan: Plan, identity: dict[str, Any], folder: RunFolder) -> dic
 
 
 def hours(folder: RunFolder, devices: int) -> dict[str, float]:
-    """Device-hours that a run has held so far, from its events: {"total", "train"}.
-
-    Every attempt counts, killed and failed ones too, up to its last sign of life.
-    """
-    total = train = 0.0
-    start = phase = None
-    held = devices
-    now = time.time() if folder.is_locked() else folder.last_beat
-    for e in [*folder.events(), {"event": "now", "time": now}]:
-        if start is not None and e["event"] in ("closed", "now"):
-            end = max(min(e.get("until", e["time"]), e["time"]), start)
-            total += (end - start) * held
-            if phase is not None:
-                train += max(end - phase, 0.0) * held
-            start = phase = None
-        if e["event"] == "attempt":
-            start, held = e["time"], e["devices"]
-        elif e["event"] == "phase" and start is not None:
-            if phase is not None:
-                train += (e["time"] - phase) * held
-            phase = e["time"] if e["phase"] == "train" else None
-    return {"total": total / 3600, "train": train / 3600}
+    """Device-hours that a run has held so far: see ``tracking.clock.device_hours``."""
+    return device_hours(folder, devices)
 
 
 def _phase(folder: RunFolder, here: Any, phase: str) -> None:

@@ -182,7 +182,7 @@ def sweep(
 
 def _same(root: Path, plan: SweepPlan) -> RunFolder | None:
     """The sweep that this same command started earlier."""
-    for folder in RunFolder.all(root):
+    for folder in RunFolder.scan(root)[0]:
         told = folder.identity
         if told["kind"] == "sweep" and (told["experiment"], told["config_hash"]) == (plan.name, plan.digest):
             return folder
@@ -281,7 +281,7 @@ def _one(folder: RunFolder, trial: Trial, quiet: bool) -> RunFolder:
 
 def _children(folder: RunFolder) -> list[RunFolder]:
     """Every run beside the sweep, its own trials and others."""
-    return [r for r in RunFolder.all(folder.path.parent) if r.identity["kind"] == "run"]
+    return [r for r in RunFolder.scan(folder.path.parent)[0] if r.identity["kind"] == "run"]
 
 
 def _finished(folder: RunFolder, trial: Trial) -> RunFolder | None:
