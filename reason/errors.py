@@ -41,6 +41,23 @@ class RunError(ReasonError):
     """The run itself failed (exit 1)."""
 
 
+class DamagedRun(RunError):
+    """A file of a run folder that cannot be read as what it has to be (exit 1).
+
+    Args:
+        run: the folder's name. file: the file's name in it.
+        what: what is wrong with it, after "is" or "has" or the like: "is not valid JSON".
+        mend: a whole sentence that says what to do about it.
+    """
+
+    def __init__(self, run: str, file: str, what: str, mend: str):
+        super().__init__(f"{run} is damaged: {file} {what}.", mend)
+        self.run, self.file, self.what, self.mend = run, file, what, mend
+
+    def __reduce__(self):
+        return (type(self), (self.run, self.file, self.what, self.mend))
+
+
 class SweepError(ReasonError):
     """Some trials of a sweep failed (exit 3)."""
 

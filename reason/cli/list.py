@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from reason.cli.arguments import RUNS, Json, Runs
+
+if TYPE_CHECKING:
+    from reason.errors import DamagedRun
 
 KINDS = ("methods", "experiments", "sweeps", "datasets", "backbones", "runs")
 
@@ -66,7 +69,7 @@ def _rows(kind: str, runs) -> tuple[list[str], list[list[str]], list[str]]:
     from reason.engine import layers
 
     if kind == "runs":
-        return (["run", "status", "depth", "accuracy", "created"], _runs(runs), [])
+        return _runs(runs)
     if kind == "experiments":
         found = layers.experiments()
         return (
@@ -93,20 +96,44 @@ def _rows(kind: str, runs) -> tuple[list[str], list[list[str]], list[str]]:
     return (["name", "kind", "summary"], [[c.name, c.kind, c.summary] for c in cards], warnings)
 
 
-def _runs(root) -> list[list[str]]:
-    import time
-
-    from reason.errors import RunError
+def _runs(root) -> tuple[list[str], list[list[str]], list[str]]:
     from reason.tracking.folder import RunFolder
 
-    rows = []
-    for folder in sorted(RunFolder.all(root), key=lambda r: r.identity.get("created", 0)):
-        try:
-            status, result = folder.settle(), folder.result or {}
-        except (OSError, RunError) as error:  # somebody else's folder, or a damaged one: still a row
-            status, result = folder.status if isinstance(error, OSError) else "damaged", {}
-        accuracy = result.get("accuracy")
-        shown = f"{accuracy['name']} {accuracy['value']:.4f}" if accuracy else ""
-        created = time.strftime("%Y-%m-%d %H:%M", time.localtime(folder.identity.get("created", 0)))
-        rows.append([folder.name, status, str(result.get("depth", "")), shown, created])
-    return rows
+    rows, problems = [], []
+    for folder in RunFolder.all(root):
+        created, row, problem = _run(folder)
+        rows.append((created, row))
+        problems += [f"{problem.message} {problem.hint}"] if problem else []
+    for folder in RunFolder.leftovers(root):
+        rows.append((0.0, [folder.name, "never started", "", "", ""]))
+        problems.append(
+            f"{folder.name} was left by a run that ended before it began. Remove it with `reason rm {folder.name}`."
+        )
+    rows.sort(key=lambda r: r[0])  # what has no time of creation comes first
+    return (["run", "status", "depth", "accuracy", "created"], [row for _, row in rows], problems)
+
+
+def _run(folder) -> tuple[float, list[str], DamagedRun | None]:
+    """When a run was created, its row, and what is wrong with its files."""
+    import time
+
+    from reason.errors import DamagedRun
+
+    problem = folder.problem
+    try:
+        created = folder.identity["created"]
+    except DamagedRun:
+        return 0.0, [folder.name, "damaged", "", "", ""], problem
+    try:
+        result = folder.result or {}
+    except DamagedRun:
+        result = {}
+    try:
+        status = folder.settle()
+    except OSError:  # somebody else's, which cannot be written
+        status = folder.status
+    accuracy = result.get("accuracy")
+    shown = f"{accuracy['name']} {accuracy['value']:.4f}" if accuracy else ""
+    made = time.strftime("%Y-%m-%d %H:%M", time.localtime(created))
+    row = [folder.name, "damaged" if problem else status, str(result.get("depth", "")), shown, made]
+    return created, row, problem

@@ -69,9 +69,7 @@ def show(
     from reason.engine.session import recorded_plan
 
     plan = recorded_plan(folder)
-    from reason.files import read_json
-
-    plan.origin = read_json(folder / "origin.json")
+    plan.origin = folder.origin
     draw_plan(plan, origin)
     if folder.result:
         from reason.cli.run import draw_result

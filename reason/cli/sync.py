@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from reason.cli.arguments import Runs
+from reason.cli.arguments import RUNS, Runs
 from reason.cli.output import emit_json, say, show
 
 
@@ -16,16 +16,24 @@ def sync(
         typer.Argument(metavar="[RUN ...]", help="Runs or sweeps; all if none is named.", show_default=False),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    runs: Runs = "runs",  # pyright: ignore[reportArgumentType]
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Move a damaged SQLite store aside and build it anew.")
+    ] = False,
+    runs: Runs = RUNS,
 ) -> None:
     """Mirror run folders into MLflow: what is missing there is added, interrupted runs are closed.
 
     The folders are the truth, so this can be repeated at will.
     """
+    from reason.errors import ConfigError
     from reason.tracking.mirror import sync as bring
-    from reason.tracking.store import shown, tracking_uri
+    from reason.tracking.store import move_aside, shown, tracking_uri
 
     uri = tracking_uri()
+    if rebuild and names:
+        raise ConfigError("--rebuild builds the whole store anew, not that of some runs.", "Name no runs.")
+    if rebuild and (aside := move_aside(uri)):
+        say(f"The damaged store is now {aside}.")
     report = bring(runs, uri, names or None)
     failed = [s for s in report if s.error]
     if as_json:

@@ -2,34 +2,8 @@
 
 from __future__ import annotations
 
-import time
-
+from reason.tracking.clock import device_hours
 from reason.tracking.folder import RunFolder
-
-
-def hours(folder: RunFolder, devices: int) -> dict[str, float]:
-    """Device-hours that a run has held so far, from its events: {"total", "train"}.
-
-    Every attempt counts, killed and failed ones too, up to its last sign of life.
-    """
-    total = train = 0.0
-    start = phase = None
-    held = devices
-    now = time.time() if folder.is_locked() else folder.last_beat
-    for e in [*folder.events(), {"event": "now", "time": now}]:
-        if start is not None and e["event"] in ("closed", "now"):
-            end = max(min(e.get("until", e["time"]), e["time"]), start)
-            total += (end - start) * held
-            if phase is not None:
-                train += max(end - phase, 0.0) * held
-            start = phase = None
-        if e["event"] == "attempt":
-            start, held = e["time"], e["devices"]
-        elif e["event"] == "phase" and start is not None:
-            if phase is not None:
-                train += (e["time"] - phase) * held
-            phase = e["time"] if e["phase"] == "train" else None
-    return {"total": total / 3600, "train": train / 3600}
 
 
 def costs(folder: RunFolder, owner: RunFolder, devices: int, on_gpu: bool) -> dict[str, float]:
@@ -39,7 +13,7 @@ def costs(folder: RunFolder, owner: RunFolder, devices: int, on_gpu: bool) -> di
     the training of the model that was taken over from ``owner``, and with the stages that the model stands on.
     GPU-hours are device-hours held on GPUs: 0 on a CPU.
     """
-    own, trained = hours(folder, devices)["total"], hours(owner, devices)["train"]
+    own, trained = device_hours(folder, devices)["total"], device_hours(owner, devices)["train"]
     found = {
         "device_hours": own, "train_device_hours": trained, "gpu_hours": own if on_gpu else 0.0,
         "lineage_device_hours": own, "lineage_gpu_hours": own if on_gpu else 0.0,

@@ -50,7 +50,7 @@ class Stage:
         wanted = self.train_hash
         return [
             r
-            for r in RunFolder.all(self.plan.config.runs)
+            for r in RunFolder.scan(self.plan.config.runs)[0]
             if r.identity["train_hash"] == wanted
             and r.identity["trained_by"] is None
             and status in ("", r.status)

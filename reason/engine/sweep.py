@@ -21,7 +21,7 @@ from typing import Any
 import filelock
 
 from reason.engine.config import resolve
-from reason.engine.cost import hours, lineage
+from reason.engine.cost import lineage
 from reason.engine.launcher import Terminated, signals
 from reason.engine.layers import flatten, sweeps
 from reason.engine.plan import Plan
@@ -29,6 +29,7 @@ from reason.engine.runner import resume, run
 from reason.errors import ConfigError, ReasonError, RunError, SweepError
 from reason.files import atomic, read_json, write_json
 from reason.tracking import provenance
+from reason.tracking.clock import device_hours
 from reason.tracking.folder import FAILED, FINISHED, INTERRUPTED, KILLED, RunFolder
 from reason.tracking.mirror import Mirror
 
@@ -185,7 +186,7 @@ def sweep(
 
 def _same(root: Path, plan: SweepPlan) -> RunFolder | None:
     """The sweep that this same command started earlier."""
-    for folder in RunFolder.all(root):
+    for folder in RunFolder.scan(root)[0]:
         told = folder.identity
         if told["kind"] == "sweep" and (told["experiment"], told["config_hash"]) == (plan.name, plan.digest):
             return folder
@@ -311,7 +312,7 @@ def _say_outdated(folder: RunFolder, plan: SweepPlan, quiet: bool) -> None:
 
 def _children(folder: RunFolder) -> list[RunFolder]:
     """Every run beside the sweep, its own trials and others."""
-    return [r for r in RunFolder.all(folder.path.parent) if r.identity["kind"] == "run"]
+    return [r for r in RunFolder.scan(folder.path.parent)[0] if r.identity["kind"] == "run"]
 
 
 def _finished(folder: RunFolder, trial: Trial) -> RunFolder | None:
@@ -337,7 +338,7 @@ def _summary(folder: RunFolder, plan: SweepPlan) -> dict[str, Any]:
     """result.json of a sweep: its trials and the sums over them."""
     runs = {t.run: RunFolder(folder.path.parent / t.run) for t in plan.trials if t.run}
     results = {name: r.result or {} for name, r in runs.items()}
-    spent = {name: hours(r, results[name].get("world_size", 1))["total"] for name, r in runs.items()}
+    spent = {name: device_hours(r, results[name].get("world_size", 1))["total"] for name, r in runs.items()}
     stages = {s.name: s for r in runs.values() for s in lineage(r)}
     began = [(s.result or {}).get("metrics", {}) for s in stages.values()]
     metrics = {

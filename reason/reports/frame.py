@@ -7,6 +7,7 @@ other units) never meets in one frame. The statistics are ``reason.reports.compa
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import shlex
@@ -16,8 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reason.errors import ConfigError, ReasonError, RunError, unknown
-from reason.files import read_json
+from reason.errors import ConfigError, DamagedRun, ReasonError, RunError, unknown
 from reason.tracking.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -42,6 +42,9 @@ class Point:
     config: dict[str, Any]  # dotted keys
     parent: str | None = None  # folder name of the sweep that it is a trial of
     rival: str = ""  # the rival whose outcome on the same examples this is; "" = the method's own
+    outcomes: dict[tuple, Rows] = field(
+        default_factory=dict, compare=False, repr=False
+    )  # what ``rows`` has read
 
     @property
     def run(self) -> str:
@@ -85,7 +88,10 @@ class Point:
         Raises:
             RunError: the file is missing or lacks a column.
         """
-        return read_rows(self.folder / path, of)
+        key = (path, of["column"], of.get("denominator"))
+        if key not in self.outcomes:
+            self.outcomes[key] = read_rows(self.folder / path, of)
+        return self.outcomes[key]
 
 
 def device(result: dict[str, Any]) -> str:
@@ -183,6 +189,8 @@ def frames(root: Path | str, names: Sequence[str] = ()) -> list[Frame]:
     points, notes = read(root)
     if names:
         points = select(points, names, root)
+    points, unreadable = _with_rows(points)
+    notes += unreadable
     if not points:
         raise ConfigError(
             f"There is no finished run to compare under {Path(root)}."
@@ -203,14 +211,49 @@ def frames(root: Path | str, names: Sequence[str] = ()) -> list[Frame]:
 
 def read(root: Path | str) -> tuple[list[Point], list[str]]:
     """Every finished run's points, and a note on each run that had to be left out."""
-    points, notes = [], []
-    for folder in RunFolder.all(root):
+    sound, damaged = RunFolder.scan(root)
+    points, notes = [], [f"{d.run} is left out: {d.file} {d.what}. {d.mend}" for d in damaged]
+    for folder in sound:
         try:
             points += _points(folder)
-        except (ReasonError, OSError, KeyError, ValueError) as error:
-            reason = getattr(error, "message", None) or f"{type(error).__name__}: {error}"
-            notes.append(f"{folder.name} is left out: {reason}")
+        except (ReasonError, OSError, LookupError, TypeError, ValueError) as error:
+            notes.append(_left_out(folder, error))
     return points, notes
+
+
+def _left_out(folder: RunFolder, error: Exception) -> str:
+    if isinstance(error, DamagedRun):
+        return f"{folder.name} is left out: {error.file} {error.what}. {error.mend}"
+    if isinstance(error, ReasonError):
+        return f"{folder.name} is left out: {error.message} {error.hint}".rstrip()
+    return (
+        f"{folder.name} is left out: its result.json lacks what a comparison needs "
+        f"({type(error).__name__}: {error}). Remove it with `reason rm {folder.name}`."
+    )
+
+
+def _with_rows(points: Sequence[Point]) -> tuple[list[Point], list[str]]:
+    """The points of the runs whose rows can all be read, and a note on each run that is left out for its rows."""
+    problems: dict[Path, str] = {}
+    seen: set[Path] = set()
+    for point in points:
+        where = point.folder.path
+        if where in problems:
+            continue
+        try:
+            point.rows(point.entry["accuracy"], point.entry["rows"])
+            if point.entry.get("valid_rows"):
+                point.rows(point.entry["valid_accuracy"], point.entry["valid_rows"])
+            if where not in seen:
+                seen.add(where)
+                for rival in (point.result.get("baselines") or {}).values():
+                    if (
+                        point.folder / rival["rows"]
+                    ).is_file():  # a comparison does without those that are gone
+                        point.rows(point.result["accuracy"] | rival["accuracy"], rival["rows"])
+        except RunError as error:
+            problems[where] = _left_out(point.folder, error)
+    return [p for p in points if p.folder.path not in problems], list(problems.values())
 
 
 def _points(folder: RunFolder) -> list[Point]:
@@ -227,10 +270,6 @@ def _points(folder: RunFolder) -> list[Point]:
         for entry in result["curve"]
         for name, outcome in entry.get("rivals", {}).items()
     ]
-    for point in points:
-        for name in (point.entry["rows"], point.entry.get("valid_rows")):
-            if name and not (folder / name).is_file():
-                raise RunError(f"its file {name} is missing, and intervals are computed from it")
     return points
 
 
@@ -258,8 +297,9 @@ def read_rows(path: Path, accuracy: dict[str, Any]) -> Rows:
         ]
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         raise RunError(
-            f"{path} cannot be read as rows with the column {up}: {error}",
-            "Evaluate the run again (`reason evaluate RUN`), or remove it (`reason rm RUN`).",
+            f"{path} cannot be read as rows with the column {up}: {str(error).rstrip('.')}.",
+            f"Evaluate the run again (`reason evaluate {path.parents[1].name}`), or remove it "
+            f"(`reason rm {path.parents[1].name}`).",
         ) from error
     ids = np.array(table.column("id").to_pylist()) if named else np.arange(table.num_rows)
     return Rows(ids, columns[0], columns[1] if down else None)
@@ -274,17 +314,19 @@ def select(points: Sequence[Point], names: Sequence[str], root: Path | str) -> l
     Raises:
         ConfigError: a name that means nothing, or nothing that is finished.
     """
-    folders = RunFolder.all(root)
+    sweeps = [folder for folder in RunFolder.scan(root)[0] if folder.identity["kind"] == "sweep"]
     chosen: dict[int, Point] = {}
     for name in names:
-        found = _called(name, points, folders)
+        found = _called(name, points, sweeps)
         if not found:
             try:
                 folder = RunFolder.find(name, root)  # a path, or the beginning of a name
             except ConfigError as error:
                 raise _nothing_called(name, points, error) from error
-            found = _called(folder.name, points, folders)
+            found = _called(folder.name, points, sweeps)
             if not found:
+                if problem := folder.problem:
+                    raise problem
                 raise ConfigError(
                     f"{folder.name} is {folder.status} and has no result to compare.",
                     f"`reason resume {folder.name}` continues it.",
@@ -293,17 +335,17 @@ def select(points: Sequence[Point], names: Sequence[str], root: Path | str) -> l
     return list(chosen.values())
 
 
-def _called(name: str, points: Sequence[Point], folders: Sequence[RunFolder]) -> list[Point]:
+def _called(name: str, points: Sequence[Point], sweeps: Sequence[RunFolder]) -> list[Point]:
     """The points of the experiment, method, sweep or run of exactly that name.
 
     A sweep's trials are its children and the runs that it found finished when it came to them.
     """
     trials: set[str] = set()
-    for folder in folders:
-        identity = folder.identity
-        if identity.get("kind") == "sweep" and name in (folder.name, identity["experiment"]):
-            trials |= {t["run"] for t in (folder.result or {}).get("trials", []) if t["run"]}
-            trials |= {p.run for p in points if p.parent == folder.name}
+    for sweep in sweeps:
+        if name in (sweep.name, sweep.identity["experiment"]):
+            trials |= {p.run for p in points if p.parent == sweep.name}
+            with contextlib.suppress(DamagedRun):  # its own trials are known without its result
+                trials |= {t["run"] for t in (sweep.result or {}).get("trials", []) if t["run"]}
     return [
         p for p in points if name in (p.result["experiment"], p.result["method"], p.run) or p.run in trials
     ]
@@ -410,8 +452,8 @@ def overrides(folder: RunFolder) -> list[str]:
     They are those that were typed, and the dataset where it is not the default.
     """
     try:
-        origin, config = read_json(folder / "origin.json"), dict(_flat(folder.config))
-    except (OSError, ValueError):
+        origin, config = folder.origin, dict(_flat(folder.config))
+    except DamagedRun:
         return []
     skip = ("depth", "train_depth", "seed", "runs", "hardware.")
     typed = [k for k, where in origin.items() if where == "command line" and not k.startswith(skip)]

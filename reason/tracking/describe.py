@@ -18,7 +18,7 @@ from typing import Any
 
 from reason import registry
 from reason.errors import ReasonError
-from reason.files import read_json
+from reason.tracking.clock import Instant
 from reason.tracking.folder import RunFolder
 
 # MLflow's limits (mlflow/utils/validation.py, 3.17)
@@ -76,18 +76,12 @@ class Description:
         self.folder = folder
         self.identity = folder.identity
         self.result = folder.result or {}
-        self.env = _json(folder / "env.json")
+        self.env = folder.env
         self.events = folder.events()
         attempts = [e for e in self.events if e["event"] == "attempt" and e.get("device")]
         self._attempt = {**attempts[-1], "world_size": attempts[-1].get("devices")} if attempts else {}
-        try:
-            self.config = folder.config or {}
-        except FileNotFoundError:
-            self.config = {}
-
-    @property
-    def is_sweep(self) -> bool:
-        return self.identity.get("kind") == "sweep"
+        self.is_sweep = self.identity["kind"] == "sweep"
+        self.config = {} if self.is_sweep else folder.config
 
     def known(self, key: str) -> Any:
         """A fact from wherever the run wrote it down, the latest word first."""
@@ -102,7 +96,7 @@ class Description:
 
     @property
     def start_ms(self) -> int:
-        return round(self.identity.get("created", 0.0) * 1000)
+        return round(self.identity["created"] * 1000)
 
     @property
     def end_ms(self) -> int:
@@ -111,8 +105,8 @@ class Description:
             return _mtime_ms(self.folder / "result.json")
         closed = [e for e in self.events if e["event"] == "closed"]
         if closed:
-            return round((closed[-1].get("until") or closed[-1]["time"]) * 1000)
-        return round((self.folder.last_beat or self.identity.get("created", 0.0)) * 1000)
+            return round((Instant.end_of(closed[-1]).time or closed[-1]["time"]) * 1000)
+        return round((self.folder.last_sign.time or self.identity["created"]) * 1000)
 
     # --- params --------------------------------------------------------------------------------
 
@@ -174,7 +168,7 @@ class Description:
     @property
     def id(self) -> str:
         """What makes this run the same run in any store."""
-        return f"{self.folder.name}@{self.identity.get('created', 0.0)}"
+        return f"{self.folder.name}@{self.identity['created']}"
 
     def units(self) -> dict[str, str | None]:
         """What accuracy, depth, latency and throughput mean on this run."""
@@ -261,13 +255,6 @@ class Description:
 
 
 # --- small helpers ----------------------------------------------------------------------------------
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return read_json(path)
-    except FileNotFoundError:
-        return {}
 
 
 def _flat(

@@ -4,20 +4,25 @@
         config.yaml      every key as resolved          origin.json   the layer that set each key
         run.json         identity: hashes, command, parent, creation time
         env.json         provenance: commit, versions, machine          git.diff
-        events.jsonl     what happened to the run as a whole, with times (attempts, phases, closing)
+        events.jsonl     what happened to the run as a whole, and when (attempts, phases, closing)
         metrics.jsonl    points of curves: {"name", "value", "step", "time"}
         checkpoints/     the last two states of training    model/        the trained model
         rows/            one row per example of each evaluation, Arrow
         log.txt          what the run said (log-rank1.txt ... for further ranks)
+        alive            touched each second while an attempt goes on; lock: held by whoever executes the run
         result.json      written last, by rename: if it is there, the run is finished
 
 Whoever executes a run holds the lock on its folder; the operating system drops it with the
 process, however that ends. So the state of a run needs no bookkeeping: see ``RunFolder.status``.
+
+A file that cannot be read raises ``DamagedRun``, which says how to be rid of the damage. Whoever goes
+over many runs uses ``RunFolder.scan``, so that one damaged folder does not hide the others.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import time
@@ -26,10 +31,27 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from reason.errors import ConfigError, RunError, nearest
-from reason.files import read_json, write_json
+from reason.errors import ConfigError, DamagedRun, RunError, nearest
+from reason.files import append_json_lines, read_json, read_json_lines, write_json
+from reason.tracking.clock import Instant
 
 FINISHED, FAILED, KILLED, RUNNING, INTERRUPTED = "finished", "failed", "killed", "running", "interrupted"
+
+NAME = re.compile(r".+-[0-9a-f]{8}-\d+")  # <experiment>-<hash8>-<n>
+INNER = ("checkpoints", "rows")
+LEFTOVER_S = 60.0  # a folder without run.json that is younger may be a run that is just starting
+
+# What to do about a file that cannot be read. Without its mend here, a run is lost with the file.
+_MENDS = {
+    "result.json": "Delete the file, then run `reason resume {name}`.",
+    "origin.json": "Delete the file: nothing is lost but which layer set each key.",
+    "env.json": "Delete the file: nothing is lost but the commit, the versions and the machine.",
+    "calibration.json": "Fit it anew with `reason evaluate {name}`.",
+}
+_IDENTITY: dict[str, type | tuple[type, ...]] = {
+    "kind": str, "experiment": str, "method": str, "config_hash": str, "train_hash": str, "created": (int, float),
+    "parent": (str, type(None)), "trained_by": (str, type(None)),
+}  # fmt: skip
 
 
 class RunFolder:
@@ -52,7 +74,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, root: Path | str, experiment: str, config_hash: str) -> RunFolder:
-        """A fresh folder with the next free number. Two processes never get the same one.
+        """A fresh folder with the next free number, for its owner alone. Two processes never get the same one.
 
         Raises:
             ConfigError: the root cannot be written.
@@ -65,11 +87,11 @@ class RunFolder:
             while True:
                 path = root / f"{stem}-{number}"
                 try:
-                    path.mkdir()
+                    path.mkdir(mode=0o700)
                     break
                 except FileExistsError:
                     number += 1
-            for inner in ("checkpoints", "rows"):
+            for inner in INNER:
                 (path / inner).mkdir()
         except OSError as error:
             raise ConfigError(
@@ -85,14 +107,16 @@ class RunFolder:
         Raises:
             ConfigError: no run, or several, go by that name.
         """
+        if not name:
+            raise ConfigError("The name of the run is empty.", "`reason list runs` shows what there is.")
         direct = Path(name)
-        if (direct / "run.json").is_file():
+        if _is_file(direct / "run.json"):
             return cls(direct.absolute().resolve())
         runs = {run.name: run for run in cls.all(root)}
         if name in runs:
             return runs[name]
-        if name == "last" and runs:
-            return max(runs.values(), key=lambda run: run.identity.get("created", 0.0))
+        if name == "last" and (sound := cls.scan(root)[0]):
+            return max(sound, key=lambda run: run.identity["created"])
         starts = [run for key, run in runs.items() if key.startswith(name)]
         if len(starts) == 1:
             return starts[0]
@@ -109,38 +133,128 @@ class RunFolder:
 
     @classmethod
     def all(cls, root: Path | str) -> list[RunFolder]:
-        """Every run under ``root``, oldest name first. Folders without run.json are not runs."""
-        root = Path(root)
-        if not root.is_dir():
-            return []
-        return [cls(p) for p in sorted(root.iterdir()) if (p / "run.json").is_file()]
+        """Every folder under ``root`` that has a run.json, damaged ones too, oldest name first."""
+        return [cls(p) for p in _folders(root) if _is_file(p / "run.json")]
+
+    @classmethod
+    def scan(cls, root: Path | str) -> tuple[list[RunFolder], list[DamagedRun]]:
+        """The runs under ``root`` whose identity can be read, and what is wrong with the others."""
+        sound, damaged = [], []
+        for run in cls.all(root):
+            try:
+                _ = run.identity
+                sound.append(run)
+            except DamagedRun as error:
+                damaged.append(error)
+        return sound, damaged
+
+    @classmethod
+    def leftovers(cls, root: Path | str) -> list[RunFolder]:
+        """Folders of runs that were killed before they could say who they are: made by us, without run.json."""
+        return [
+            run
+            for run in map(cls, _folders(root))
+            if run.looks_ours
+            and not (run / "run.json").exists()
+            and time.time() - run.path.stat().st_mtime > LEFTOVER_S
+        ]
+
+    @property
+    def looks_ours(self) -> bool:
+        """Whether the folder looks as ``create`` makes one, whatever became of its files."""
+        try:
+            return bool(NAME.fullmatch(self.name)) and all((self / inner).is_dir() for inner in INNER)
+        except PermissionError:  # somebody else's
+            return False
 
     # --- what is in it ---------------------------------------------------------------------
 
     @property
     def identity(self) -> dict[str, Any]:
-        """run.json: experiment, method, config_hash, train_hash, parent, trained_by, created, argv."""
-        return read_json(self / "run.json")
+        """run.json: kind, experiment, method, config_hash, train_hash, parent, trained_by, created, argv.
+
+        Raises:
+            DamagedRun: it cannot be read, or is not whole.
+        """
+        told = self._object("run.json")
+        if told is None:
+            raise self._damaged("run.json", "is missing")
+        for key, kind in _IDENTITY.items():
+            value = told.get(key, self)
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise self._damaged("run.json", f"has no {key}")
+        if told["kind"] not in ("run", "sweep") or not math.isfinite(told["created"]):
+            raise self._damaged("run.json", "describes neither a run nor a sweep")
+        return told
 
     @property
     def config(self) -> dict[str, Any]:
-        """The resolved configuration as nested plain values."""
+        """The resolved configuration as nested plain values.
+
+        Raises:
+            DamagedRun: it is missing, no YAML, or lacks a key that ``origin.json`` names.
+        """
         import yaml
 
-        return yaml.safe_load((self / "config.yaml").read_text(encoding="utf-8"))
+        try:
+            text = (self / "config.yaml").read_text(encoding="utf-8")
+            config = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        except FileNotFoundError:
+            raise self._damaged("config.yaml", "is missing") from None
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise self._damaged("config.yaml", _unreadable(error, "YAML")) from error
+        if not isinstance(config, dict) or not text.endswith("\n"):  # YAML cut in two is often still YAML
+            raise self._damaged("config.yaml", "is empty" if not text.strip() else "is cut off")
+        try:
+            absent = sorted(self.origin.keys() - _dotted(config))
+        except DamagedRun:  # there is nothing to hold it against
+            absent = []
+        if absent:
+            raise self._damaged("config.yaml", f"has no {absent[0]}")
+        return config
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """origin.json: the layer that set each dotted key; empty where there is no such file."""
+        return self._object("origin.json") or {}
+
+    @property
+    def env(self) -> dict[str, Any]:
+        """env.json: see ``provenance.capture``; empty where there is no such file."""
+        return self._object("env.json") or {}
 
     @property
     def result(self) -> dict[str, Any] | None:
         """result.json, or None while there is none."""
+        return self._object("result.json")
+
+    @property
+    def problem(self) -> DamagedRun | None:
+        """The first of its files that cannot be read; None where all can. Rows are not looked at."""
         try:
-            return read_json(self / "result.json")
+            if self.identity["kind"] == "run":
+                _ = self.config
+            for name in ("plan.json", "result.json", "origin.json", "env.json", "calibration.json"):
+                self._object(name)
+        except DamagedRun as error:
+            return error
+        return None
+
+    def _object(self, name: str) -> dict[str, Any] | None:
+        """The JSON object in a file, None where there is no such file."""
+        try:
+            value = read_json(self / name)
         except FileNotFoundError:
             return None
-        except json.JSONDecodeError as error:
-            raise RunError(
-                f"{self / 'result.json'} is not valid JSON ({error}).",
-                "Delete it and `reason resume` the run.",
-            ) from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise self._damaged(name, _unreadable(error, "JSON", self / name)) from error
+        if not isinstance(value, dict):
+            raise self._damaged(name, "is not a JSON object")
+        return value
+
+    def _damaged(self, file: str, what: str) -> DamagedRun:
+        mend = _MENDS.get(file, "Remove the run with `reason rm {name}`.")
+        return DamagedRun(self.name, file, what, mend.format(name=self.name))
 
     def write_result(self, result: dict[str, Any]) -> None:
         """The last act of a run. After it the run is finished."""
@@ -165,8 +279,11 @@ class RunFolder:
         status, last = self.status, self._last_of("attempt", "closed")
         if status in (RUNNING, FAILED, KILLED) or last is None or last["event"] == "closed":
             return status
-        closing = FINISHED if status == FINISHED else KILLED
-        self.event("closed", status=closing, until=self.last_beat, why="the process ended without a word")
+        closing, sign = FINISHED if status == FINISHED else KILLED, self.last_sign
+        self.event(
+            "closed", status=closing, until=sign.time, until_clock=sign.clock, until_boot=sign.boot,
+            why="the process ended without a word",
+        )  # fmt: skip
         return self.status
 
     def _last_of(self, *names: str) -> dict[str, Any] | None:
@@ -175,15 +292,18 @@ class RunFolder:
     # --- the log of events and points ------------------------------------------------------
 
     def event(self, event: str, **data: Any) -> None:
-        """Append one event with the time of day."""
-        self._append("events.jsonl", [{"event": event, "time": time.time(), **data}])
+        """Append one event with the time of day and the reading of the monotonic clock."""
+        now = Instant.now()
+        told = {"event": event, "time": now.time, "clock": now.clock, "boot": now.boot, **data}
+        append_json_lines(self / "events.jsonl", [told])
 
     def events(self) -> list[dict[str, Any]]:
-        return list(self._lines("events.jsonl"))
+        """What was noted by ``event``, oldest first; lines that are none are passed over."""
+        return [e for e in read_json_lines(self / "events.jsonl") if _is_event(e)]
 
     def log_points(self, points: list[dict[str, Any]]) -> None:
         """Append points of curves: {"name", "value", "step", "time"}."""
-        self._append("metrics.jsonl", points)
+        append_json_lines(self / "metrics.jsonl", points)
 
     def points(self, offset: int = 0, end: int | None = None) -> tuple[list[dict[str, Any]], int]:
         """Points from byte ``offset`` on (up to ``end``), and the offset after the last whole line."""
@@ -202,25 +322,6 @@ class RunFolder:
                 continue
         return points, offset + len(whole)
 
-    def _append(self, name: str, rows: list[dict[str, Any]]) -> None:
-        if rows:
-            data = "".join(json.dumps(row) + "\n" for row in rows).encode()
-            path = self / name
-            torn = path.exists() and path.stat().st_size > 0 and _last_byte(path) != b"\n"
-            with open(path, "ab") as f:  # one write, so that lines of several processes do not mix
-                f.write(b"\n" + data if torn else data)
-
-    def _lines(self, name: str) -> Iterator[dict[str, Any]]:
-        try:
-            text = (self / name).read_text(encoding="utf-8", errors="replace")
-        except FileNotFoundError:
-            return
-        for line in text.splitlines():
-            try:
-                yield json.loads(line)
-            except ValueError:
-                continue
-
     # --- the lock --------------------------------------------------------------------------
 
     @contextmanager
@@ -228,10 +329,13 @@ class RunFolder:
         """Hold the run. The last beat stays what it was, so that it can tell when a killed attempt ended.
 
         Raises:
-            RunError: another process holds it.
+            RunError: another process holds it, or the folder is gone.
         """
         import filelock
 
+        gone = RunError(f"{self.name} has been deleted.", "`reason list runs` shows what there is.")
+        if not self.path.is_dir():  # the lock would make it anew
+            raise gone
         lock = filelock.FileLock(self / "lock")
         try:
             lock.acquire(timeout=0.5, poll_interval=0.02)  # outlasts the blink of someone's ``is_locked``
@@ -240,6 +344,8 @@ class RunFolder:
                 f"{self.name} is being executed by another process.", "Wait for it, or stop that process."
             ) from error
         try:
+            if not (self / "lock").exists():  # deleted by whoever held the lock until now
+                raise gone
             yield
         finally:
             lock.release()
@@ -258,18 +364,62 @@ class RunFolder:
         return False
 
     def beat(self) -> None:
-        """Sign of life. ``last_beat`` bounds the cost of an attempt that was killed."""
-        (self / "alive").touch()
+        """Sign of life. ``last_sign`` bounds the cost of an attempt that was killed."""
+        now = Instant.now()
+        # Of one length, and without truncating the file first: a reader never finds it empty.
+        content = f"{now.clock:020.3f} {now.boot:<40}\n".encode()
+        file = os.open(self / "alive", os.O_WRONLY | os.O_CREAT, 0o600)
+        try:
+            os.write(file, content)
+        finally:
+            os.close(file)
 
     @property
-    def last_beat(self) -> float:
+    def last_sign(self) -> Instant:
+        """When the run last gave a sign of life; the epoch where it never did."""
         try:
-            return os.path.getmtime(self / "alive")
+            seen = os.path.getmtime(self / "alive")
+            clock, _, boot = (self / "alive").read_text(encoding="utf-8", errors="replace").partition(" ")
         except FileNotFoundError:
-            return 0.0
+            return Instant(0.0)
+        try:
+            return Instant(seen, float(clock), boot.strip())
+        except ValueError:
+            return Instant(seen)
 
 
-def _last_byte(path: Path) -> bytes:
-    with open(path, "rb") as f:
-        f.seek(-1, os.SEEK_END)
-        return f.read(1)
+def _folders(root: Path | str) -> list[Path]:
+    root = Path(root)
+    return [p for p in sorted(root.iterdir()) if p.is_dir()] if root.is_dir() else []
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file; one in somebody else's private folder may well be."""
+    try:
+        return path.is_file()
+    except PermissionError:
+        return True
+
+
+def _unreadable(error: Exception, form: str, path: Path | None = None) -> str:
+    if isinstance(error, OSError):
+        return f"cannot be read ({error.strerror or error})"
+    if path is not None and path.stat().st_size == 0:
+        return "is empty"
+    return f"is not valid {form}"
+
+
+def _is_event(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("event"), str) and _is_number(value.get("time"))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _dotted(tree: dict[str, Any], prefix: str = "") -> set[str]:
+    """The dotted keys of nested mappings."""
+    found = set()
+    for key, value in tree.items():
+        found |= _dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}"}
+    return found

@@ -3,7 +3,7 @@
 A run never talks to MLflow. It writes its folder; a ``Mirror`` in the parent process copies what is
 new. How far it came is kept in the folder (``mlflow.json``), so live mirroring, a resumed run and
 ``sync`` are one and the same step (``_advance``), repeated until nothing is left to send. A store that
-is down, slow or locked costs a line on stderr and nothing else.
+is down, slow or locked costs a line on stderr and, at the end of the run, at most ``CLOSE_S``.
 
 Exactly once: the byte range about to be sent is written down before it is sent. After a failure the
 same range goes first, cut the same way and with the folder's own timestamps, and MLflow drops points
@@ -17,63 +17,71 @@ import hashlib
 import json
 import sys
 import threading
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reason.errors import DamagedRun, ReasonError
 from reason.files import read_json, write_json
 from reason.tracking.describe import BATCH_CAP, ENTRY_CAP, Description, Point, thinned
 from reason.tracking.folder import FAILED, FINISHED, KILLED, RUNNING, RunFolder
-from reason.tracking.store import experiment_id, open_store, patiently, shown, tracking_uri
+from reason.tracking.store import (
+    check_address,
+    damage,
+    experiment_id,
+    import_mlflow,
+    open_store,
+    patiently,
+    prepare,
+    reason_of,
+    shown,
+    tracking_uri,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EVERY_S = 5.0  # seconds between two looks at a live run
+CLOSE_S = 10.0  # seconds that the end of a run waits for a store
 ENDED = (FINISHED, FAILED, KILLED)
 
 _warned: set[str] = set()  # stores of which this process has already said that they fail
 
 
 class Mirror:
-    """Keeps one MLflow run like one run folder. Nothing here raises into the run.
+    """Keeps one MLflow run like one run folder, from a thread. Nothing here raises into the run, or holds it up.
 
     Args:
         folder: a run or a sweep; it has its ``run.json``.
         uri: the store (default: ``tracking_uri()``).
-        parent: MLflow id of the parent run (default: that of the sweep which ``run.json`` names).
         every: seconds between two looks at the folder while the run goes on.
     """
 
-    def __init__(
-        self, folder: RunFolder, uri: str | None = None, parent: str | None = None, every: float = EVERY_S
-    ):
+    def __init__(self, folder: RunFolder, uri: str | None = None, every: float = EVERY_S):
         self.folder = folder
         self.uri = uri or tracking_uri()
-        self._parent = parent
         self._every = every
         self._client: MlflowClient | None = None
         self._open = False  # whether this mirror has seen the store take the whole run
+        self._preparing = (
+            False  # whether this process is busy with its own side: loading MLflow, making the file
+        )
+        self._ending = ""  # the status that the run ended with
         self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._complete = False
+        self._thread = threading.Thread(target=self._follow, name=f"mirror {folder.name}", daemon=True)
 
     # --- the life of a run -------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Create the MLflow run, or open it again, and follow the folder until ``close``. Once is enough."""
-        if self._thread is not None:
-            return
-        self.try_advance(RUNNING)
-        self._thread = threading.Thread(target=self._follow, name=f"mirror {self.folder.name}", daemon=True)
-        self._thread.start()
-
-    def flush(self) -> bool:
-        """Send what is new now. Says whether the store took it."""
-        return self.try_advance(RUNNING) is not None
+        """Create the MLflow run, or open it again, and follow the folder until ``close``: all in a thread."""
+        if self._thread.ident is None:
+            self._thread.start()
 
     def close(self, status: str) -> bool:
-        """Send the rest, the result and the files, and end the MLflow run.
+        """Send the rest, the result and the files, and end the MLflow run. Waits for a store ``CLOSE_S`` at most.
 
         Args:
             status: ``finished``, ``failed`` or ``killed``.
@@ -82,11 +90,18 @@ class Mirror:
         """
         status = status.lower()
         assert status in ENDED, status
+        self._ending = status
         self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        return self.try_advance(status) is not None
+        self.start()
+        left = CLOSE_S
+        while self._thread.is_alive() and left > 0:
+            before = time.monotonic()
+            self._thread.join(0.05)
+            if not self._preparing:
+                left -= time.monotonic() - before
+        if self._thread.is_alive():
+            _warn(self.uri, f"no answer within {CLOSE_S:.0f} s")
+        return self._complete
 
     def __enter__(self) -> Mirror:
         self.start()
@@ -107,28 +122,29 @@ class Mirror:
         return _state(self.folder).get("run_id")
 
     def _follow(self) -> None:
-        pause = self._every
+        pause = 0.0
         while not self._stop.wait(pause):
-            fine = self.try_advance(RUNNING) is not None
-            pause = self._every if fine else min(2 * pause, 60.0)  # leave a failing store in peace
+            fine = self.try_advance(RUNNING)
+            pause = (
+                self._every if fine else min(max(2 * pause, self._every), 60.0)
+            )  # leave a failing store in peace
+        self._complete = self.try_advance(self._ending)
 
     # --- the one step ------------------------------------------------------------------------------
 
-    def try_advance(self, status: str) -> Change | None:
-        """``advance``; where the store fails, None and (once per process and store) a line on stderr."""
+    def try_advance(self, status: str) -> bool:
+        """``advance``; where the store fails, False and (once per process and store) a line on stderr."""
         try:
-            return self.advance(status, only_points=self._open and status == RUNNING)
+            self.advance(status, only_points=self._open and status == RUNNING)
+            if status in ENDED:
+                self._bring_children()
+            return True
+        except DamagedRun as error:
+            print(f"{error.message} It is not mirrored until that is mended. {error.hint}", file=sys.stderr)
         except Exception as error:  # no failure of a tracker is worth a run
-            self._open = False
-            if self.uri not in _warned:
-                _warned.add(self.uri)
-                first = str(error).strip().partition("\n")[0] or type(error).__name__
-                print(
-                    f"tracking store not reachable: {first} [{shown(self.uri)}]; "
-                    "the run goes on, `reason sync` mirrors it later",
-                    file=sys.stderr,
-                )
-            return None
+            _warn(self.uri, reason_of(error, self.uri))
+        self._open = False
+        return False
 
     def advance(self, status: str, only_points: bool = False) -> Change:
         """Bring the MLflow run to the state of the folder, with ``status`` as the folder's.
@@ -140,13 +156,42 @@ class Mirror:
         """
         import filelock
 
+        if self._client is None:
+            self._preparing = True
+            try:
+                check_address(self.uri)
+                import_mlflow()
+                prepare(self.uri)
+            finally:
+                self._preparing = False
+            self._client = open_store(self.uri)
         with filelock.FileLock(self.folder / "mlflow.lock", timeout=60):  # a sync beside a live run
-            if self._client is None:
-                self._client = open_store(self.uri)
-            sending = _Sending(self._client, self.folder, self.uri, self._parent)
+            sending = _Sending(self._client, self.folder, self.uri)
             change = sending.points() if only_points else sending.all(status)
         self._open = True
         return change
+
+    def _bring_children(self) -> None:
+        """Tag the trials of this sweep that were mirrored before the store had it."""
+        if self.folder.identity["kind"] != "sweep":
+            return
+        for child in RunFolder.scan(self.folder.path.parent)[0]:
+            state = _state(child)
+            ours = child.identity["parent"] == self.folder.name and state.get("uri") == shown(self.uri)
+            if ours and state.get("parent") != self.run_id:
+                mirror = Mirror(child, self.uri)
+                mirror._client = self._client
+                mirror.advance(child.status)
+
+
+def _warn(uri: str, reason: str) -> None:
+    if uri not in _warned:
+        _warned.add(uri)
+        print(
+            f"tracking store not reachable: {reason.rstrip('.')} [{shown(uri)}]; "
+            "the run does not need it, and `reason sync` mirrors it later",
+            file=sys.stderr,
+        )
 
 
 @dataclass
@@ -165,8 +210,8 @@ class Change:
 class _Sending:
     """One step of one folder. Each part compares with ``mlflow.json``, sends, and writes down that it did."""
 
-    def __init__(self, client: MlflowClient, folder: RunFolder, uri: str, parent: str | None):
-        self.client, self.folder, self.uri, self.parent = client, folder, shown(uri), parent
+    def __init__(self, client: MlflowClient, folder: RunFolder, uri: str):
+        self.client, self.folder, self.uri = client, folder, shown(uri)
         self.full_uri = uri
         self.change = Change()
         self.state = _state(folder)
@@ -199,18 +244,16 @@ class _Sending:
         if self.state.get("uri") == self.uri and self._exists(self.run_id):
             return
         experiment = experiment_id(self.client, self.full_uri)
-        found = patiently(
-            lambda: self.client.search_runs(
-                [experiment], f"tags.`reason.id` = '{self.about.id}'", max_results=1
-            )
-        )
+        found = _runs_of(self.client, experiment, self.about.id)
         if found:  # made by a process that was killed before it could write the id down
             run_id = found[0].info.run_id
         else:
-            tags = {**self.about.tags(), **self._parent_tag()}
             run = patiently(
                 lambda: self.client.create_run(
-                    experiment, start_time=self.about.start_ms or None, tags=tags, run_name=self.folder.name
+                    experiment,
+                    start_time=self.about.start_ms or None,
+                    tags=self.tags,
+                    run_name=self.folder.name,
                 )
             )
             run_id = run.info.run_id
@@ -229,14 +272,20 @@ class _Sending:
             raise
         return True
 
-    def _parent_tag(self) -> dict[str, str]:
-        parent = self.parent or _parent_id(self.folder, self.about.identity.get("parent"), self.uri)
-        return {"mlflow.parentRunId": parent} if parent else {}
+    @functools.cached_property
+    def parent(self) -> str | None:
+        """The MLflow id of the sweep that this run is a trial of, once this store has that sweep."""
+        name = self.about.identity["parent"]
+        state = _state(RunFolder(self.folder.path.parent / name)) if name else {}
+        return state["run_id"] if state.get("uri") == self.uri else None
+
+    @property
+    def tags(self) -> dict[str, str]:
+        return self.about.tags() | ({"mlflow.parentRunId": self.parent} if self.parent else {})
 
     def _describe(self) -> None:
         """Params and tags, whenever the folder has more to say than last time."""
-        params = self.about.params()
-        tags = {**self.about.tags(), **self._parent_tag()}
+        params, tags = self.about.params(), self.tags
         print_ = _fingerprint([params, tags])
         if self.state.get("described") == print_:
             return
@@ -251,7 +300,7 @@ class _Sending:
             patiently(lambda some=some: self.client.log_batch(self.run_id, tags=some))
         if (new_params or new_tags) and not self.change.created:
             self.change.details.append("description")
-        self._keep(described=print_)
+        self._keep(described=print_, parent=self.parent)
 
     def points(self) -> Change:
         """First the range that may have been sent in part, exactly as it was cut; then what is new."""
@@ -340,24 +389,33 @@ def sync(root: Path | str, uri: str | None = None, names: Iterable[str] | None =
     A second call changes nothing.
 
     Raises:
-        StoreError: the store cannot be opened at all.
+        StoreError: the store cannot be opened at all, or is damaged.
         ConfigError: a name that no run has.
     """
     uri = uri or tracking_uri()
-    runs = sorted(RunFolder.all(root), key=lambda run: run.identity.get("kind") != "sweep")  # parents first
+    sound, damaged = RunFolder.scan(root)
+    runs = sorted(sound, key=lambda run: run.identity["kind"] != "sweep")  # parents first
     if names is not None:
-        runs = _chosen(runs, list(names), root)
+        wanted = {RunFolder.find(name, root).name for name in names}
+        runs = [run for run in runs if run.name in wanted or run.identity["parent"] in wanted]
+        damaged = [d for d in damaged if d.run in wanted]
+    report = [Synced(d.run, "damaged", Change(), f"{d.file} {d.what}. {d.mend}") for d in damaged]
     if not runs:
-        return []
+        return report
     open_store(uri)  # fails here, once and clearly, rather than for each run
-    report = []
     for folder in runs:
-        status = folder.settle()
+        status = ""
         try:
+            status = folder.settle()
             report.append(Synced(folder.name, status, Mirror(folder, uri).advance(status)))
+        except DamagedRun as error:
+            report.append(
+                Synced(folder.name, "damaged", Change(), f"{error.file} {error.what}. {error.mend}")
+            )
         except Exception as error:  # one bad folder does not hold up the others
-            first = str(error).strip().partition("\n")[0] or type(error).__name__
-            report.append(Synced(folder.name, status, Change(), first))
+            if damaged_store := damage(error, uri):
+                raise damaged_store from error
+            report.append(Synced(folder.name, status or "unknown", Change(), reason_of(error, uri)))
     return report
 
 
@@ -367,41 +425,45 @@ def forget(folder: RunFolder) -> bool:
     Returns:
         whether that was done; a store that fails is told on stderr, since the folder is what counts.
     """
-    state = _state(folder)
-    if "run_id" not in state:
+    if not (folder / "mlflow.json").exists():
         return False
-    uri = tracking_uri()
-    if shown(uri) != state["uri"]:
+    state, uri = _state(folder), tracking_uri()
+    if state and shown(uri) != state["uri"]:
         uri = state["uri"]
     try:
-        open_store(uri).delete_run(state["run_id"])
+        client = open_store(uri)
+        if not state:  # its note of the id is damaged; the store knows the run by its name
+            found = _runs_of(
+                client, experiment_id(client, uri), f"{folder.name}@{folder.identity['created']}"
+            )
+            state = {"run_id": found[0].info.run_id} if found else {}
+        if not state:
+            return False
+        client.delete_run(state["run_id"])
     except Exception as error:
-        first = str(error).strip().partition("\n")[0] or type(error).__name__
-        print(f"{folder.name} stays in the tracking store: {first}", file=sys.stderr)
+        reason = error.message if isinstance(error, ReasonError) else reason_of(error, uri)
+        print(f"{folder.name} stays in the tracking store: {reason}", file=sys.stderr)
         return False
     return True
 
 
-def _chosen(runs: list[RunFolder], names: list[str], root: Path | str) -> list[RunFolder]:
-    """The named runs, and with a sweep its children."""
-    wanted = {RunFolder.find(name, root).name for name in names}
-    return [run for run in runs if run.name in wanted or run.identity.get("parent") in wanted]
+def _runs_of(client: MlflowClient, experiment: str, id_: str) -> list[Any]:
+    """The runs of the store that mirror the run with ``Description.id``: one, or none."""
+    wanted = f"tags.`reason.id` = '{id_}'"
+    return list(patiently(lambda: client.search_runs([experiment], wanted, max_results=1)))
 
 
 # --- small helpers ----------------------------------------------------------------------------------
 
 
 def _state(folder: RunFolder) -> dict[str, Any]:
+    """mlflow.json; empty where there is none, or none that can be read: the store knows its runs by their tags."""
     try:
-        return read_json(folder / "mlflow.json")
-    except FileNotFoundError:
+        state = read_json(folder / "mlflow.json")
+    except (OSError, ValueError):
         return {}
-
-
-def _parent_id(folder: RunFolder, parent: str | None, uri: str) -> str | None:
-    """The MLflow id of the sweep folder called ``parent``, if this store has it."""
-    state = _state(RunFolder(folder.path.parent / parent)) if parent else {}
-    return state["run_id"] if state.get("uri") == uri else None
+    whole = isinstance(state, dict) and state.keys() >= {"uri", "experiment", "run_id", "offset", "closed"}
+    return state if whole else {}
 
 
 def _fingerprint(value: Any) -> str:

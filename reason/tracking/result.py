@@ -147,8 +147,8 @@ def from_json(kind: Any, value: Any) -> Any:
     if origin in (types.UnionType, typing.Union):
         (inner,) = (a for a in arguments if a is not type(None))
         return None if value is None else from_json(inner, value)
-    if dataclasses.is_dataclass(kind):
-        declared = _hints(typing.cast(type, kind))
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        declared = _hints(kind)
         if not isinstance(value, dict):
             raise ValueError(f"{kind.__name__} is not an object")
         try:

@@ -11,16 +11,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import socket
 import sqlite3
 import time
 import urllib.parse
 import warnings
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from reason.errors import ReasonError
+from reason.errors import ReasonError, nearest
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -54,11 +56,96 @@ def sqlite_path(uri: str) -> Path | None:
 
 
 def shown(uri: str) -> str:
-    """The address for people and files: without user name, password or query."""
-    parts = urllib.parse.urlsplit(uri)
-    if "@" not in parts.netloc and not parts.query:
-        return uri
-    return urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    """The address for people and files: without user name, password or query. Never fails, whatever it is given.
+
+    A password may hold what an address may not (a slash, a question mark), so that everything before
+    the last @ goes, unless it is a path of this machine.
+    """
+    scheme, colon, rest = uri.partition(":")
+    if not colon or _is_local(uri):
+        return uri.partition("?")[0]
+    slashes = rest[: len(rest) - len(rest.lstrip("/"))]
+    if "@" in rest:
+        rest = slashes + rest.rpartition("@")[2]
+        if not slashes:  # "me:secret@host": what stands before the colon is no scheme
+            return rest.partition("?")[0].partition("#")[0]
+    return f"{scheme}:{rest}".partition("?")[0].partition("#")[0]
+
+
+def _is_local(uri: str) -> bool:
+    """Whether the address is a path of this machine, which may have an @ in it and no password."""
+    scheme, _, rest = uri.partition(":")
+    return scheme in ("sqlite", "file") and (rest.startswith("///") or not rest.startswith("//"))
+
+
+def reason_of(error: BaseException, uri: str) -> str:
+    """The first line of an error for people, without what ``shown`` leaves out of the address."""
+    return without_secrets(str(error).strip().partition("\n")[0] or type(error).__name__, uri)
+
+
+def without_secrets(text: str, uri: str) -> str:
+    """``text`` without what ``shown`` leaves out of the address ``uri``."""
+    text = text.replace(uri, shown(uri))
+    who, at, _ = uri.partition(":")[2].lstrip("/").rpartition("@")
+    if at and not _is_local(uri):
+        password = who.partition(":")[2]
+        for secret in (f"{who}@", password, urllib.parse.unquote(password)):
+            text = text.replace(secret, "***") if secret else text
+    return re.sub(r"(\w://)[^\s'\"/]*@", r"\1", text)
+
+
+SCHEMES = (
+    "http",
+    "https",
+    "sqlite",
+    "postgresql",
+    "mysql",
+    "mssql",
+    "file",
+    "databricks",
+    "databricks-uc",
+    "uc",
+)
+
+
+def check_address(uri: str) -> None:
+    """Refuse what cannot be the address of a tracking store.
+
+    Raises:
+        StoreError: a scheme that nothing here knows, a port that is no number, an open bracket, ...
+    """
+    where = f"The address of the tracking store ({shown(uri)})"
+    mend = "Correct MLFLOW_TRACKING_URI, or unset it to use mlflow.db in the working folder."
+    try:
+        parts = urllib.parse.urlsplit(uri)
+    except ValueError:
+        raise StoreError(
+            f"{where} has a bracket that is not closed, or no IPv6 address in brackets.", mend
+        ) from None
+    scheme = parts.scheme.partition("+")[0]
+    if not scheme:  # a folder, as MLflow takes it
+        return
+    known = {*SCHEMES, *(e.name for e in metadata.entry_points(group="mlflow.tracking_store"))}
+    if scheme not in known:
+        close = nearest(scheme, known)
+        hint = f"Did you mean {close}://...? " if close else ""
+        if parts.path.isdecimal():  # localhost:5000
+            hint = f"Did you mean http://{shown(uri)}? "
+        known_ = ", ".join(s for s in SCHEMES if s != "uc")
+        raise StoreError(f"{where} has the unknown scheme {scheme!r}.", f"{hint}Known: {known_}. {mend}")
+    try:
+        _ = parts.port
+    except ValueError:  # its text may hold a part of a password
+        encoded = " (in a password, write / ? # and @ as %2F %3F %23 and %40)" if "@" in uri else ""
+        raise StoreError(f"{where} has a port that is not a number up to 65535{encoded}.", mend) from None
+    if scheme in ("http", "https") and not parts.hostname:
+        raise StoreError(f"{where} names no host.", mend)
+    if scheme == "sqlite" and not (
+        uri.startswith("sqlite:///") and Path(uri.removeprefix("sqlite:///")).name
+    ):
+        raise StoreError(
+            f"{where} names no file.", "Write sqlite:///mlflow.db, or sqlite:////path/to/mlflow.db."
+        )
 
 
 def import_mlflow() -> Any:
@@ -97,18 +184,84 @@ def open_store(uri: str) -> MlflowClient:
                 f"The tracking store {shown(uri)} was made by another version of MLflow.",
                 f"Copy the file, then bring it up to date: mlflow db upgrade {shown(uri)}",
             ) from error
-        raise StoreError(f"The tracking store {shown(uri)} refuses: {_first_line(error)}") from error
+        raise (
+            damage(error, uri)
+            or StoreError(f"The tracking store {shown(uri)} refuses: {reason_of(error, uri)}")
+        ) from error
     except Exception as error:  # drivers of all kinds of databases raise all kinds of things
-        raise StoreError(f"The tracking store {shown(uri)} cannot be opened: {_first_line(error)}") from error
+        raise (
+            damage(error, uri)
+            or StoreError(f"The tracking store {shown(uri)} cannot be opened: {reason_of(error, uri)}")
+        ) from error
     return client
+
+
+class DamagedStore(StoreError):
+    """The file of a SQLite store is damaged. The run folders have everything that was in it of theirs."""
+
+
+_DAMAGE = ("malformed", "not a database", "disk i/o error", "no such table", "unsupported file format")
+
+
+def damage(error: BaseException, uri: str) -> DamagedStore | None:
+    """What an error of a SQLite store says if its file is damaged, else None."""
+    path = sqlite_path(uri)
+    if path is None or not any(sign in str(error).lower() for sign in _DAMAGE):
+        return None
+    return DamagedStore(
+        f"The tracking store {path} is damaged: {reason_of(error, uri)}.",
+        "`reason sync --rebuild` moves the file aside and builds the store anew from the run folders.",
+    )
+
+
+def move_aside(uri: str) -> Path | None:
+    """Move a damaged SQLite store out of the way, to ``<name>.damaged-<n>``.
+
+    Returns:
+        where it is now; None if there was no file.
+    Raises:
+        StoreError: the store is no SQLite file, or it is whole.
+    """
+    path = sqlite_path(uri)
+    if path is None:
+        raise StoreError(
+            f"The tracking store {shown(uri)} is not a SQLite file, and cannot be rebuilt from here.",
+            "`reason sync` adds what is missing in it.",
+        )
+    with _locked(path):
+        if not _has_content(path):
+            return None
+        if _is_whole(path, uri):
+            raise StoreError(
+                f"The tracking store {path} is not damaged: there is nothing to rebuild.",
+                "`reason sync` adds what is missing in it.",
+            )
+        number = 1
+        while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
+            number += 1
+        for end in ("-wal", "-shm", ""):
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(f"{path}{end}", f"{aside}{end}")
+    return aside
+
+
+def _is_whole(path: Path, uri: str) -> bool:
+    try:
+        with contextlib.closing(sqlite3.connect(path)) as db:
+            for table in ("alembic_version", "experiments", "runs"):
+                db.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone()
+            return db.execute("PRAGMA quick_check(1)").fetchone() == ("ok",)
+    except sqlite3.DatabaseError as error:
+        return damage(error, uri) is None  # locked, or not ours to read
 
 
 def prepare(uri: str) -> None:
     """Make a SQLite store that does not exist yet; see that a server answers. Imports MLflow only to make one.
 
     Raises:
-        StoreError: it cannot be made, or nothing answers.
+        StoreError: the address is none, the store cannot be made, or nothing answers.
     """
+    check_address(uri)
     path = sqlite_path(uri)
     if path is not None:
         _ensure_sqlite(path)
@@ -166,6 +319,18 @@ def _ensure_sqlite(path: Path) -> None:
     """Make the store once, whoever comes first."""
     if _has_content(path):
         return
+    with _locked(path):
+        if not _has_content(path):
+            _make_sqlite(path)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold what keeps others from making or moving the SQLite store at ``path``.
+
+    Raises:
+        StoreError: the place cannot be written, or somebody holds the lock for minutes.
+    """
     import filelock
 
     try:
@@ -173,11 +338,10 @@ def _ensure_sqlite(path: Path) -> None:
         lock = path.with_name(f"{path.name}.lock")
         lock.touch()  # says at once where no file can be made; the lock itself would go on trying
         with filelock.FileLock(lock, timeout=120):
-            if not _has_content(path):
-                _make_sqlite(path)
+            yield
     except (OSError, sqlite3.Error) as error:
         raise StoreError(
-            f"The tracking store {path} cannot be made: {_first_line(error)}",
+            f"The tracking store {path} cannot be made: {getattr(error, 'strerror', None) or error}",
             "Choose another place with MLFLOW_TRACKING_URI=sqlite:////path/to/mlflow.db",
         ) from error
 
@@ -194,10 +358,17 @@ def _make_sqlite(path: Path) -> None:
         if _filesystem(path.parent) not in NETWORK_DISKS:
             with contextlib.closing(sqlite3.connect(aside)) as db:  # readers and one writer at once
                 db.execute("PRAGMA journal_mode=WAL")
+        for left in _beside(path):  # of a file that was deleted: SQLite would take them for the new one's
+            left.unlink(missing_ok=True)
         os.replace(aside, path)
     finally:
-        for left in (aside, *(aside.with_name(aside.name + end) for end in ("-wal", "-shm", "-journal"))):
+        for left in (aside, *_beside(aside)):
             left.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> list[Path]:
+    """What SQLite keeps beside a database."""
+    return [path.with_name(path.name + end) for end in ("-wal", "-shm", "-journal")]
 
 
 def _has_content(path: Path) -> bool:
@@ -244,7 +415,3 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

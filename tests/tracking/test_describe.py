@@ -68,7 +68,7 @@ def test_caps(make):
 
 
 def test_absent_pieces(make):
-    folder = make(config=None)
+    folder = make(config=None, kind="sweep")
     (folder / "env.json").unlink()
     about = Description(folder)
     assert about.params() == {"method": "latent"}

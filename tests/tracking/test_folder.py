@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from reason.errors import ConfigError, RunError
+from reason.errors import ConfigError, DamagedRun, RunError
 from reason.files import write_json
 from reason.tracking.folder import FAILED, FINISHED, INTERRUPTED, KILLED, RUNNING, RunFolder
 
@@ -69,13 +69,13 @@ def test_a_killed_process_leaves_an_interrupted_run(make):
         assert folder.settle() == RUNNING
         child.send_signal(signal.SIGKILL)
     assert folder.status == INTERRUPTED
-    last = folder.last_beat
+    last = folder.last_sign
     with folder.lock():  # a later attempt can still tell when the killed one ended
-        assert folder.last_beat == last
+        assert folder.last_sign == last
     assert folder.settle() == KILLED
     assert folder.settle() == KILLED
     closed = [e for e in folder.events() if e["event"] == "closed"]
-    assert len(closed) == 1 and closed[0]["until"] == last
+    assert len(closed) == 1 and closed[0]["until"] == last.time
 
 
 def test_states(make):
@@ -164,3 +164,77 @@ def test_a_broken_result_is_told(make):
     assert (folder / "result.json").read_text() == "{"
     write_json(folder / "result.json", {})
     assert json.loads((folder / "result.json").read_text()) == {}
+
+
+def test_run_folders_are_for_their_owner_alone(root):
+    folder = RunFolder.create(root, "x", "a" * 8)
+    assert folder.path.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "is empty"), ("{", "is not valid JSON"), ("null", "is not a JSON object"), ("[]", "is not a JSON object"),
+        ("{}", "has no kind"), ('{"kind": "run", "experiment": "x"}', "has no method"), (b"\xff\xfe{}", "is not valid JSON"),
+    ],
+)  # fmt: skip
+def test_a_damaged_identity_is_told_with_its_mend_and_hides_nobody(make, root, content, words):
+    bad, good = make("bad"), make("good")
+    (bad / "run.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DamagedRun, match=words) as told:
+        _ = bad.identity
+    assert told.value.file == "run.json" and f"reason rm {bad.name}" in told.value.hint
+    sound, damaged = RunFolder.scan(root)
+    assert [r.name for r in sound] == [good.name] and [d.run for d in damaged] == [bad.name]
+    assert bad.problem is not None and good.problem is None
+    assert RunFolder.find("last", root).name == good.name
+    assert RunFolder.find(bad.name, root).path == bad.path
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("config.yaml", "{: no", "is not valid YAML"), ("config.yaml", "", "is empty"), ("config.yaml", "method: lat", "is cut off"),
+        ("config.yaml", "method: latent\n", "has no seed"), ("result.json", "null", "is not a JSON object"),
+        ("origin.json", "{", "is not valid JSON"), ("env.json", "", "is empty"), ("calibration.json", "7", "is not a JSON object"),
+    ],
+)  # fmt: skip
+def test_a_damaged_file_is_a_problem_with_a_mend(make, file, content, words):
+    folder = make()
+    write_json(folder / "origin.json", {"method": "default", "seed": "default"})
+    assert folder.problem is None
+    (folder / file).write_text(content)
+    problem = folder.problem
+    assert problem is not None and problem.file == file and words in problem.message and problem.hint
+
+
+def test_lines_that_are_no_events_are_passed_over(make):
+    folder = make()
+    folder.event("attempt")
+    with open(folder / "events.jsonl", "a") as f:
+        f.write('null\n3\n{"event": "closed"}\n{"event": 4, "time": 1}\n{"event": "clo')
+    assert [e["event"] for e in folder.events()] == ["attempt"] and folder.status == INTERRUPTED
+    folder.event("closed", status=KILLED)
+    assert folder.status == KILLED
+
+
+def test_what_a_kill_left_before_run_json_is_found_after_a_minute(make, root):
+    make()
+    left, mine, young = (RunFolder.create(root, "x", "a" * 8) for _ in range(3))
+    (mine / "rows").rmdir()
+    (root / "notes").mkdir()
+    for folder in (left, mine):
+        os.utime(folder.path, (1.0, 1.0))
+    assert [r.name for r in RunFolder.leftovers(root)] == [left.name]
+    assert young.looks_ours and not mine.looks_ours
+
+
+def test_a_folder_that_was_deleted_cannot_be_held(make):
+    folder = make()
+    (folder / "lock").unlink(missing_ok=True)
+    import shutil
+
+    shutil.rmtree(folder.path)
+    with pytest.raises(RunError, match="has been deleted"), folder.lock():
+        pass
+    assert not folder.path.exists()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import socket
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 
@@ -45,19 +49,26 @@ def everything(uri, tmp_path):
     return content
 
 
+def wait_for(condition, seconds: float = 30.0):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with contextlib.suppress(FileNotFoundError):
+            if condition():
+                return
+        time.sleep(0.05)
+    raise AssertionError("waited in vain")
+
+
 def test_a_run_from_start_to_end(uri, make):
     folder = make()
     with folder.lock(), Mirror(folder, uri, every=0.05) as mirror:
         folder.event("attempt", device="cpu", devices=1)
+        wait_for(lambda: read_json(folder / "mlflow.json").get("described"))
         run = run_of(uri, folder)
         assert run.info.status == "RUNNING" and run.data.params["method"] == "latent"
         assert run.info.start_time == round(folder.identity["created"] * 1000)
         folder.log_points(curve("train/loss", 20))
-        for _ in range(100):  # live, with nobody asking
-            if len(stored(uri, folder, "train/loss")) == 20:
-                break
-            time.sleep(0.05)
-        assert len(stored(uri, folder, "train/loss")) == 20
+        wait_for(lambda: len(stored(uri, folder, "train/loss")) == 20)  # live, with nobody asking
         folder.log_points(curve("valid/NDCG@10", 3))
         (folder / "log.txt").write_text("said\n")
         (folder / "rows" / "test.arrow").write_bytes(b"rows")
@@ -137,7 +148,7 @@ def test_an_interrupted_run_is_closed_in_folder_and_store(uri, make, root):
     sync(root, uri)
     run = run_of(uri, folder)
     assert folder.status == KILLED and run.info.status == "KILLED"
-    assert abs(run.info.end_time - folder.last_beat * 1000) <= 1
+    assert abs(run.info.end_time - folder.last_sign.time * 1000) <= 1
     sync(root, uri)
     assert len([e for e in folder.events() if e["event"] == "closed"]) == 1
 
@@ -190,6 +201,7 @@ def test_resuming_opens_the_same_run(uri, make):
     folder.log_points(curve("train/loss", 5, start=1_700_000_100.0))
     second = Mirror(folder, uri)
     second.start()
+    wait_for(lambda: read_json(folder / "mlflow.json")["closed"] is None)
     again = run_of(uri, folder)
     assert (ended.info.status, again.info.status) == ("KILLED", "RUNNING")
     folder.write_result(RESULT)
@@ -206,7 +218,7 @@ def test_a_store_that_is_down_costs_one_line_and_loses_nothing(uri, make, root, 
         with f.lock(), Mirror(f, down, every=0.02) as mirror:
             f.event("attempt")
             f.log_points(curve("train/loss", 50))
-            assert not mirror.flush()
+            assert not mirror.try_advance("running")
             time.sleep(0.1)
             f.write_result(RESULT)
             assert not mirror.close("finished")
@@ -249,10 +261,10 @@ def test_a_failure_after_partial_success_duplicates_nothing(uri, make):
 
     client.log_batch = fragile
     mirror_module._warned.add(uri)
-    assert not mirror.flush()
+    assert not mirror.try_advance("running")
     assert read_json(folder / "mlflow.json")["offset"] == 0
     folder.log_points(curve("a", 40, start=1_700_000_024.995, gap=0.001))  # the last second goes on
-    assert mirror.flush()
+    assert mirror.try_advance("running")
     # What one undisturbed mirror of the same two reads has:
     other = RunFolder.create(folder.path.parent / "elsewhere", "calm", "c" * 8)
     for name in ("run.json", "config.yaml"):
@@ -317,6 +329,153 @@ def test_forget(uri, make, capsys, monkeypatch):
     Mirror(folder, uri).advance("running")
     assert forget(folder)
     assert all_runs(uri) == []
-    write_json(folder / "mlflow.json", {"uri": f"http://127.0.0.1:{free_port()}", "run_id": "x"})
+    elsewhere = read_json(folder / "mlflow.json") | {"uri": f"http://127.0.0.1:{free_port()}"}
+    write_json(folder / "mlflow.json", elsewhere)
     assert not forget(folder)
     assert "stays in the tracking store" in capsys.readouterr().err
+
+
+def test_a_damaged_note_of_the_id_is_made_again(uri, make, root, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    folder = make()
+    folder.log_points(curve("train/loss", 5))
+    folder.write_result(RESULT)
+    sync(root, uri)
+    for content in ("", "{", "null", '{"uri": "x"}'):
+        (folder / "mlflow.json").write_text(content)
+        assert [s.error for s in sync(root, uri)] == [""]
+        assert len(all_runs(uri)) == 1 and len(stored(uri, folder, "train/loss")) == 5
+    (folder / "mlflow.json").write_text("{")
+    assert forget(folder) and all_runs(uri) == []
+
+
+def test_opening_a_store_costs_a_run_nothing(uri, make, monkeypatch):
+    """However long MLflow takes to start, and however long the store is silent."""
+    released = threading.Event()
+    whole = mirror_module.open_store
+
+    def slow(uri):
+        assert released.wait(60)
+        return whole(uri)
+
+    monkeypatch.setattr(mirror_module, "open_store", slow)
+    folder = make()
+    start = time.perf_counter()
+    mirror = Mirror(folder, uri)
+    mirror.start()
+    assert time.perf_counter() - start < 0.5 and mirror.run_id is None
+    folder.write_result(RESULT)
+    threading.Timer(0.5, released.set).start()
+    assert mirror.close("finished")
+    assert run_of(uri, folder).info.status == "FINISHED"
+
+
+def test_making_a_store_of_our_own_is_waited_for(uri, make, monkeypatch):
+    """The first run of a newcomer, on a slow disk."""
+    monkeypatch.setattr(mirror_module, "CLOSE_S", 0.2)
+    whole = mirror_module.prepare
+    monkeypatch.setattr(mirror_module, "prepare", lambda uri: (time.sleep(1.0), whole(uri)))
+    monkeypatch.setattr(mirror_module, "_warned", {uri})
+    folder = make()
+    mirror = Mirror(folder, uri)
+    start = time.perf_counter()
+    mirror.close("failed")
+    assert time.perf_counter() - start > 1.0
+    wait_for(lambda: read_json(folder / "mlflow.json")["closed"] == "failed")  # it goes on by itself
+
+
+MUTE = """
+import sys
+from reason.tracking import mirror
+from reason.tracking.folder import RunFolder
+mirror.CLOSE_S = 1.0
+m = mirror.Mirror(RunFolder(sys.argv[1]), sys.argv[2])
+m.start()
+sys.exit(m.close("failed"))
+"""
+
+
+def test_a_server_that_accepts_and_never_answers_does_not_hold_up_a_run(make):
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        folder = make()
+        start = time.perf_counter()
+        told = subprocess.run(
+            [sys.executable, "-c", MUTE, str(folder.path), address],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        took = time.perf_counter() - start
+    assert told.returncode == 0 and "Traceback" not in told.stderr
+    assert "no answer within 1 s" in told.stderr and "`reason sync`" in told.stderr
+    assert took < 15  # of which loading MLflow is most; its own patience is over 30 s
+
+
+def test_a_locked_store_does_not_hold_up_a_run(uri, make, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(mirror_module, "CLOSE_S", 1.0)
+    monkeypatch.setattr(mirror_module, "_warned", set())
+    folder = make()
+    mirror = Mirror(folder, uri)
+    mirror.advance("running")
+    folder.log_points(curve("train/loss", 50))
+    blocker = sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None)
+    blocker.execute("BEGIN IMMEDIATE")
+    start = time.perf_counter()
+    assert not mirror.close("failed")
+    assert time.perf_counter() - start < 3
+    assert "no answer within 1 s" in capsys.readouterr().err
+    blocker.execute("COMMIT")
+    blocker.close()
+    wait_for(lambda: read_json(folder / "mlflow.json")["closed"] == "failed")
+    assert len(stored(uri, folder, "train/loss")) == 50
+
+
+def test_a_child_gets_its_parent_at_its_own_close(uri, make):
+    sweep = make("plan", kind="sweep", config=None)
+    child = make("child", parent=sweep.name)
+    mirror = Mirror(child, uri)
+    mirror.advance("running")
+    assert "mlflow.parentRunId" not in run_of(uri, child).data.tags
+    Mirror(sweep, uri).advance("running")
+    child.write_result(RESULT)
+    assert mirror.close("finished")
+    assert run_of(uri, child).data.tags["mlflow.parentRunId"] == read_json(sweep / "mlflow.json")["run_id"]
+
+
+def test_a_child_that_was_closed_before_its_parent_was_there_gets_it_at_the_parents_close(uri, make, root):
+    sweep = make("plan", kind="sweep", config=None)
+    child, other = make("child", parent=sweep.name), make("other")
+    for folder in (child, other):
+        folder.write_result(RESULT)
+        assert Mirror(folder, uri).close("finished")
+    assert Mirror(sweep, uri).close("finished")
+    tags = run_of(uri, child).data.tags
+    assert tags["mlflow.parentRunId"] == read_json(sweep / "mlflow.json")["run_id"]
+    assert run_of(uri, child).info.status == "FINISHED"
+    assert "mlflow.parentRunId" not in run_of(uri, other).data.tags
+    sync(root, uri)
+    assert not any(s.change for s in sync(root, uri))
+
+
+def test_a_damaged_run_is_told_and_the_others_go_on(uri, make, root, capsys):
+    bad, worse, good = make("bad"), make("worse"), make("good")
+    (bad / "run.json").write_text("null")
+    (worse / "env.json").write_text("{")
+    report = {s.name: s for s in sync(root, uri)}
+    assert report[bad.name].status == report[worse.name].status == "damaged" and not report[good.name].error
+    assert f"reason rm {bad.name}" in report[bad.name].error and "Delete the file" in report[worse.name].error
+    assert [s.name for s in sync(root, uri, [good.name])] == [good.name]
+    assert not Mirror(worse, uri).close("failed")
+    assert "env.json is not valid JSON" in capsys.readouterr().err
+
+
+def test_a_password_is_nowhere(make, root, capsys, monkeypatch):
+    monkeypatch.setattr(mirror_module, "_warned", set())
+    folder = make()
+    assert not Mirror(folder, "nonsense://me:se/cret@host:5000").close("failed")
+    assert not Mirror(folder, f"http://me:se%2Fcret@127.0.0.1:{free_port()}").close("failed")
+    told = capsys.readouterr().err
+    assert told.count("not reachable") == 2 and "cret" not in told and "unknown scheme" in told

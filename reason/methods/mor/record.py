@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from reason.errors import DataError
+from reason.files import append_json_lines
 from reason.methods.mor.cache import MoRCache
 from reason.methods.mor.generate import Generation, Request, Sampling, generate
 from reason.methods.mor.routes import Known
@@ -66,12 +66,7 @@ def record_of(
 
 def append(path: Path, record: Mapping[str, Any]) -> None:
     """Add a line, in one write. What a killed writer left unfinished stays a line of its own."""
-    line = json.dumps(record, separators=(",", ":")).encode() + b"\n"
-    with open(path, "a+b", buffering=0) as f:
-        if f.seek(0, 2):
-            f.seek(-1, 2)
-            line = line if f.read(1) == b"\n" else b"\n" + line
-        f.write(line)
+    append_json_lines(path, [record])
 
 
 def replay(model: MixtureOfRecursions, name: str, record: Any) -> tuple[bool, list[int]]:
