@@ -28,7 +28,7 @@ import numpy as np
 
 from reason.datasets import tables
 from reason.datasets.config import InteractionKeys, InteractionsConfig
-from reason.datasets.tables import ItemTable, Rows
+from reason.datasets.tables import InteractionTable, ItemTable
 from reason.errors import ConfigError, DataError, nearest
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def load(config: InteractionsConfig, offline: bool = False) -> Interactions:
 
 
 def build(
-    rows: Rows, keys: InteractionKeys, item_table: ItemTable | None = None, text: str = ""
+    rows: InteractionTable, keys: InteractionKeys, item_table: ItemTable | None = None, text: str = ""
 ) -> Interactions:
     """Clean, order and split ``rows`` by the rules at the head of this module.
 
@@ -194,7 +194,7 @@ def build(
     return data
 
 
-def _clean(rows: Rows, keys: InteractionKeys, notes: list[str]) -> Rows:
+def _clean(rows: InteractionTable, keys: InteractionKeys, notes: list[str]) -> InteractionTable:
     """Rows by user and time, what the keys exclude taken out, users renumbered without gaps."""
     order = _ordered(rows, keys.tie_seed)
     rows = rows if order is None else rows.take(order)
@@ -233,13 +233,13 @@ def _clean(rows: Rows, keys: InteractionKeys, notes: list[str]) -> Rows:
 
 
 def _drop_cold(
-    rows: Rows,
+    rows: InteractionTable,
     cold: np.ndarray,
     offsets: np.ndarray,
     train_end: np.ndarray,
     valid: np.ndarray,
     test: np.ndarray,
-) -> tuple[Rows, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[InteractionTable, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """End each user's rows before the first cold one; users without rows go. The other arrays follow."""
     before = np.concatenate([[0], np.cumsum(cold)])  # cold rows before each row
     keep = before[1:] == np.repeat(before[offsets[:-1]], np.diff(offsets))
@@ -255,7 +255,7 @@ def _drop_cold(
     )
 
 
-def _ordered(rows: Rows, seed: int) -> np.ndarray | None:
+def _ordered(rows: InteractionTable, seed: int) -> np.ndarray | None:
     """The order of rows by user, time and tie, or None if they stand in it."""
     user, when = rows.user, rows.when
     step = np.diff(user)
@@ -305,7 +305,7 @@ def k_core(user: np.ndarray, item: np.ndarray, keep: np.ndarray, min_user: int, 
 
 
 def _split(
-    rows: Rows, keys: InteractionKeys, offsets: np.ndarray
+    rows: InteractionTable, keys: InteractionKeys, offsets: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[float, float]]:
     """train_end (U,), target rows of validation and test, and the two borders of a time split."""
     start, end = offsets[:-1], offsets[1:]

@@ -46,7 +46,7 @@ NONE = "-"  # the value of a column key that says there is no such column
 
 
 @dataclass
-class Rows:
+class InteractionTable:
     """Interactions as read, one entry each; nothing is cleaned yet.
 
     Codes count from 0 in the order of the ids (short before long, then by alphabet, which puts
@@ -62,7 +62,7 @@ class Rows:
     rating: np.ndarray | None  # (M,) float32
     source: str  # for messages
 
-    def take(self, index: np.ndarray) -> Rows:
+    def take(self, index: np.ndarray) -> InteractionTable:
         """The rows at ``index`` (positions or a mask); codes and ids stay."""
         rating = None if self.rating is None else self.rating[index]
         return replace(
@@ -139,7 +139,7 @@ def tables_in(folder: Path, stems: tuple[str, ...]) -> list[Path]:
 # --- reading ------------------------------------------------------------------------------------------
 
 
-class Table:
+class TableFile:
     """One file, opened: its column names are known, its columns are read on demand.
 
     Args:
@@ -339,13 +339,13 @@ class Table:
 # --- interactions -------------------------------------------------------------------------------------
 
 
-def read_interactions(path: Path, keys: InteractionsConfig) -> Rows:
+def read_interactions(path: Path, keys: InteractionsConfig) -> InteractionTable:
     """The interactions in the file ``path``, its columns named by ``keys`` or found.
 
     Raises:
         DataError: a column is missing, or a value is absent or not what it should be (with its line).
     """
-    table = Table(path)
+    table = TableFile(path)
     user = column(table, "user", keys.user)
     item = column(table, "item", keys.item)
     time = column(table, "time", keys.time, required=False)
@@ -366,10 +366,10 @@ def read_interactions(path: Path, keys: InteractionsConfig) -> Rows:
     ratings = numbers(table, rating, data[rating]).astype(np.float32) if rating else None
     if clock == "position":
         refuse_double_positions(table, users, when)
-    return Rows(users, items, user_ids, item_ids, when, clock, ratings, str(path))
+    return InteractionTable(users, items, user_ids, item_ids, when, clock, ratings, str(path))
 
 
-def column(table: Table, role: str, wanted: str, required: bool = True) -> str:
+def column(table: TableFile, role: str, wanted: str, required: bool = True) -> str:
     """The name of the column that plays ``role``: as wanted, else by its usual names, else ''."""
     return choose(table.names, str(table.path), role, wanted, required)
 
@@ -404,8 +404,8 @@ def choose(names: list[str], where: str, role: str, wanted: str, required: bool 
     )
 
 
-def encode(table: Table, name: str, values: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
-    """Codes (M,) int64 and the ids they stand for, in the order described at ``Rows``."""
+def encode(table: TableFile, name: str, values: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
+    """Codes (M,) int64 and the ids they stand for, in the order described at ``InteractionTable``."""
     if pa.types.is_dictionary(values.type) and not pa.types.is_string(values.type.value_type):
         values = values.cast(values.type.value_type)
     if pa.types.is_floating(values.type):
@@ -440,7 +440,7 @@ def canonical(codes: np.ndarray, ids: list[str]) -> tuple[np.ndarray, list[str]]
     return rank[codes], [ids[i] for i in order]
 
 
-def numbers(table: Table, name: str, values: pa.ChunkedArray) -> np.ndarray:
+def numbers(table: TableFile, name: str, values: pa.ChunkedArray) -> np.ndarray:
     """(M,) int64 where all are whole, else float64. Dates become seconds since 1970.
 
     Raises:
@@ -471,7 +471,7 @@ def numbers(table: Table, name: str, values: pa.ChunkedArray) -> np.ndarray:
     return _whole(found)
 
 
-def _parse(table: Table, name: str, values: pa.ChunkedArray) -> pa.ChunkedArray:
+def _parse(table: TableFile, name: str, values: pa.ChunkedArray) -> pa.ChunkedArray:
     for kind in (pa.int64(), pa.float64(), pa.timestamp("us")):
         try:
             return values.cast(kind)
@@ -497,7 +497,7 @@ def _whole(values: np.ndarray) -> np.ndarray:
     return whole if (whole == values).all() else values
 
 
-def refuse_double_positions(table: Table, user: np.ndarray, when: np.ndarray) -> None:
+def refuse_double_positions(table: TableFile, user: np.ndarray, when: np.ndarray) -> None:
     order = np.lexsort((when, user))
     same = (np.diff(user[order]) == 0) & (np.diff(when[order]) == 0)
     if same.any():
@@ -517,7 +517,7 @@ def read_items(path: Path, wanted: str = "") -> ItemTable:
     Raises:
         DataError: no column of ids, or two rows for one item.
     """
-    table = Table(path)
+    table = TableFile(path)
     key = column(table, "item", wanted if wanted in table.names else "")
     data = table.read(table.names, as_text=table.names)
     columns = {name: [_text(v) for v in data[name].to_pylist()] for name in table.names}

@@ -18,7 +18,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from reason.datasets.documents import Documents, TextData, build, content_id
-from reason.datasets.tables import JSON, NONE, PARQUET, Table, column, suffix
+from reason.datasets.tables import JSON, NONE, PARQUET, TableFile, column, suffix
 from reason.datasets.textconfig import TextConfig
 from reason.errors import ConfigError, DataError, nearest
 
@@ -197,7 +197,7 @@ def _plain(path: Path) -> str:
 
 def _rows(path: Path, config: TextConfig) -> Reading:
     """A document a row. A missing text is an empty one."""
-    table = Table(path, "document")
+    table = TableFile(path, "document")
     roles = {
         "field": column(table, "field", config.field),
         "id": column(table, "id", config.id, required=False),

@@ -21,7 +21,7 @@ from reason.files import read_json
 from reason.tracking.folder import RunFolder
 
 if TYPE_CHECKING:
-    from reason.metrics.statistics import Rows
+    from reason.metrics.statistics import ExampleScores
 
 SCHEMA = 1
 
@@ -81,7 +81,7 @@ class Point:
             return own
         return own + metrics.get("train_device_hours", 0.0)
 
-    def rows(self, of: dict[str, Any], path: str) -> Rows:
+    def rows(self, of: dict[str, Any], path: str) -> ExampleScores:
         """The per-example outcome behind the accuracy ``of``, from ``path`` in the run folder.
 
         Raises:
@@ -229,7 +229,7 @@ def _points(folder: RunFolder) -> list[Point]:
     return points
 
 
-def read_rows(path: Path, accuracy: dict[str, Any]) -> Rows:
+def read_rows(path: Path, accuracy: dict[str, Any]) -> ExampleScores:
     """The columns ``id`` and those that ``accuracy`` names, from an Arrow file of rows.
 
     Kept evidence has no ids: its rows are sorted by them, so a row's number stands for its id.
@@ -241,7 +241,7 @@ def read_rows(path: Path, accuracy: dict[str, Any]) -> Rows:
     import pyarrow as pa
     from pyarrow import feather
 
-    from reason.metrics.statistics import Rows
+    from reason.metrics.statistics import ExampleScores
 
     up, down = accuracy["column"], accuracy.get("denominator")
     try:
@@ -257,7 +257,7 @@ def read_rows(path: Path, accuracy: dict[str, Any]) -> Rows:
             "Evaluate the run again (`reason evaluate RUN`), or remove it (`reason rm RUN`).",
         ) from error
     ids = np.array(table.column("id").to_pylist()) if named else np.arange(table.num_rows)
-    return Rows(ids, columns[0], columns[1] if down else None)
+    return ExampleScores(ids, columns[0], columns[1] if down else None)
 
 
 # --- choosing -----------------------------------------------------------------------------------

@@ -22,7 +22,13 @@ from torch import Tensor
 from reason.errors import DataError
 from reason.methods.latent import candidates
 from reason.methods.latent.explain import Explainer, spearman
-from reason.metrics.statistics import Difference, Interval, Rows, bootstrap_interval, paired_difference
+from reason.metrics.statistics import (
+    Difference,
+    ExampleScores,
+    Interval,
+    bootstrap_interval,
+    paired_difference,
+)
 
 if TYPE_CHECKING:
     from reason.backbones.encoder import SequenceEncoder
@@ -100,12 +106,12 @@ def faithfulness(
                     kept.setdefault(name, []).append(rho)
     del agreement["occlusion"]  # with itself
     ids = chosen.astype(str)
-    chance = {0: Rows(ids, np.array(falls.pop("random")))}
+    chance = {0: ExampleScores(ids, np.array(falls.pop("random")))}
     return Faithfulness(
         len(chosen),
         depth,
         {name: _mean(values) for name, values in agreement.items()},
-        {name: paired_difference({0: Rows(ids, np.array(v))}, chance) for name, v in falls.items()},
+        {name: paired_difference({0: ExampleScores(ids, np.array(v))}, chance) for name, v in falls.items()},
         {name: _mean(values) for name, values in same.items()},
     )
 
