@@ -24,6 +24,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from reason.datasets.subsets import unit
 from reason.datasets.textconfig import CorpusKeys
 from reason.errors import DataError
 
@@ -137,11 +138,6 @@ def build(
     if keys.cut:
         parts = {split: _pieces(part, keys.cut) for split, part in parts.items()}
     return finish(keys.name, Corpus.of(parts), info, said)
-
-
-def unit(name: str, purpose: str) -> float:
-    """A number in [0, 1) that depends on ``name`` and ``purpose`` alone."""
-    return int.from_bytes(hashlib.sha256(f"{purpose} {name}".encode()).digest()[:8], "big") / 2**64
 
 
 def content_id(text: str) -> str:

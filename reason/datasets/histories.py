@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reason.datasets import tables
+from reason.datasets.catalogue import Catalogue
 from reason.datasets.config import InteractionKeys, InteractionsConfig
 from reason.datasets.tables import InteractionTable, ItemTable
 from reason.errors import ConfigError, DataError, nearest
@@ -76,9 +77,14 @@ class Interactions:
         """(N,) int64: how often each item occurs in training."""
         return np.bincount(self.items[in_train(self.offsets, self.train_end)], minlength=len(self.item_ids))
 
+    @property
+    def catalogue(self) -> Catalogue:
+        """The items, with how often each occurs in training."""
+        return Catalogue(self.item_ids, self.item_text, self.item_fields, self.train_counts)
+
     def sequences(self, length: int) -> SequenceSplits:
         """The view of sequential recommendation: inputs of at most ``length`` items."""
-        from reason.datasets.sequences import view
+        from reason.datasets.sequences import view  # brings torch, which cleaning and splitting do without
 
         return view(self, length)
 
