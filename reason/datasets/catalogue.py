@@ -96,14 +96,15 @@ class Catalogue:
         """
         file = folder / FILE
         try:
-            return _load(file, file.stat().st_mtime_ns)
+            stat = file.stat()
+            return _load(file, (stat.st_mtime_ns, stat.st_ino, stat.st_size))
         except FileNotFoundError as error:
             raise DataError(f"{folder} holds no {FILE}.", "It is written when a run begins.") from error
 
 
 @lru_cache(maxsize=2)
-def _load(file: Path, changed: int) -> Catalogue:
-    """The catalogue in ``file``, as it was at the time ``changed``."""
+def _load(file: Path, version: tuple[int, int, int]) -> Catalogue:
+    """The catalogue in ``file``, read once for each ``version`` of it on disk."""
     mend = "Delete the file: it is made again from the dataset."
     try:
         table = feather.read_table(file, memory_map=False)

@@ -134,7 +134,7 @@ def build(
     offsets = np.concatenate([[0], np.cumsum(np.bincount(rows.user))])
     if keys.split == "leave_one_out" and (short := int((np.diff(offsets) < 3).sum())):
         notes.append(
-            f"{short:,} of {len(offsets) - 1:,} users have fewer than 3 interactions and only train."
+            f"{short:,} of {len(offsets) - 1:,} users have fewer than 3 interactions and are only trained on."
         )
     train_end, valid, test, borders = _split(rows, keys, offsets)
     seen = np.zeros(len(rows.item_ids), bool)
@@ -227,7 +227,7 @@ def _clean(rows: InteractionTable, keys: InteractionKeys, notes: list[str]) -> I
     user, user_ids = _compact(rows.user, rows.user_ids)
     if len(user_ids) < 2:
         raise DataError(
-            f"{rows.source} holds one user only ({user_ids[0]!r}).",
+            f"{rows.source} holds only one user ({user_ids[0]!r}).",
             "At least two users are needed; is dataset.user the right column?",
         )
     if rows.clock == "time" and (tied := _tied(user, rows.when)).any():

@@ -59,7 +59,7 @@ def read(folder: Path) -> tuple[InteractionTable, ItemTable]:
             return _ratings(folder / "u.data"), _films(folder / "u.item")
         except (ValueError, OSError) as error:
             raise DataError(
-                f"{folder} cannot be read: {error}", "Unpack u.data and u.item of ml-100k.zip anew."
+                f"{folder} cannot be read: {error}", "Unpack u.data and u.item of ml-100k.zip again."
             ) from error
     raise DataError(
         f"{folder} is not a folder of MovieLens 100K.",

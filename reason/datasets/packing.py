@@ -244,7 +244,7 @@ def _refuse(data: Encoded, context: int, least: int = 0) -> None:
     if found < wanted:
         raise DataError(
             f"The documents hold {found:,} tokens, fewer than one window takes ({wanted:,}).",
-            "Give it more text, or a smaller backbone.context.",
+            "Add text, or set a smaller backbone.context.",
         )
 
 

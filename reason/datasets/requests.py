@@ -72,7 +72,7 @@ def read_history(history: Any, catalogue: Catalogue) -> tuple[list[int], list[st
     ]
 
 
-def _whole_number(key: str, value: Any, least: int, most: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise DataError(f'"{key}" is {value!r}; it must be a whole number from {least} to {most}.')
+def _whole_number(key: str, value: Any, low: int, high: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise DataError(f'"{key}" is {value!r}; it must be a whole number from {low} to {high}.')
     return value

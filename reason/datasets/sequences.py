@@ -239,7 +239,7 @@ def view(data: Histories, length: int) -> SequenceSplits:
     if not len(train):
         raise DataError(
             "No user has two training interactions, so there is no transition to learn.",
-            "Use dataset.split=leave_one_out, or move the borders of the time split.",
+            "Use dataset.split=leave_one_out, or move the boundaries of the time split.",
         )
     valid, test = (
         SequenceCases(data, len(catalogue), rows, length) for rows in (data.valid_rows, data.test_rows)

@@ -115,7 +115,7 @@ def find_table(path: str | Path, stems: tuple[str, ...], what: str) -> Path:
         )
     if suffix(path) not in FORMATS:
         raise DataError(
-            f"{path.name}: the format {suffix(path) or 'without suffix'} is unknown.",
+            f"{path.name}: {f'{suffix(path)} is not a known format' if suffix(path) else 'a file needs a suffix that tells its format'}.",
             f"Known: {', '.join(FORMATS)}, each also with {', '.join(COMPRESSED)}.",
         )
     return path
@@ -159,7 +159,7 @@ class TableFile:
             self.names = self._names()
         except (OSError, UnicodeDecodeError, pa.ArrowInvalid) as error:
             raise DataError(
-                f"{path} cannot be read: {error}", "Is it whole, and UTF-8 text if it is text?"
+                f"{path} cannot be read: {error}", "Is the file complete, and is its text in UTF-8?"
             ) from error
         twice = {n for n in self.names if self.names.count(n) > 1}
         if twice:
@@ -181,7 +181,7 @@ class TableFile:
         return [name.rpartition(":")[0] if name.endswith(kinds) else name.strip() for name in raw]
 
     def _empty(self) -> DataError:
-        return DataError(f"{self.path} is empty.", f"It should hold one {self.row} a line under a header.")
+        return DataError(f"{self.path} is empty.", f"It should hold a header, then one {self.row} per line.")
 
     def read(self, columns: list[str], as_text: list[str]) -> pa.Table:
         """The named columns; those in ``as_text`` are not guessed to be numbers or dates.
@@ -198,10 +198,10 @@ class TableFile:
                 table = self._read_text(columns, as_text)
         except (pa.ArrowInvalid, pa.ArrowKeyError, OSError) as error:
             self._explain()
-            raise DataError(f"{self.path} cannot be read: {error}", "Is it whole?") from error
+            raise DataError(f"{self.path} cannot be read: {error}", "Is the file complete?") from error
         if table.num_rows == 0:
             raise DataError(
-                f"{self.path} has a header but no rows.", f"It should hold one {self.row} a line."
+                f"{self.path} has a header but no rows.", f"It should hold one {self.row} per line."
             )
         return table
 
@@ -258,7 +258,7 @@ class TableFile:
                     yield number, [record[i] for i in place]
         except (pa.ArrowException, OSError, UnicodeDecodeError, csv.Error) as error:
             raise DataError(
-                f"{self.path} cannot be read: {error}", "Is it whole, and UTF-8 text if it is text?"
+                f"{self.path} cannot be read: {error}", "Is the file complete, and is its text in UTF-8?"
             ) from error
 
     def _lines(self) -> Iterator[str]:
@@ -273,10 +273,10 @@ class TableFile:
             value = json.loads(line)
         except json.JSONDecodeError as error:
             raise DataError(
-                f"{self.path}, line {number} is not JSON: {error}", "One object a line."
+                f"{self.path}, line {number} is not JSON: {error}", "Write one object per line."
             ) from error
         if not isinstance(value, dict):
-            raise DataError(f"{self.path}, line {number} is not a JSON object.", "One object a line.")
+            raise DataError(f"{self.path}, line {number} is not a JSON object.", "Write one object per line.")
         return value
 
     def _records(self) -> Iterator[tuple[int, list[str]]]:
@@ -309,7 +309,7 @@ class TableFile:
         if len(record) != len(self.names):
             raise DataError(
                 f"{self.at(number)}: {len(record)} fields for {len(self.names)} columns.",
-                "Mend or drop the line; quote fields that contain the delimiter.",
+                "Fix or drop the line; quote fields that contain the delimiter.",
             )
 
     def _same_types(self, number: int, value: dict[str, object]) -> None:
@@ -354,7 +354,7 @@ def read_interactions(path: Path, keys: InteractionsConfig) -> InteractionTable:
     wanted = [name for name in (user, item, time or position, rating) if name]
     if len(set(wanted)) < len(wanted):
         raise DataError(
-            f"{path}: one column cannot serve twice ({', '.join(wanted)}).", "Name different columns."
+            f"{path}: one column cannot play two roles ({', '.join(wanted)}).", "Name different columns."
         )
     data = table.read(wanted, as_text=[user, item])
     users, user_ids = encode(table, user, data[user])
@@ -454,7 +454,7 @@ def numbers(table: TableFile, name: str, values: pa.ChunkedArray) -> np.ndarray:
         kind = values.type
     if values.null_count:
         row = int(np.flatnonzero(values.is_null().to_numpy())[0])
-        raise DataError(f"{table.place(row)}: {name} is empty.", _mend(name))
+        raise DataError(f"{table.place(row)}: {name} is empty.", _fix_hint(name))
     if pa.types.is_temporal(kind) and not pa.types.is_time(kind):
         micro = (
             values.cast(pa.timestamp("us", getattr(kind, "tz", None)), safe=False).cast(pa.int64()).to_numpy()
@@ -463,11 +463,11 @@ def numbers(table: TableFile, name: str, values: pa.ChunkedArray) -> np.ndarray:
     if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
         return values.cast(pa.int64()).to_numpy()
     if not pa.types.is_floating(kind):
-        raise DataError(f"{table.path}: {name} is {kind}, not a number or a date.", _mend(name))
+        raise DataError(f"{table.path}: {name} is {kind}, not a number or a date.", _fix_hint(name))
     found = values.cast(pa.float64()).to_numpy()
     if not np.isfinite(found).all():
         row = int(np.flatnonzero(~np.isfinite(found))[0])
-        raise DataError(f"{table.place(row)}: {name} is {found[row]}.", _mend(name))
+        raise DataError(f"{table.place(row)}: {name} is {found[row]}.", _fix_hint(name))
     return _whole(found)
 
 
@@ -482,14 +482,12 @@ def _parse(table: TableFile, name: str, values: pa.ChunkedArray) -> pa.ChunkedAr
             float(value)
         except (TypeError, ValueError):
             shown = f"{value!r}, not a number" if value else "empty"
-            raise DataError(f"{table.place(row)}: {name} is {shown}.", _mend(name)) from None
+            raise DataError(f"{table.place(row)}: {name} is {shown}.", _fix_hint(name)) from None
     raise AssertionError("pyarrow refuses numbers that Python reads")
 
 
-def _mend(name: str) -> str:
-    return (
-        f"Mend or drop the line, or name another column (dataset.KEY=COLUMN; {NONE!r} = do not use {name})."
-    )
+def _fix_hint(name: str) -> str:
+    return f"Fix or drop the line, or name another column (dataset.KEY=COLUMN; {NONE!r} = do not use {name})."
 
 
 def _whole(values: np.ndarray) -> np.ndarray:
@@ -504,7 +502,7 @@ def refuse_double_positions(table: TableFile, user: np.ndarray, when: np.ndarray
         row = int(order[np.flatnonzero(same)[0] + 1])
         raise DataError(
             f"{table.place(row)}: a user has two interactions at position {when[row]}.",
-            "Positions must differ inside a user; or name a column of times: dataset.time=COLUMN.",
+            "Positions must differ within a user; or name a column of times: dataset.time=COLUMN.",
         )
 
 
@@ -526,7 +524,7 @@ def read_items(path: Path, wanted: str = "") -> ItemTable:
         seen: set[str] = set()
         row = next(i for i, value in enumerate(ids) if value in seen or seen.add(value))
         raise DataError(
-            f"{table.place(row)}: the item {ids[row]!r} is described twice.", "Keep one of the rows."
+            f"{table.place(row)}: the item {ids[row]!r} is described twice.", "Keep only one of the rows."
         )
     return ItemTable(ids, columns, column(table, "title", "", required=False))
 

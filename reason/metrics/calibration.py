@@ -96,10 +96,10 @@ def quantile_above(scores: np.ndarray, share: float) -> float:
     return float(middle if middle < ordered[k - 1] else ordered[k])
 
 
-def steps_taken(measures: Tensor, threshold: float, least: int) -> Tensor:
+def steps_taken(measures: Tensor, threshold: float, min_steps: int) -> Tensor:
     """(n, K) measures after step 0..K-1 -> (n,) int64 steps that each example takes.
 
-    It stops after the first step from ``least`` on whose measure reaches the threshold; K where none does.
+    It stops after the first step from ``min_steps`` on whose measure reaches the threshold; K where none does.
     """
     import torch
 
@@ -107,27 +107,27 @@ def steps_taken(measures: Tensor, threshold: float, least: int) -> Tensor:
     if not K:
         return torch.zeros(len(measures), dtype=torch.int64)
     reached = measures >= threshold
-    reached[:, :least] = False
+    reached[:, :min_steps] = False
     return torch.where(reached.any(1), reached.float().argmax(1), K)
 
 
-def threshold_for_mean_steps(measures: Tensor, target: float, least: int) -> float:
+def threshold_for_mean_steps(measures: Tensor, target: float, min_steps: int) -> float:
     """The threshold at which examples take ``target`` steps on average, as nearly as they can.
 
     Mean steps do not fall as the threshold rises, so it is found by bisection over the measured values.
 
-    measures, least: see ``steps_taken``.
+    measures, min_steps: see ``steps_taken``.
     """
     import torch
 
-    values = measures[:, least:].flatten().unique()  # ascending
+    values = measures[:, min_steps:].flatten().unique()  # ascending
     if not len(values):
         return 0.0  # there is nothing to decide
     values = torch.cat([values, values[-1:] + 1])  # the last one is never reached
     low, high = 0, len(values) - 1  # the first threshold that spends at least the target lies in low..high
 
     def spent(i: int) -> float:
-        return float(steps_taken(measures, float(values[i]), least).float().mean())
+        return float(steps_taken(measures, float(values[i]), min_steps).float().mean())
 
     while low < high:
         middle = (low + high) // 2

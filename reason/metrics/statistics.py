@@ -76,7 +76,7 @@ class Difference:
     @property
     def distinguishable(self) -> bool:
         """Whether the interval leaves 0 out, and there are examples enough to say so."""
-        return (self.low > 0 or self.high < 0) and surest(self.n) < 0.05
+        return (self.low > 0 or self.high < 0) and smallest_p(self.n) < 0.05
 
 
 # --- one run ----------------------------------------------------------------------------------------
@@ -214,7 +214,7 @@ def paired_differences(
     for (value, draws), seeds in zip(found, counts, strict=True):
         low, high = np.nanquantile(draws, ((1 - level) / 2, (1 + level) / 2))
         tail = min(np.sum(draws <= 0), np.sum(draws >= 0))
-        p = min(1.0, max(2 * (1 + float(tail)) / (resamples + 1), surest(len(tables[0]))))
+        p = min(1.0, max(2 * (1 + float(tail)) / (resamples + 1), smallest_p(len(tables[0]))))
         differences.append(Difference(value, float(low), float(high), p, len(tables[0]), seeds))
     return differences
 
@@ -236,7 +236,7 @@ def blend(parts: Sequence[tuple[float | np.ndarray, ExampleScores]]) -> ExampleS
     return ExampleScores(first.id, up, down)
 
 
-def surest(n: int) -> float:
+def smallest_p(n: int) -> float:
     """The least p value that ``n`` examples can give: that all of them lie on one side happens by chance in so many cases.
 
     A bootstrap knows no such bound: one example, drawn again and again, never differs from itself.

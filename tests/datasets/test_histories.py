@@ -165,7 +165,7 @@ def test_exact_repeats_count_once_and_other_repeats_stay(files):
 
 
 def test_one_user_or_no_cases(files):
-    with pytest.raises(DataError, match="one user only"):
+    with pytest.raises(DataError, match="only one user"):
         files.load([r for r in ROWS if r[0] == "ann"])
     with pytest.raises(DataError, match="at least 3 interactions"):
         files.load([("a", "x", 1), ("b", "y", 2), ("b", "x", 3)])
