@@ -32,10 +32,10 @@ from torch import Tensor
 from reason.backbones.config import SasrecConfig
 from reason.backbones.encoder import SequenceEncoder
 from reason.methods.latent.calibrate import fit_router
-from reason.methods.latent.candidates import Catalogue
 from reason.methods.latent.config import FEATURES, LatentConfig
-from reason.methods.latent.policy import LESS_IS_SURER, Measure, Policy, Stop, features, solve
-from reason.methods.latent.serve import Reasoning, serve
+from reason.methods.latent.policy import DepthPolicy, Measure, PolicyTest, features, rising
+from reason.methods.latent.reasoning import ItemEmbeddings, Reasoning, run_steps
+from reason.metrics.calibration import threshold_for_mean_steps
 
 TARGETS = {1: 0.8, 256: 0.6}
 STEPS, LAYERS, LENGTH, MEAN = 6, 4, 50, 2.0
@@ -70,10 +70,10 @@ def main() -> int:
     )
     held: dict[str, dict[str, float]] = {}
     with torch.inference_mode():
-        catalogue = Catalogue.of(model)
+        embeddings = ItemEmbeddings.of(model)
 
         def start(rows: slice, depth: int) -> Reasoning:
-            return Reasoning(config, model, catalogue, items[rows], length[rows], depth)
+            return Reasoning(config, model, embeddings, items[rows], length[rows], depth)
 
         policies = {name: fit(name, lambda: start(slice(0, 256), STEPS)) for name in (*TESTS, "router")}
         log_counts = torch.zeros(args.items)
@@ -86,7 +86,7 @@ def main() -> int:
             kept = [[(k.clone(), v.clone()) for k, v in run.thought.items] for run in encoded]
 
             def answer(
-                policy: Policy | None,
+                policy: DepthPolicy | None,
                 depth: int,
                 encoded: list[Reasoning] = encoded,
                 kept: list[list[tuple[Tensor, Tensor]]] = kept,
@@ -101,10 +101,10 @@ def main() -> int:
                     run = copy.copy(first)
                     run.thought, run.depth = replace(first.thought), depth
                     begin = time.thread_time()  # the one thread's own time: neighbours do not count
-                    test = Stop(policy, log_counts) if policy else None
-                    served = serve(run, test, compact=args.compact)
+                    test = PolicyTest(policy, log_counts) if policy else None
+                    output = run_steps(run, test, compact=args.compact)
                     took += time.thread_time() - begin
-                    spent += float(served.depth.sum())
+                    spent += float(output.depth.sum())
                 return spent, took
 
             calls: dict[str, Callable[[], tuple[float, float]]] = {
@@ -134,27 +134,27 @@ def main() -> int:
     return 0 if result["holds"] else 1
 
 
-def fit(name: str, start: Callable[[], Reasoning]) -> Policy:
+def fit(name: str, start: Callable[[], Reasoning]) -> DepthPolicy:
     """The policy whose requests take ``MEAN`` steps on average, on the very requests that are timed."""
-    policy = Policy(name, 0.0, 0 if name == "router" else 1, [1.0] * (STEPS + 1), 200)
+    policy = DepthPolicy(name, 0.0, 0 if name == "router" else 1, [1.0] * (STEPS + 1), 200)
     run = start()
     if name == "router":
-        measure = Measure(policy, torch.zeros(len(run.catalogue)))
+        measure = Measure(policy, torch.zeros(len(run.embeddings)))
         x = features(list(FEATURES), measure, run).double().numpy()
         gain = np.random.default_rng(0).normal(size=len(x)) + (x[:, 4] - x[:, 4].mean()) / (
             x[:, 4].std() + 1e-9
         )
         router = fit_router(list(FEATURES), x, gain)
         score = (x - router.mean) / router.scale @ np.array(router.weight)
-        bar = solve(torch.from_numpy(-score - router.bias)[:, None], MEAN / STEPS, 0)
-        return replace(policy, threshold=bar, router=router)
+        threshold = threshold_for_mean_steps(torch.from_numpy(-score - router.bias)[:, None], MEAN / STEPS, 0)
+        return replace(policy, threshold=threshold, router=router)
     measure = Measure(policy)
     columns = [torch.full((len(run.items),), -torch.inf)]
     for _ in range(1, STEPS):
         run.step()
         columns.append(measure(run))
-    bar = solve(torch.stack(columns, 1), MEAN, 1)
-    return replace(policy, threshold=-bar if name in LESS_IS_SURER else bar)
+    threshold = threshold_for_mean_steps(torch.stack(columns, 1), MEAN, 1)
+    return replace(policy, threshold=rising(name, threshold))
 
 
 def report(

@@ -32,12 +32,12 @@ from reason.methods.mor.cache import MoRCache
 from reason.methods.mor.config import MorConfig
 from reason.methods.mor.decode import extend, prefill, step
 from reason.methods.mor.generate import Generation, Request
-from reason.methods.mor.judge import quantile_above
 from reason.methods.mor.network import MixtureOfRecursions
 from reason.methods.mor.pace import Pace, score
 from reason.methods.mor.packed import Part, begin, finish, recurse
 from reason.methods.mor.routes import Above, Known
 from reason.methods.mor.scheduler import Scheduler
+from reason.metrics.calibration import quantile_above
 
 RECURSIONS, VOCAB = 3, 2048
 LATENCY, SHARE, BYTES = 0.15, 0.85, 0.01  # targets

@@ -36,12 +36,13 @@ from reason.backbones.decoder import RecursiveDecoder
 from reason.methods.base import Step
 from reason.methods.mor.config import MorConfig
 from reason.methods.mor.flops import balanced
-from reason.methods.mor.judge import cost, quantile_above
+from reason.methods.mor.judge import cost
 from reason.methods.mor.method import sizes
 from reason.methods.mor.network import MixtureOfRecursions, Routed, Scored
 from reason.methods.mor.objective import losses, router_losses, training_route
 from reason.methods.mor.routes import Above, Route, TopK
 from reason.methods.mor.taken import Taken
+from reason.metrics.calibration import quantile_above
 
 RECURSIONS, BATCH, VOCAB = 3, 2, 4096
 TARGET = 0.9

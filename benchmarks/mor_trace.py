@@ -21,10 +21,10 @@ import torch
 from reason.backbones.config import RecursiveConfig
 from reason.backbones.decoder import RecursiveDecoder
 from reason.methods.mor.config import MorConfig
-from reason.methods.mor.judge import quantile_above
 from reason.methods.mor.network import MixtureOfRecursions
 from reason.methods.mor.routes import Above
 from reason.methods.mor.trace import RoutingTrace, trace
+from reason.metrics.calibration import quantile_above
 
 TARGET = 1.03
 RECURSIONS, VOCAB = 3, 4096

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from pyarrow import feather
 
-from reason.metrics.statistics import Rows, holm, paired_differences
+from reason.metrics.statistics import ExampleScores, holm, paired_differences
 from reason.reports.frame import read_rows
 from reason.tracking.folder import RunFolder
 
@@ -187,7 +187,7 @@ def _told(entry: dict[str, Any], metric: str) -> dict[str, Any]:
     return entry["accuracy"] if entry["accuracy"]["name"] == metric else entry["metrics"][metric]
 
 
-def _rows(of: dict[int, RunFolder], metric: str) -> dict[int, Rows]:
+def _rows(of: dict[int, RunFolder], metric: str) -> dict[int, ExampleScores]:
     return {s: read_rows(run / _last(run)["rows"], _told(_last(run), metric)) for s, run in of.items()}
 
 

@@ -1,9 +1,10 @@
 """Where examples come from: cards of the datasets that ship, light enough for ``--help``.
 
 The work is elsewhere. ``fetch`` brings files, ``tables`` reads them. Interactions: ``histories`` cleans and
-splits, ``sequences`` is the view that sequential recommenders read. Text: ``documents`` cleans and splits what
-``stdlib``, ``textfiles`` and ``hubtext`` find; ``arithmetic`` and ``tasks`` generate; ``packing`` is what
-language models read.
+splits, ``sequences`` is the view that sequential recommenders read, ``catalogue`` holds the items that they answer
+with, ``requests`` is what they are asked. Text: ``documents`` cleans and splits what ``stdlib``, ``textfiles`` and
+``hubtext`` find; ``arithmetic`` and ``tasks`` generate; ``packing`` is what language models read. ``subsets``
+takes parts of the examples of either.
 """
 
 from __future__ import annotations

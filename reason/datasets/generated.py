@@ -39,7 +39,7 @@ def distinct(
                 repeats += 1
                 if repeats == PATIENCE:
                     raise DataError(
-                        f"{keys.name}: there are hardly more than {len(seen):,} different examples of these "
+                        f"{keys.name}: there are few more than {len(seen):,} different examples of these "
                         f"sizes; {wanted:,} are asked for under dataset.{split}_documents.",
                         "Ask for fewer documents, or make them larger.",
                     )

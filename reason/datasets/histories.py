@@ -27,8 +27,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reason.datasets import tables
+from reason.datasets.catalogue import Catalogue
 from reason.datasets.config import InteractionKeys, InteractionsConfig
-from reason.datasets.tables import ItemTable, Rows
+from reason.datasets.tables import InteractionTable, ItemTable
 from reason.errors import ConfigError, DataError, nearest
 
 if TYPE_CHECKING:
@@ -76,9 +77,14 @@ class Interactions:
         """(N,) int64: how often each item occurs in training."""
         return np.bincount(self.items[in_train(self.offsets, self.train_end)], minlength=len(self.item_ids))
 
+    @property
+    def catalogue(self) -> Catalogue:
+        """The items, with how often each occurs in training."""
+        return Catalogue(self.item_ids, self.item_text, self.item_fields, self.train_counts)
+
     def sequences(self, length: int) -> SequenceSplits:
         """The view of sequential recommendation: inputs of at most ``length`` items."""
-        from reason.datasets.sequences import view
+        from reason.datasets.sequences import view  # brings torch, which cleaning and splitting do without
 
         return view(self, length)
 
@@ -116,7 +122,7 @@ def load(config: InteractionsConfig, offline: bool = False) -> Interactions:
 
 
 def build(
-    rows: Rows, keys: InteractionKeys, item_table: ItemTable | None = None, text: str = ""
+    rows: InteractionTable, keys: InteractionKeys, item_table: ItemTable | None = None, text: str = ""
 ) -> Interactions:
     """Clean, order and split ``rows`` by the rules at the head of this module.
 
@@ -128,7 +134,7 @@ def build(
     offsets = np.concatenate([[0], np.cumsum(np.bincount(rows.user))])
     if keys.split == "leave_one_out" and (short := int((np.diff(offsets) < 3).sum())):
         notes.append(
-            f"{short:,} of {len(offsets) - 1:,} users have fewer than 3 interactions and only train."
+            f"{short:,} of {len(offsets) - 1:,} users have fewer than 3 interactions and are only trained on."
         )
     train_end, valid, test, borders = _split(rows, keys, offsets)
     seen = np.zeros(len(rows.item_ids), bool)
@@ -194,7 +200,7 @@ def build(
     return data
 
 
-def _clean(rows: Rows, keys: InteractionKeys, notes: list[str]) -> Rows:
+def _clean(rows: InteractionTable, keys: InteractionKeys, notes: list[str]) -> InteractionTable:
     """Rows by user and time, what the keys exclude taken out, users renumbered without gaps."""
     order = _ordered(rows, keys.tie_seed)
     rows = rows if order is None else rows.take(order)
@@ -221,7 +227,7 @@ def _clean(rows: Rows, keys: InteractionKeys, notes: list[str]) -> Rows:
     user, user_ids = _compact(rows.user, rows.user_ids)
     if len(user_ids) < 2:
         raise DataError(
-            f"{rows.source} holds one user only ({user_ids[0]!r}).",
+            f"{rows.source} holds only one user ({user_ids[0]!r}).",
             "At least two users are needed; is dataset.user the right column?",
         )
     if rows.clock == "time" and (tied := _tied(user, rows.when)).any():
@@ -233,13 +239,13 @@ def _clean(rows: Rows, keys: InteractionKeys, notes: list[str]) -> Rows:
 
 
 def _drop_cold(
-    rows: Rows,
+    rows: InteractionTable,
     cold: np.ndarray,
     offsets: np.ndarray,
     train_end: np.ndarray,
     valid: np.ndarray,
     test: np.ndarray,
-) -> tuple[Rows, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[InteractionTable, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """End each user's rows before the first cold one; users without rows go. The other arrays follow."""
     before = np.concatenate([[0], np.cumsum(cold)])  # cold rows before each row
     keep = before[1:] == np.repeat(before[offsets[:-1]], np.diff(offsets))
@@ -255,7 +261,7 @@ def _drop_cold(
     )
 
 
-def _ordered(rows: Rows, seed: int) -> np.ndarray | None:
+def _ordered(rows: InteractionTable, seed: int) -> np.ndarray | None:
     """The order of rows by user, time and tie, or None if they stand in it."""
     user, when = rows.user, rows.when
     step = np.diff(user)
@@ -305,7 +311,7 @@ def k_core(user: np.ndarray, item: np.ndarray, keep: np.ndarray, min_user: int, 
 
 
 def _split(
-    rows: Rows, keys: InteractionKeys, offsets: np.ndarray
+    rows: InteractionTable, keys: InteractionKeys, offsets: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[float, float]]:
     """train_end (U,), target rows of validation and test, and the two borders of a time split."""
     start, end = offsets[:-1], offsets[1:]

@@ -52,7 +52,7 @@ def load(config: HubTextConfig, offline: bool = False) -> TextData:
         if offline:
             raise DataError(
                 f"{config.id} is not in the cache ({folder}) and --offline forbids fetching it.",
-                "Once with a network, leave --offline out. Or copy that folder from a machine that has it.",
+                "Run once with a network and without --offline. Or copy that folder from a machine that has it.",
             )
         _keep(config, folder)
     try:
@@ -127,7 +127,7 @@ def _fetched(config: HubTextConfig) -> tuple[Documents, str]:
     except Exception as error:  # of many libraries below, which share no base class
         said = " ".join(str(error).split())[:400]
         raise DataError(
-            f"{config.id} cannot be had: {type(error).__name__}: {said}",
+            f"{config.id} could not be fetched: {type(error).__name__}: {said}",
             "Check dataset.id, config, split and revision, and the network; a gated dataset needs "
             "`hf auth login`. Files of your own: dataset=text dataset.path=PATH",
         ) from error

@@ -12,7 +12,7 @@ import numpy as np
 from reason.datasets import fetch, tables
 from reason.datasets.config import InteractionsConfig, MovieLens100KConfig
 from reason.datasets.histories import Interactions, build
-from reason.datasets.tables import ItemTable, Rows
+from reason.datasets.tables import InteractionTable, ItemTable
 from reason.errors import DataError
 
 COUNTS = (943, 1682, 100_000)  # users, films, ratings
@@ -42,7 +42,7 @@ def load(config: MovieLens100KConfig, offline: bool = False) -> Interactions:
     return build(rows, config, films)
 
 
-def read(folder: Path) -> tuple[Rows, ItemTable]:
+def read(folder: Path) -> tuple[InteractionTable, ItemTable]:
     """The ratings and films in ``folder``, which holds ml-100k.inter and .item, or u.data and u.item."""
     if (folder / "ml-100k.inter").is_file():
         films = tables.read_items(folder / "ml-100k.item")
@@ -59,7 +59,7 @@ def read(folder: Path) -> tuple[Rows, ItemTable]:
             return _ratings(folder / "u.data"), _films(folder / "u.item")
         except (ValueError, OSError) as error:
             raise DataError(
-                f"{folder} cannot be read: {error}", "Unpack u.data and u.item of ml-100k.zip anew."
+                f"{folder} cannot be read: {error}", "Unpack u.data and u.item of ml-100k.zip again."
             ) from error
     raise DataError(
         f"{folder} is not a folder of MovieLens 100K.",
@@ -67,7 +67,7 @@ def read(folder: Path) -> tuple[Rows, ItemTable]:
     )
 
 
-def _ratings(path: Path) -> Rows:
+def _ratings(path: Path) -> InteractionTable:
     """GroupLens's u.data: user, item, rating, time by tabs, no header."""
     user, item, rating, time = np.loadtxt(path, dtype=np.int64, delimiter="\t", unpack=True)
     coded = []
@@ -75,7 +75,9 @@ def _ratings(path: Path) -> Rows:
         unique, codes = np.unique(ids, return_inverse=True)
         coded.append(tables.canonical(codes, [str(i) for i in unique]))
     (users, user_ids), (items, item_ids) = coded
-    return Rows(users, items, user_ids, item_ids, time, "time", rating.astype(np.float32), str(path))
+    return InteractionTable(
+        users, items, user_ids, item_ids, time, "time", rating.astype(np.float32), str(path)
+    )
 
 
 def _films(path: Path) -> ItemTable:

@@ -10,6 +10,7 @@ levels are known.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -202,6 +203,13 @@ class Cases:
         found = _gather(self._stream, self._level, start, length, int(length.max(initial=0)), self._eos)
         return {**found, "length": torch.from_numpy(length), "case": torch.from_numpy(case)}
 
+    def take(self, index: np.ndarray) -> Cases:
+        """The documents at ``index`` (positions, or a mask (n,) of bool) alone; all else stays, levels too."""
+        part = copy.copy(self)
+        for column in ("id", "bytes", "tokens", "windows", "_first"):
+            setattr(part, column, getattr(self, column)[index])
+        return part
+
     def batches(self, index: np.ndarray, windows: int) -> Iterator[np.ndarray]:
         """``index`` in runs whose documents take at most ``windows`` rows together, at least one document each."""
         index = np.asarray(index)
@@ -236,7 +244,7 @@ def _refuse(data: Encoded, context: int, least: int = 0) -> None:
     if found < wanted:
         raise DataError(
             f"The documents hold {found:,} tokens, fewer than one window takes ({wanted:,}).",
-            "Give it more text, or a smaller backbone.context.",
+            "Add text, or set a smaller backbone.context.",
         )
 
 

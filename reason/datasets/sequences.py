@@ -11,26 +11,46 @@ one row and each transition of the training part is a target exactly once.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from reason.datasets.histories import Interactions
+from reason.datasets.catalogue import Catalogue
 from reason.errors import ConfigError, DataError, nearest
 
 IGNORE = -100  # target where there is none; torch's cross_entropy skips it
 POOL = 64  # batches that are sorted by length together in ``order``
 
 
+class Histories(Protocol):
+    """What the view reads of interactions (see ``reason.datasets.histories.Interactions``)."""
+
+    items: np.ndarray  # (M,) item codes, by user, inside a user by time
+    offsets: np.ndarray  # (U + 1,) where the rows of each user begin
+    train_end: np.ndarray  # (U,) where those that are training end
+    valid_rows: np.ndarray  # (V,) rows that are validation targets
+    test_rows: np.ndarray  # (C,) rows that are test targets
+    user_ids: list[str]
+    stride: int  # rows between training windows; 0 = the length of a window
+    candidates: str  # who is ranked: "all" items, or the "unseen" ones
+    info: dict[str, Any]
+
+    @property
+    def catalogue(self) -> Catalogue: ...
+
+
 class _Runs:
     """Examples that are runs of consecutive rows: ``start`` (n,) and ``length`` (n,) of the inputs."""
 
-    def __init__(self, data: Interactions, start: np.ndarray, length: np.ndarray, user: np.ndarray):
-        self.num_items = len(data.item_ids)
+    def __init__(
+        self, data: Histories, num_items: int, start: np.ndarray, length: np.ndarray, user: np.ndarray
+    ):
+        self.num_items = num_items
         self.start = start  # (n,) int64
         self.length = length  # (n,) int64
         self.user = user  # (n,) int64 user codes
@@ -61,7 +81,7 @@ class _Runs:
         return self._rows[row], real
 
 
-class Windows(_Runs):
+class SequenceWindows(_Runs):
     """Training examples."""
 
     def batch(self, index: np.ndarray) -> dict[str, Tensor]:
@@ -81,8 +101,14 @@ class Windows(_Runs):
             "user": torch.from_numpy(self.user[index]),
         }
 
+    def transitions(self) -> tuple[np.ndarray, np.ndarray]:
+        """(items, the items that followed them), both (n,) int64: every input and its target."""
+        row = np.repeat(self.start, self.length)
+        row += np.arange(len(row)) - np.repeat(np.cumsum(self.length) - self.length, self.length)
+        return self._rows[row], self._rows[row + 1]
 
-class Cases(_Runs):
+
+class SequenceCases(_Runs):
     """Validation or test examples: a history and the one item that came next.
 
     id: (n,) str, the user's id where each user has one case, else "user@history".
@@ -90,11 +116,12 @@ class Cases(_Runs):
     target: (n,) int64 item codes.
     """
 
-    def __init__(self, data: Interactions, rows: np.ndarray, length: int):
+    def __init__(self, data: Histories, num_items: int, rows: np.ndarray, length: int):
         user = np.searchsorted(data.offsets, rows, side="right") - 1
         first = data.offsets[user]
         start = np.maximum(first, rows - length)
-        super().__init__(data, start, rows - start, user)
+        super().__init__(data, num_items, start, rows - start, user)
+        self.candidates = data.candidates
         self.history = rows - first
         self.target = self._rows[rows]
         self._first = first
@@ -125,10 +152,27 @@ class Cases(_Runs):
             "user": torch.from_numpy(self.user[index]),
         }
 
+    def take(self, index: np.ndarray) -> SequenceCases:
+        """The cases at ``index`` (positions, or a mask (n,) of bool) alone, named as they are here."""
+        part = copy.copy(self)
+        for column in ("start", "length", "user", "history", "target", "id", "_first"):
+            setattr(part, column, getattr(self, column)[index])
+        return part
+
+    def excluded(self, index: np.ndarray) -> tuple[Tensor, Tensor] | None:
+        """(rows, items), both (k,) int64: what is no candidate for each case; None where all items are.
+
+        ``scores[rows, items] = -inf`` masks them. By ``dataset.candidates``: nothing, or what was seen.
+        """
+        if self.candidates == "all":
+            return None
+        rows, items = self.seen(index)
+        return torch.from_numpy(rows), torch.from_numpy(items)
+
     def seen(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(rows, items), both (k,) int64: every item in the whole history of each case.
 
-        ``scores[rows, items] = -inf`` masks them. Items repeat where the history repeats them.
+        Items repeat where the history repeats them.
         """
         index = np.asarray(index)
         count = self.history[index]
@@ -156,33 +200,30 @@ class Cases(_Runs):
 
 @dataclass
 class SequenceSplits:
-    """What a sequential recommender trains on and is judged by. PAD is ``num_items``."""
+    """What a sequential recommender trains on and is judged by."""
 
-    train: Windows
-    valid: Cases
-    test: Cases
-    num_items: int
+    train: SequenceWindows
+    valid: SequenceCases
+    test: SequenceCases
+    catalogue: Catalogue
     length: int  # most items of an input
-    item_ids: list[str]
-    item_text: list[str]
-    item_fields: dict[str, list[str]]
-    train_counts: np.ndarray  # (N,) int64, occurrences in training
     info: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def fit(self) -> Cases:
+    def fit(self) -> SequenceCases:
         return self.valid
 
     @property
     def pad(self) -> int:
-        return self.num_items
+        """The code that pads sequences: N, the number of items."""
+        return len(self.catalogue)
 
     def find(self, user_id: str) -> int:
         """Index into ``test`` of the (last) case of a user. Raises DataError, with the nearest id."""
         return self.test.find(user_id)
 
 
-def view(data: Interactions, length: int) -> SequenceSplits:
+def view(data: Histories, length: int) -> SequenceSplits:
     """Cut ``data`` into windows and cases of at most ``length`` inputs.
 
     Raises:
@@ -197,24 +238,23 @@ def view(data: Interactions, length: int) -> SequenceSplits:
             f"dataset.stride={stride} is larger than the length {length}, so transitions would be skipped.",
             f"Set it to 0 (= {length}, each transition once) or to 1..{length}.",
         )
-    train = Windows(data, *windows(data.offsets[:-1], data.train_end, length, stride))
+    catalogue = data.catalogue
+    train = SequenceWindows(data, len(catalogue), *windows(data.offsets[:-1], data.train_end, length, stride))
     if not len(train):
         raise DataError(
             "No user has two training interactions, so there is no transition to learn.",
-            "Use dataset.split=leave_one_out, or move the borders of the time split.",
+            "Use dataset.split=leave_one_out, or move the boundaries of the time split.",
         )
-    valid, test = Cases(data, data.valid_rows, length), Cases(data, data.test_rows, length)
+    valid, test = (
+        SequenceCases(data, len(catalogue), rows, length) for rows in (data.valid_rows, data.test_rows)
+    )
     info = {**data.info, "length": length, "windows": len(train), "transitions": int(train.length.sum())}
     return SequenceSplits(
         train=train,
         valid=valid,
         test=test,
-        num_items=len(data.item_ids),
+        catalogue=catalogue,
         length=length,
-        item_ids=data.item_ids,
-        item_text=data.item_text,
-        item_fields=data.item_fields,
-        train_counts=data.train_counts,
         info=info,
     )
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from reason.datasets.config import SyntheticConfig
 from reason.datasets.histories import Interactions, build
-from reason.datasets.tables import ItemTable, Rows
+from reason.datasets.tables import InteractionTable, ItemTable
 
 FOLLOW = 0.5  # chance to go on to the next item of the ring
 DRIFT = 0.08  # chance that the interest moves to a neighbouring category before a step
@@ -39,7 +39,7 @@ def load(config: SyntheticConfig, offline: bool = False) -> Interactions:
     return build(generate(config), config, items(config))
 
 
-def generate(config: SyntheticConfig) -> Rows:
+def generate(config: SyntheticConfig) -> InteractionTable:
     """All interactions of the world. Time runs over steps; each step moves all users at once."""
     rng = np.random.default_rng(config.seed)
     users, count, kinds = config.users, config.items, config.categories
@@ -64,7 +64,7 @@ def generate(config: SyntheticConfig) -> Rows:
         rows.append(np.stack([alive, (place * kinds + interest)[alive], clock[alive], rating[alive]]))
     user, item, when, stars = np.concatenate(rows, axis=1)
     seen = np.bincount(item, minlength=count) > 0
-    return Rows(
+    return InteractionTable(
         user=user,
         item=(np.cumsum(seen) - 1)[item],
         user_ids=[f"u{u:0{len(str(users - 1))}d}" for u in range(users)],

@@ -46,7 +46,7 @@ NONE = "-"  # the value of a column key that says there is no such column
 
 
 @dataclass
-class Rows:
+class InteractionTable:
     """Interactions as read, one entry each; nothing is cleaned yet.
 
     Codes count from 0 in the order of the ids (short before long, then by alphabet, which puts
@@ -62,7 +62,7 @@ class Rows:
     rating: np.ndarray | None  # (M,) float32
     source: str  # for messages
 
-    def take(self, index: np.ndarray) -> Rows:
+    def take(self, index: np.ndarray) -> InteractionTable:
         """The rows at ``index`` (positions or a mask); codes and ids stay."""
         rating = None if self.rating is None else self.rating[index]
         return replace(
@@ -115,7 +115,7 @@ def find_table(path: str | Path, stems: tuple[str, ...], what: str) -> Path:
         )
     if suffix(path) not in FORMATS:
         raise DataError(
-            f"{path.name}: the format {suffix(path) or 'without suffix'} is unknown.",
+            f"{path.name}: {f'{suffix(path)} is not a known format' if suffix(path) else 'a file needs a suffix that tells its format'}.",
             f"Known: {', '.join(FORMATS)}, each also with {', '.join(COMPRESSED)}.",
         )
     return path
@@ -139,7 +139,7 @@ def tables_in(folder: Path, stems: tuple[str, ...]) -> list[Path]:
 # --- reading ------------------------------------------------------------------------------------------
 
 
-class Table:
+class TableFile:
     """One file, opened: its column names are known, its columns are read on demand.
 
     Args:
@@ -159,7 +159,7 @@ class Table:
             self.names = self._names()
         except (OSError, UnicodeDecodeError, pa.ArrowInvalid) as error:
             raise DataError(
-                f"{path} cannot be read: {error}", "Is it whole, and UTF-8 text if it is text?"
+                f"{path} cannot be read: {error}", "Is the file complete, and is its text in UTF-8?"
             ) from error
         twice = {n for n in self.names if self.names.count(n) > 1}
         if twice:
@@ -181,7 +181,7 @@ class Table:
         return [name.rpartition(":")[0] if name.endswith(kinds) else name.strip() for name in raw]
 
     def _empty(self) -> DataError:
-        return DataError(f"{self.path} is empty.", f"It should hold one {self.row} a line under a header.")
+        return DataError(f"{self.path} is empty.", f"It should hold a header, then one {self.row} per line.")
 
     def read(self, columns: list[str], as_text: list[str]) -> pa.Table:
         """The named columns; those in ``as_text`` are not guessed to be numbers or dates.
@@ -198,10 +198,10 @@ class Table:
                 table = self._read_text(columns, as_text)
         except (pa.ArrowInvalid, pa.ArrowKeyError, OSError) as error:
             self._explain()
-            raise DataError(f"{self.path} cannot be read: {error}", "Is it whole?") from error
+            raise DataError(f"{self.path} cannot be read: {error}", "Is the file complete?") from error
         if table.num_rows == 0:
             raise DataError(
-                f"{self.path} has a header but no rows.", f"It should hold one {self.row} a line."
+                f"{self.path} has a header but no rows.", f"It should hold one {self.row} per line."
             )
         return table
 
@@ -258,7 +258,7 @@ class Table:
                     yield number, [record[i] for i in place]
         except (pa.ArrowException, OSError, UnicodeDecodeError, csv.Error) as error:
             raise DataError(
-                f"{self.path} cannot be read: {error}", "Is it whole, and UTF-8 text if it is text?"
+                f"{self.path} cannot be read: {error}", "Is the file complete, and is its text in UTF-8?"
             ) from error
 
     def _lines(self) -> Iterator[str]:
@@ -273,10 +273,10 @@ class Table:
             value = json.loads(line)
         except json.JSONDecodeError as error:
             raise DataError(
-                f"{self.path}, line {number} is not JSON: {error}", "One object a line."
+                f"{self.path}, line {number} is not JSON: {error}", "Write one object per line."
             ) from error
         if not isinstance(value, dict):
-            raise DataError(f"{self.path}, line {number} is not a JSON object.", "One object a line.")
+            raise DataError(f"{self.path}, line {number} is not a JSON object.", "Write one object per line.")
         return value
 
     def _records(self) -> Iterator[tuple[int, list[str]]]:
@@ -309,7 +309,7 @@ class Table:
         if len(record) != len(self.names):
             raise DataError(
                 f"{self.at(number)}: {len(record)} fields for {len(self.names)} columns.",
-                "Mend or drop the line; quote fields that contain the delimiter.",
+                "Fix or drop the line; quote fields that contain the delimiter.",
             )
 
     def _same_types(self, number: int, value: dict[str, object]) -> None:
@@ -339,13 +339,13 @@ class Table:
 # --- interactions -------------------------------------------------------------------------------------
 
 
-def read_interactions(path: Path, keys: InteractionsConfig) -> Rows:
+def read_interactions(path: Path, keys: InteractionsConfig) -> InteractionTable:
     """The interactions in the file ``path``, its columns named by ``keys`` or found.
 
     Raises:
         DataError: a column is missing, or a value is absent or not what it should be (with its line).
     """
-    table = Table(path)
+    table = TableFile(path)
     user = column(table, "user", keys.user)
     item = column(table, "item", keys.item)
     time = column(table, "time", keys.time, required=False)
@@ -354,7 +354,7 @@ def read_interactions(path: Path, keys: InteractionsConfig) -> Rows:
     wanted = [name for name in (user, item, time or position, rating) if name]
     if len(set(wanted)) < len(wanted):
         raise DataError(
-            f"{path}: one column cannot serve twice ({', '.join(wanted)}).", "Name different columns."
+            f"{path}: one column cannot play two roles ({', '.join(wanted)}).", "Name different columns."
         )
     data = table.read(wanted, as_text=[user, item])
     users, user_ids = encode(table, user, data[user])
@@ -366,10 +366,10 @@ def read_interactions(path: Path, keys: InteractionsConfig) -> Rows:
     ratings = numbers(table, rating, data[rating]).astype(np.float32) if rating else None
     if clock == "position":
         refuse_double_positions(table, users, when)
-    return Rows(users, items, user_ids, item_ids, when, clock, ratings, str(path))
+    return InteractionTable(users, items, user_ids, item_ids, when, clock, ratings, str(path))
 
 
-def column(table: Table, role: str, wanted: str, required: bool = True) -> str:
+def column(table: TableFile, role: str, wanted: str, required: bool = True) -> str:
     """The name of the column that plays ``role``: as wanted, else by its usual names, else ''."""
     return choose(table.names, str(table.path), role, wanted, required)
 
@@ -404,8 +404,8 @@ def choose(names: list[str], where: str, role: str, wanted: str, required: bool 
     )
 
 
-def encode(table: Table, name: str, values: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
-    """Codes (M,) int64 and the ids they stand for, in the order described at ``Rows``."""
+def encode(table: TableFile, name: str, values: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
+    """Codes (M,) int64 and the ids they stand for, in the order described at ``InteractionTable``."""
     if pa.types.is_dictionary(values.type) and not pa.types.is_string(values.type.value_type):
         values = values.cast(values.type.value_type)
     if pa.types.is_floating(values.type):
@@ -440,7 +440,7 @@ def canonical(codes: np.ndarray, ids: list[str]) -> tuple[np.ndarray, list[str]]
     return rank[codes], [ids[i] for i in order]
 
 
-def numbers(table: Table, name: str, values: pa.ChunkedArray) -> np.ndarray:
+def numbers(table: TableFile, name: str, values: pa.ChunkedArray) -> np.ndarray:
     """(M,) int64 where all are whole, else float64. Dates become seconds since 1970.
 
     Raises:
@@ -454,7 +454,7 @@ def numbers(table: Table, name: str, values: pa.ChunkedArray) -> np.ndarray:
         kind = values.type
     if values.null_count:
         row = int(np.flatnonzero(values.is_null().to_numpy())[0])
-        raise DataError(f"{table.place(row)}: {name} is empty.", _mend(name))
+        raise DataError(f"{table.place(row)}: {name} is empty.", _fix_hint(name))
     if pa.types.is_temporal(kind) and not pa.types.is_time(kind):
         micro = (
             values.cast(pa.timestamp("us", getattr(kind, "tz", None)), safe=False).cast(pa.int64()).to_numpy()
@@ -463,15 +463,15 @@ def numbers(table: Table, name: str, values: pa.ChunkedArray) -> np.ndarray:
     if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
         return values.cast(pa.int64()).to_numpy()
     if not pa.types.is_floating(kind):
-        raise DataError(f"{table.path}: {name} is {kind}, not a number or a date.", _mend(name))
+        raise DataError(f"{table.path}: {name} is {kind}, not a number or a date.", _fix_hint(name))
     found = values.cast(pa.float64()).to_numpy()
     if not np.isfinite(found).all():
         row = int(np.flatnonzero(~np.isfinite(found))[0])
-        raise DataError(f"{table.place(row)}: {name} is {found[row]}.", _mend(name))
+        raise DataError(f"{table.place(row)}: {name} is {found[row]}.", _fix_hint(name))
     return _whole(found)
 
 
-def _parse(table: Table, name: str, values: pa.ChunkedArray) -> pa.ChunkedArray:
+def _parse(table: TableFile, name: str, values: pa.ChunkedArray) -> pa.ChunkedArray:
     for kind in (pa.int64(), pa.float64(), pa.timestamp("us")):
         try:
             return values.cast(kind)
@@ -482,14 +482,12 @@ def _parse(table: Table, name: str, values: pa.ChunkedArray) -> pa.ChunkedArray:
             float(value)
         except (TypeError, ValueError):
             shown = f"{value!r}, not a number" if value else "empty"
-            raise DataError(f"{table.place(row)}: {name} is {shown}.", _mend(name)) from None
+            raise DataError(f"{table.place(row)}: {name} is {shown}.", _fix_hint(name)) from None
     raise AssertionError("pyarrow refuses numbers that Python reads")
 
 
-def _mend(name: str) -> str:
-    return (
-        f"Mend or drop the line, or name another column (dataset.KEY=COLUMN; {NONE!r} = do not use {name})."
-    )
+def _fix_hint(name: str) -> str:
+    return f"Fix or drop the line, or name another column (dataset.KEY=COLUMN; {NONE!r} = do not use {name})."
 
 
 def _whole(values: np.ndarray) -> np.ndarray:
@@ -497,14 +495,14 @@ def _whole(values: np.ndarray) -> np.ndarray:
     return whole if (whole == values).all() else values
 
 
-def refuse_double_positions(table: Table, user: np.ndarray, when: np.ndarray) -> None:
+def refuse_double_positions(table: TableFile, user: np.ndarray, when: np.ndarray) -> None:
     order = np.lexsort((when, user))
     same = (np.diff(user[order]) == 0) & (np.diff(when[order]) == 0)
     if same.any():
         row = int(order[np.flatnonzero(same)[0] + 1])
         raise DataError(
             f"{table.place(row)}: a user has two interactions at position {when[row]}.",
-            "Positions must differ inside a user; or name a column of times: dataset.time=COLUMN.",
+            "Positions must differ within a user; or name a column of times: dataset.time=COLUMN.",
         )
 
 
@@ -517,7 +515,7 @@ def read_items(path: Path, wanted: str = "") -> ItemTable:
     Raises:
         DataError: no column of ids, or two rows for one item.
     """
-    table = Table(path)
+    table = TableFile(path)
     key = column(table, "item", wanted if wanted in table.names else "")
     data = table.read(table.names, as_text=table.names)
     columns = {name: [_text(v) for v in data[name].to_pylist()] for name in table.names}
@@ -526,7 +524,7 @@ def read_items(path: Path, wanted: str = "") -> ItemTable:
         seen: set[str] = set()
         row = next(i for i, value in enumerate(ids) if value in seen or seen.add(value))
         raise DataError(
-            f"{table.place(row)}: the item {ids[row]!r} is described twice.", "Keep one of the rows."
+            f"{table.place(row)}: the item {ids[row]!r} is described twice.", "Keep only one of the rows."
         )
     return ItemTable(ids, columns, column(table, "title", "", required=False))
 

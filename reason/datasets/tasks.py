@@ -51,7 +51,7 @@ def load(config: GeneratedKeys, offline: bool = False) -> TextData:
     for split in ("valid", "test"):
         if strange := {word for text in parts[split].text for word in text.split(" ")} - known:
             raise DataError(
-                f"{config.name}: {min(strange)!r} occurs under {split}, but in no document to train on.",
+                f"{config.name}: {min(strange)!r} occurs in {split}, but in no training document.",
                 "Raise dataset.train_documents.",
             )
     levels = sorted({level for part in parts.values() for spans in part.levels or [] for *_, level in spans})

@@ -18,7 +18,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from reason.datasets.documents import Documents, TextData, build, content_id
-from reason.datasets.tables import JSON, NONE, PARQUET, Table, column, suffix
+from reason.datasets.tables import JSON, NONE, PARQUET, TableFile, column, suffix
 from reason.datasets.textconfig import TextConfig
 from reason.errors import ConfigError, DataError, nearest
 
@@ -79,14 +79,14 @@ def _files(root: Path, pattern: str, notes: list[str]) -> list[Path]:
         chosen = tables or plain
         if tables and plain:
             notes.append(
-                f"Plain text beside tables was left out: {_some(plain, root)}; dataset.pattern would choose it."
+                f"Plain text files beside tables were left out: {_some(plain, root)}; dataset.pattern can select them."
             )
     if not chosen:
         there = _inside(root)
         raise DataError(
             f"No file in {root} matches {pattern!r}." if pattern else f"The folder {root} holds no text.",
             f"It holds {_some(there, root) if there else 'no file'}. "
-            f"Read without a pattern: {', '.join((*TABLES, *PLAIN[:7]))} and other sources.",
+            f"Read by default: {', '.join((*TABLES, *PLAIN[:7]))} and other sources.",
         )
     return chosen
 
@@ -96,8 +96,8 @@ def _inside(root: Path, pattern: str = "**/*") -> list[Path]:
         return sorted(p for p in root.glob(pattern) if p.is_file() and not _hidden(p, root))
     except (ValueError, NotImplementedError) as error:
         raise DataError(
-            f"dataset.pattern={pattern} is no pattern of file names: {error}.",
-            "Such as dataset.pattern=**/*.md",
+            f"dataset.pattern={pattern} is not a pattern of file names: {error}.",
+            "For example dataset.pattern=**/*.md",
         ) from error
 
 
@@ -129,13 +129,13 @@ def _splits(root: Path, files: list[Path], how: str, notes: list[str]) -> dict[s
     rest = [p for p in files if not _said(p, root)]
     if rest:
         notes.append(
-            f"Files whose names say no split were left out: {_some(rest, root)}; "
-            "dataset.split=hash would use all."
+            f"Files whose names do not say a split were left out: {_some(rest, root)}; "
+            "dataset.split=hash uses all files."
         )
     missing = [split for split in ("valid", "test") if split not in named]
     if missing:
         notes.append(
-            f"No file is named for {missing[0]}, so it is drawn from training (dataset.{missing[0]})."
+            f"No file is named for {missing[0]}, so it is taken from the training documents (dataset.{missing[0]})."
         )
     return named
 
@@ -179,7 +179,8 @@ def _reading(path: Path, root: Path, config: TextConfig) -> Reading:
 def _plain(path: Path) -> str:
     if suffix(path) == ".json":
         raise DataError(
-            f"{path} is JSON as a whole, which is not read.", "Write it as JSONL: one object a line, .jsonl"
+            f"{path} is a single JSON document, which is not a format that is read.",
+            "Write it as JSONL (.jsonl): one object per line.",
         )
     if path.stat().st_size == 0:
         return ""
@@ -192,12 +193,12 @@ def _plain(path: Path) -> str:
             "Convert it (iconv -f latin1 -t utf-8), or leave it out: dataset.pattern=GLOB.",
         ) from error
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error}", "Is it whole?") from error
+        raise DataError(f"{path} cannot be read: {error}", "Is the file complete?") from error
 
 
 def _rows(path: Path, config: TextConfig) -> Reading:
     """A document a row. A missing text is an empty one."""
-    table = Table(path, "document")
+    table = TableFile(path, "document")
     roles = {
         "field": column(table, "field", config.field),
         "id": column(table, "id", config.id, required=False),
@@ -218,7 +219,7 @@ def _rows(path: Path, config: TextConfig) -> Reading:
             if role in place:
                 kept.append("" if values[place[role]] is None else sound(str(values[place[role]])))
     if not text:
-        raise DataError(f"{path} has a header but no rows.", "It should hold one document a line.")
+        raise DataError(f"{path} has a header but no rows.", "It should hold one document per line.")
     return Reading(path, text, name or None, source or None)
 
 
@@ -238,10 +239,10 @@ def _named(readings: Iterable[Reading], wanted: str, notes: list[str]) -> bool:
                 if wanted:
                     raise DataError(
                         f"{reading.path}, document {row + 1}: "
-                        + (f"the id {name!r} was there before." if name else "it has no id."),
-                        "Ids must differ, over all files too. dataset.id=- names documents by their content.",
+                        + (f"the id {name!r} occurs a second time." if name else "it has no id."),
+                        "Ids must be unique across all files. dataset.id=- names documents by their content.",
                     )
-                notes.append("The column of ids does not tell documents apart, so they go by their content.")
+                notes.append("The id column repeats itself, so documents are named by their content.")
                 return False
             seen.add(name)
     return True

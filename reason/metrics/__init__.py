@@ -1,4 +1,4 @@
-"""Numbers from outcomes: ranking metrics and the statistics of fair comparison.
+"""Numbers from outcomes: ranking, calibration, trivial baselines, and the statistics of fair comparison.
 
 Knows no method and no engine.
 """

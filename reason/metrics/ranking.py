@@ -1,7 +1,7 @@
 """Full-ranking metrics: the place of the one true item among all candidates, and what it is worth.
 
 Nothing is sampled: every item is a rival unless it is excluded by name. This module knows neither
-models nor splits; it turns scores into ranks and ranks into columns of an evaluation.
+models nor splits; it turns scores into ranks, and ranks into the rows of an evaluation.
 
 The tie rule. ``rank = 1 + (rivals above) + (rivals level) / 2``, the expected place of the target
 when level items are shuffled. A scorer that gives every item the same score is therefore placed in
@@ -14,12 +14,23 @@ NaN comes after everything. So a model that has diverged is judged worst, not be
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+# The metrics of ``ranking_rows`` and their columns: means over examples, larger is better.
+METRICS = {
+    "NDCG@10": "ndcg@10",
+    "NDCG@20": "ndcg@20",
+    "Recall@5": "recall@5",
+    "Recall@10": "recall@10",
+    "Recall@20": "recall@20",
+    "MRR": "mrr",
+}
 
 
 def target_rank(scores: Tensor, target: Tensor, exclude: Tensor | None = None) -> Tensor:
@@ -56,6 +67,57 @@ def target_rank(scores: Tensor, target: Tensor, exclude: Tensor | None = None) -
         candidates = rival.sum(1)
     # above = candidates - not_above; level = not_above - below - 1 (itself); rank = 1 + above + level / 2
     return (2 * candidates + 1 - not_above.sum(1) - below.sum(1)).float() / 2
+
+
+def exclusion_mask(pairs: tuple[Tensor, Tensor] | None, rows: int, num_items: int) -> Tensor | None:
+    """(rows, items) that are no candidates -> (rows, N) bool, True at each of them; None stays None."""
+    if pairs is None:
+        return None
+    import torch
+
+    mask = torch.zeros(rows, num_items, dtype=torch.bool)
+    mask[pairs] = True
+    return mask
+
+
+def head_items(counts: np.ndarray) -> np.ndarray:
+    """(N,) bool: the fifth of the items that occur most in training; ties go to the lower code."""
+    head = np.zeros(len(counts), dtype=bool)
+    head[np.argsort(-counts, kind="stable")[: -(-len(counts) // 5)]] = True
+    return head
+
+
+def ranking_rows(
+    id: np.ndarray, history: np.ndarray, target: np.ndarray, rank: np.ndarray, counts: np.ndarray,
+    top: np.ndarray | None = None, **further: np.ndarray,
+) -> pa.Table:  # fmt: skip
+    """One row per example of an evaluation by full ranking, whatever ranked.
+
+    Columns: id; history; target; target_count (its occurrences in training), target_head (1 where it is
+    among the fifth of the items that occur most); rank (ties count half) and what it is worth (see
+    ``ranking_columns``). With ``top``: top@10 (the codes answered), popularity@10 (their mean occurrences),
+    tail@10 (the share of them outside that fifth). And ``further`` columns (n,), under their own names.
+
+    Args:
+        id: (n,) of str. history: (n,) items in the whole history. target: (n,) codes of the true items.
+        rank: (n,) see ``target_rank``. counts: (N,) occurrences of each item in training.
+        top: (n, k) codes of the best candidates, best first; k is 10, or N where that is less.
+    """
+    head = head_items(counts)
+    columns: dict[str, Any] = {
+        "id": pa.array(id.tolist(), pa.string()),
+        "history": history,
+        "target_count": counts[target],
+        "rank": rank,
+        **ranking_columns(rank),
+        "target": target,
+        "target_head": head[target].astype(np.float64),
+    }
+    if top is not None:
+        columns["top@10"] = pa.array(list(top.astype(np.int32)))
+        columns["popularity@10"] = counts[top].mean(1)
+        columns["tail@10"] = (~head[top]).mean(1)
+    return pa.table(columns | further)
 
 
 def ranking_columns(

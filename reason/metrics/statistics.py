@@ -43,7 +43,7 @@ class Interval(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Rows:
+class ExampleScores:
     """The outcome of one run on one split: an id and a value for each example."""
 
     id: np.ndarray  # (n,) of str, each once
@@ -56,10 +56,10 @@ class Rows:
         total = len(self.numerator) if self.denominator is None else self.denominator.sum()
         return float(self.numerator.sum() / total)
 
-    def take(self, index: np.ndarray) -> Rows:
+    def take(self, index: np.ndarray) -> ExampleScores:
         """Some of the examples: by place, or by a mask (n,) of bool."""
         down = None if self.denominator is None else self.denominator[index]
-        return Rows(self.id[index], self.numerator[index], down)
+        return ExampleScores(self.id[index], self.numerator[index], down)
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Difference:
     @property
     def distinguishable(self) -> bool:
         """Whether the interval leaves 0 out, and there are examples enough to say so."""
-        return (self.low > 0 or self.high < 0) and surest(self.n) < 0.05
+        return (self.low > 0 or self.high < 0) and smallest_p(self.n) < 0.05
 
 
 # --- one run ----------------------------------------------------------------------------------------
@@ -141,7 +141,7 @@ def _bca_levels(value: float, draws: np.ndarray, without: np.ndarray, level: flo
 
 
 def seeded_interval(
-    rows: Mapping[int, Rows], *, level: float = 0.95, resamples: int = 2000, seed: int = 0
+    rows: Mapping[int, ExampleScores], *, level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> Interval:
     """The mean over seeds of one configuration's metric, with an interval over examples and seeds.
 
@@ -166,8 +166,8 @@ def seeded_interval(
 
 
 def paired_difference(
-    a: Mapping[int, Rows],
-    b: Mapping[int, Rows],
+    a: Mapping[int, ExampleScores],
+    b: Mapping[int, ExampleScores],
     *,
     level: float = 0.95,
     resamples: int = 5000,
@@ -188,7 +188,7 @@ def paired_difference(
 
 
 def paired_differences(
-    pairs: Sequence[tuple[Mapping[int, Rows], Mapping[int, Rows]]],
+    pairs: Sequence[tuple[Mapping[int, ExampleScores], Mapping[int, ExampleScores]]],
     *,
     level: float = 0.95,
     resamples: int = 5000,
@@ -214,12 +214,12 @@ def paired_differences(
     for (value, draws), seeds in zip(found, counts, strict=True):
         low, high = np.nanquantile(draws, ((1 - level) / 2, (1 + level) / 2))
         tail = min(np.sum(draws <= 0), np.sum(draws >= 0))
-        p = min(1.0, max(2 * (1 + float(tail)) / (resamples + 1), surest(len(tables[0]))))
+        p = min(1.0, max(2 * (1 + float(tail)) / (resamples + 1), smallest_p(len(tables[0]))))
         differences.append(Difference(value, float(low), float(high), p, len(tables[0]), seeds))
     return differences
 
 
-def blend(parts: Sequence[tuple[float | np.ndarray, Rows]]) -> Rows:
+def blend(parts: Sequence[tuple[float | np.ndarray, ExampleScores]]) -> ExampleScores:
     """The expected outcome where each example is served by one of several runs, drawn by weight.
 
     Args:
@@ -230,13 +230,13 @@ def blend(parts: Sequence[tuple[float | np.ndarray, Rows]]) -> Rows:
     first = parts[0][1]
     up = sum((w * rows.numerator for w, rows in parts), start=np.zeros(len(first.id)))
     if all(rows.denominator is None for _, rows in parts):
-        return Rows(first.id, up)
+        return ExampleScores(first.id, up)
     ones = np.ones(len(first.id))
     down = sum((w * (ones if r.denominator is None else r.denominator) for w, r in parts), start=0 * ones)
-    return Rows(first.id, up, down)
+    return ExampleScores(first.id, up, down)
 
 
-def surest(n: int) -> float:
+def smallest_p(n: int) -> float:
     """The least p value that ``n`` examples can give: that all of them lie on one side happens by chance in so many cases.
 
     A bootstrap knows no such bound: one example, drawn again and again, never differs from itself.
@@ -344,7 +344,7 @@ def _resampled(table: np.ndarray, resamples: int, rng: np.random.Generator) -> n
     return sums
 
 
-def _aligned(sides: list[list[Rows]]) -> list[np.ndarray]:
+def _aligned(sides: list[list[ExampleScores]]) -> list[np.ndarray]:
     """Each side's outcomes as (n, S, 2), all in the order of the first one's ids."""
     first = np.asarray(sides[0][0].id).astype(str)
     wanted = np.argsort(first)

@@ -15,7 +15,14 @@ from typing import Any
 import numpy as np
 
 from reason.errors import ReasonError
-from reason.metrics.statistics import Difference, Interval, Rows, holm, paired_difference, seeded_interval
+from reason.metrics.statistics import (
+    Difference,
+    ExampleScores,
+    Interval,
+    holm,
+    paired_difference,
+    seeded_interval,
+)
 from reason.reports.frame import Frame, Key, Point, defaults, evaluation_keys, frames, overrides, read_rows
 from reason.reports.pareto import pareto_front
 from reason.tracking.folder import RunFolder
@@ -33,7 +40,7 @@ class Entry:
     kind: str  # METHOD, BASE, RIVAL or BASELINE
     key: Key | None  # None for a trivial baseline
     points: list[Point]  # one per seed; empty for a trivial baseline
-    rows: dict[int, Rows]  # seed -> test outcome
+    rows: dict[int, ExampleScores]  # seed -> test outcome
     accuracy: Interval
     valid: Interval | None = None
     metrics: dict[str, float] = field(default_factory=dict)  # means over seeds
@@ -183,7 +190,7 @@ def _labels(keys: list[Key]) -> dict[Key, str]:
     }
 
 
-def _over_seeds(records: list[dict[str, Any]], rows: Callable[[], dict[int, Rows]]) -> Interval:
+def _over_seeds(records: list[dict[str, Any]], rows: Callable[[], dict[int, ExampleScores]]) -> Interval:
     """The mean over seeds with its interval; one seed's own record stands as it is."""
     if len(records) == 1:
         (r,) = records

@@ -21,7 +21,7 @@ from reason.errors import ConfigError, DamagedRun, ReasonError, RunError, unknow
 from reason.tracking.folder import RunFolder
 
 if TYPE_CHECKING:
-    from reason.metrics.statistics import Rows
+    from reason.metrics.statistics import ExampleScores
 
 SCHEMA = 1
 
@@ -42,7 +42,7 @@ class Point:
     config: dict[str, Any]  # dotted keys
     parent: str | None = None  # folder name of the sweep that it is a trial of
     rival: str = ""  # the rival whose outcome on the same examples this is; "" = the method's own
-    outcomes: dict[tuple, Rows] = field(
+    outcomes: dict[tuple, ExampleScores] = field(
         default_factory=dict, compare=False, repr=False
     )  # what ``rows`` has read
 
@@ -82,7 +82,7 @@ class Point:
             return own
         return own + metrics.get("train_device_hours", 0.0)  # a run of before stages had hours
 
-    def rows(self, of: dict[str, Any], path: str) -> Rows:
+    def rows(self, of: dict[str, Any], path: str) -> ExampleScores:
         """The per-example outcome behind the accuracy ``of``, from ``path`` in the run folder.
 
         Raises:
@@ -273,7 +273,7 @@ def _points(folder: RunFolder) -> list[Point]:
     return points
 
 
-def read_rows(path: Path, accuracy: dict[str, Any]) -> Rows:
+def read_rows(path: Path, accuracy: dict[str, Any]) -> ExampleScores:
     """The columns ``id`` and those that ``accuracy`` names, from an Arrow file of rows.
 
     Kept evidence has no ids: its rows are sorted by them, so a row's number stands for its id.
@@ -285,7 +285,7 @@ def read_rows(path: Path, accuracy: dict[str, Any]) -> Rows:
     import pyarrow as pa
     from pyarrow import feather
 
-    from reason.metrics.statistics import Rows
+    from reason.metrics.statistics import ExampleScores
 
     up, down = accuracy["column"], accuracy.get("denominator")
     try:
@@ -302,7 +302,7 @@ def read_rows(path: Path, accuracy: dict[str, Any]) -> Rows:
             f"(`reason rm {path.parents[1].name}`).",
         ) from error
     ids = np.array(table.column("id").to_pylist()) if named else np.arange(table.num_rows)
-    return Rows(ids, columns[0], columns[1] if down else None)
+    return ExampleScores(ids, columns[0], columns[1] if down else None)
 
 
 # --- choosing -----------------------------------------------------------------------------------

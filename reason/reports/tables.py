@@ -15,7 +15,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from reason.metrics.statistics import Interval, paired_difference, surest
+from reason.metrics.statistics import Interval, paired_difference, smallest_p
 from reason.reports import words
 from reason.reports.frame import device, evaluation_keys, overrides, read_rows
 from reason.reports.terminal import plain_table, title
@@ -190,7 +190,7 @@ class _RunSummary:
         n = r["accuracy"]["n"]
         over = f"the {n:,} {plural}" if n != 1 else f"one {units['example']}"
         reading = "the brackets hold the true value 95 times in 100."
-        if surest(n) >= 0.05:
+        if smallest_p(n) >= 0.05:
             reading = "so few tell little, and the brackets are narrower than they should be."
         yield f"Averaged over {over} of the {r['split']} split; {reading}"
         least = r["curve"][0]

@@ -161,7 +161,7 @@ def test_all_sizes_occur():
 
 
 def test_too_few_different_problems():
-    with pytest.raises(DataError, match="hardly more than 12 different examples") as caught:
+    with pytest.raises(DataError, match="few more than 12 different examples") as caught:
         load(ArithmeticConfig(least=1, most=1, largest=2, modulus=3))
     assert "fewer documents" in caught.value.hint
 

@@ -156,7 +156,7 @@ def test_a_python_without_pip_is_told_what_to_do(tmp_path, monkeypatch):
 def test_names_that_lead_elsewhere_are_refused(index, monkeypatch, name):
     wheel = pack(index / "toy_carrier-1.0-py3-none-any.whl", {name: "evil"})
     parcel(monkeypatch, by_wheel(wheel, {"toy/model/": ""}))
-    with pytest.raises(DataError, match="leads elsewhere"):
+    with pytest.raises(DataError, match="leads out of the archive"):
         carrier("toy")
     assert left_over() == []
 

@@ -13,7 +13,7 @@ from interaction_files import ROWS, sequences_of
 
 from reason.datasets.config import InteractionsConfig
 from reason.datasets.histories import build, k_core, sentence
-from reason.datasets.tables import Rows
+from reason.datasets.tables import InteractionTable
 from reason.errors import ConfigError, DataError
 
 
@@ -73,7 +73,7 @@ def test_time_split_hygiene(rows, history):
     raw = np.array(rows)
     user, item = (np.unique(raw[:, i], return_inverse=True) for i in (0, 1))
     ids = ([f"u{i}" for i in user[0]], [f"i{i}" for i in item[0]])
-    table = Rows(user[1], item[1], *ids, raw[:, 2], "time", None, "rows")
+    table = InteractionTable(user[1], item[1], *ids, raw[:, 2], "time", None, "rows")
     keys = InteractionsConfig(split="time", valid_from=12, test_from=20, min_history=history)
     try:
         data = build(table, keys)
@@ -165,7 +165,7 @@ def test_exact_repeats_count_once_and_other_repeats_stay(files):
 
 
 def test_one_user_or_no_cases(files):
-    with pytest.raises(DataError, match="one user only"):
+    with pytest.raises(DataError, match="only one user"):
         files.load([r for r in ROWS if r[0] == "ann"])
     with pytest.raises(DataError, match="at least 3 interactions"):
         files.load([("a", "x", 1), ("b", "y", 2), ("b", "x", 3)])

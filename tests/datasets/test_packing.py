@@ -178,6 +178,30 @@ def test_batches_keep_to_a_number_of_windows(lengths, most):
         assert cases.windows[run].sum() + cases.windows[after[0]] > most
 
 
+@given(
+    lengths=st.lists(st.integers(1, 30), min_size=2, max_size=12),
+    context=st.integers(1, 9),
+    seed=st.integers(0, 99),
+)
+def test_some_documents_are_the_same_documents(lengths, context, seed):
+    cases = Cases(numbered(lengths, [[(0, n, i)] for i, n in enumerate(lengths)]), context)
+    index = np.random.default_rng(seed).permutation(len(lengths))[: 1 + seed % len(lengths)]
+    some = cases.take(index)
+    assert some.id.tolist() == cases.id[index].tolist() and len(some) == len(index)
+    assert some.bytes.tolist() == cases.bytes[index].tolist()
+    assert some.tokens.tolist() == cases.tokens[index].tolist()
+    assert some.levels == cases.levels and some.context == context, (
+        "columns of results do not depend on the part"
+    )
+    whole, few = cases.batch(index), some.batch(np.arange(len(index)))
+    assert all(torch.equal(whole[name], few[name]) for name in whole)
+    runs = [index[run].tolist() for run in some.batches(np.arange(len(index)), 4)]
+    assert runs == [run.tolist() for run in cases.batches(index, 4)]
+    assert some.find(some.id[0]) == 0 and len(cases) == len(lengths)
+    mask = cases.tokens > 10
+    assert cases.take(mask).id.tolist() == cases.id[mask].tolist()
+
+
 def test_find():
     cases = Cases(numbered([3, 4]), 7)
     assert cases.find("d1") == 1

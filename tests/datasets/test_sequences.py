@@ -99,8 +99,8 @@ def test_cases_never_reach_into_training_targets(data):
         for u, (end, low) in enumerate(zip(data.train_end, data.offsets, strict=False))
     ]
     assert (
-        splits.train_counts.tolist()
-        == np.bincount(np.concatenate(parts), minlength=splits.num_items).tolist()
+        splits.catalogue.train_counts.tolist()
+        == np.bincount(np.concatenate(parts), minlength=splits.pad).tolist()
     )
 
 
@@ -110,7 +110,7 @@ def test_time_split_cases_carry_their_history(files):
     splits = data.sequences(2)
     assert splits.test.id.tolist() == ["ann@2", "ann@3", "bob@2"]
     batch = splits.test.batch(np.array([1, 0]))
-    names = [[splits.item_ids[i] for i in row] for row in batch["items"].tolist()]
+    names = [[splits.catalogue.item_ids[i] for i in row] for row in batch["items"].tolist()]
     assert names == [["y", "z"], ["x", "y"]]
     assert splits.find("ann") == 1 and splits.test.find("ann@2") == 0
     with pytest.raises(DataError, match="no case of user 'dee'"):
@@ -167,4 +167,53 @@ def test_information_adds_up(data):
         max(0, n - 1) for n in (data.train_end - data.offsets[:-1]).tolist()
     )
     assert splits.info["windows"] == len(splits.train)
-    assert len(splits.item_text) == len(splits.item_ids) == splits.num_items == splits.pad
+    assert len(splits.catalogue.item_text) == len(splits.catalogue) == splits.pad == len(data.item_ids)
+
+
+# --- parts ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", ["valid", "test"])
+def test_some_cases_are_the_same_cases(data, part):
+    cases = getattr(data.sequences(5), part)
+    index = np.random.default_rng(3).permutation(len(cases))[:13]
+    some = cases.take(index)
+    assert len(some) == 13 and some.id.tolist() == cases.id[index].tolist()
+    assert some.history.tolist() == cases.history[index].tolist()
+    whole, few = cases.batch(index), some.batch(np.arange(13))
+    assert all(torch.equal(whole[name], few[name]) for name in whole)
+    for ours, theirs in zip(some.seen(np.arange(13)), cases.seen(index), strict=True):
+        assert ours.tolist() == theirs.tolist()
+    assert some.find(some.id[4]) == 4
+    gone = next(name for name in cases.id if name not in set(some.id))
+    with pytest.raises(DataError, match="no case of user"):
+        some.find(gone)
+    mask = cases.length == cases.length.max()
+    assert cases.take(mask).id.tolist() == cases.id[mask].tolist()
+    assert len(cases) == len(cases.id) == len(data.test_rows), "the whole is left as it was"
+
+
+def test_some_cases_keep_the_names_they_have_among_all(files):
+    rows = [*ROWS, ("dee", "x", 1), ("dee", "y", 2)]
+    cases = files.load(rows, split="time", valid_from=20, test_from=30).sequences(2).test
+    assert cases.id.tolist() == ["ann@2", "ann@3", "bob@2"]
+    assert cases.take(np.array([2, 0])).id.tolist() == ["bob@2", "ann@2"]  # one case each, named as before
+
+
+def test_what_is_no_candidate_goes_by_the_key(data):
+    index = np.array([4, 1])
+    assert data.sequences(5).test.excluded(index) is None
+    unseen = load(SyntheticConfig(users=60, items=40, mean_length=15, categories=4, candidates="unseen"))
+    cases = unseen.sequences(5).test
+    for ours, theirs in zip(cases.excluded(index), cases.seen(index), strict=True):
+        assert ours.tolist() == theirs.tolist()
+
+
+@pytest.mark.parametrize("length", [1, 3, 50])
+def test_transitions_are_all_inputs_with_their_targets(data, length):
+    split = data.sequences(length).train
+    batch = split.batch(np.arange(len(split)))
+    real = batch["targets"] != IGNORE
+    previous, following = split.transitions()
+    assert previous.tolist() == batch["items"][real].tolist()
+    assert following.tolist() == batch["targets"][real].tolist()

@@ -31,7 +31,7 @@ def test_sizes():
 def test_the_last_item_tells_more_than_popularity():
     """Counting transitions in training must beat popularity by far; else methods have nothing to learn."""
     splits = load(SyntheticConfig(seed=3)).sequences(50)
-    pairs = np.zeros((splits.num_items, splits.num_items))
+    pairs = np.zeros((splits.pad, splits.pad))
     batch = splits.train.batch(np.arange(len(splits.train)))
     real = batch["targets"] >= 0
     np.add.at(pairs, (batch["items"][real].numpy(), batch["targets"][real].numpy()), 1)
@@ -42,5 +42,5 @@ def test_the_last_item_tells_more_than_popularity():
     def hits(scores):
         return float(((scores > scores[np.arange(len(target)), target][:, None]).sum(1) < 10).mean())
 
-    popular = hits(np.broadcast_to(splits.train_counts.astype(float), (len(target), splits.num_items)))
-    assert hits(pairs[last] + splits.train_counts * 1e-6) > 3 * popular
+    popular = hits(np.broadcast_to(splits.catalogue.train_counts.astype(float), (len(target), splits.pad)))
+    assert hits(pairs[last] + splits.catalogue.train_counts * 1e-6) > 3 * popular

@@ -96,7 +96,7 @@ def test_missing_columns(files):
     assert "'itm'" in error.hint and "userid, itm, timestamp" in error.hint
     error = fault(files, head, "no column 'itn'", item="itn")
     assert "dataset.item=itm" in error.hint
-    fault(files, head, "cannot serve twice", item="userid")
+    fault(files, head, "cannot play two roles", item="userid")
     fault(files, "user_id,item_id,item_id\n1,2,3\n", "several columns named item_id")
 
 
@@ -133,7 +133,7 @@ def test_ragged_empty_and_broken_files(files):
     fault(files, b"not a gzip file", "cannot be read", "bad.csv.gz")
     fault(files, gzip.compress(b"user_id,item_id\n" + b"a,b\n" * 9000)[:60], "cannot be read", "cut.csv.gz")
     fault(files, b"nonsense", "cannot be read", "bad.parquet")
-    fault(files, "user_id,item_id\na,b\n", "format .xlsx is unknown", "bad.xlsx")
+    fault(files, "user_id,item_id\na,b\n", "xlsx is not a known format", "bad.xlsx")
 
 
 def test_broken_json(files):

@@ -30,7 +30,9 @@ def test_each_text_is_in_one_split_and_none_is_lost(texts, valid, test):
     try:
         data = build({"train": documents}, CorpusKeys(valid=valid, test=test), "texts")
     except DataError as error:  # few texts and small shares
-        assert any(said in error.message for said in ("none falls to", "one document", "holds no text"))
+        assert any(
+            said in error.message for said in ("none falls into", "only one document", "holds no text")
+        )
         return
     parts = [set(part.text) for part in data.text().parts.values()]
     assert sum(map(len, parts)) == len(set().union(*parts)) == sum(map(len, data.corpus.parts.values()))
@@ -126,13 +128,13 @@ def test_pieces_of_a_document_stay_together():
 def test_a_single_document_is_refused_or_cut_in_its_order():
     play = "".join(f"line {i} of the play\n" for i in range(600))
     one = {"train": Documents(["play.txt"], [play])}
-    with pytest.raises(DataError, match="one document only") as caught:
+    with pytest.raises(DataError, match="only one document") as caught:
         build(one, CorpusKeys(), "play.txt")
     suggested = int(caught.value.hint.split("dataset.cut=")[1].split(".")[0])
     for size in (suggested, 500):
         data = build(one, CorpusKeys(cut=size), "play.txt")
         assert "".join(text for part in data.corpus.parts.values() for text in part.text) == play
-        assert data.corpus.train.id[0] == "play.txt:00000" and "in their order" in data.notes[0]
+        assert data.corpus.train.id[0] == "play.txt:00000" and "pieces, in order: " in data.notes[0]
         assert len(data.corpus.test) == len(data.corpus.valid) == max(1, round(0.05 * len(play) / size))
     valid = made(1, "v")
     data = build({**one, "valid": valid}, CorpusKeys(cut=500), "play")
@@ -147,7 +149,9 @@ def test_a_single_document_is_refused_or_cut_in_its_order():
 def test_nothing_to_split():
     with pytest.raises(DataError, match="holds no text"):
         build({"train": Documents(["a", "b"], ["", " \n"])}, CorpusKeys(), "a folder")
-    with pytest.raises(DataError, match=r"of 3 documents, none falls to (validation|test)") as caught:
+    with pytest.raises(
+        DataError, match=r"of 3 documents, none falls into the (validation|test) split"
+    ) as caught:
         build({"train": made(3)}, CorpusKeys(valid=0.01, test=0.01), "a folder")
     assert "shares" in caught.value.hint
 

@@ -81,7 +81,9 @@ def test_ids_that_do_not_tell_documents_apart(tmp_path):
     path = write(tmp_path, "a.jsonl", rows)
     data = loaded(path)
     assert len(everything(data)) == len(TEXTS) and any("by their content" in note for note in data.notes)
-    assert "document 2: the id '0' was there before" in fault(path, "was there before", id="id").message
+    assert (
+        "document 2: the id '0' occurs a second time" in fault(path, "occurs a second time", id="id").message
+    )
     gaps = write(tmp_path, "b.jsonl", [(f"d{i}" if i else None, t) for i, t in enumerate(TEXTS)])
     assert "document 1: it has no id" in fault(gaps, "no id", id="id").message
     for split in ("train", "valid", "test"):  # ids that begin anew in each file
@@ -131,7 +133,7 @@ def test_broken_tables(tmp_path):
     path.write_text('{"text": "a"}\n{"text": 7}\n')
     assert "dataset.field" in fault(path, "line 2: text is '7', not text").hint
     path.write_text("")
-    assert "one document a line" in fault(path, "is empty").hint
+    assert "one document per line" in fault(path, "is empty").hint
     path.write_bytes(b'{"text": "a"}\n{"text": "\xff"}\n')
     fault(path, "cannot be read.*utf-8")
     path = tmp_path / "a.csv"
@@ -147,7 +149,7 @@ def test_broken_tables(tmp_path):
         (tmp_path / name).write_bytes(content)
         fault(tmp_path / name, "cannot be read")
     (tmp_path / "a.json").write_text("[]")
-    assert ".jsonl" in fault(tmp_path / "a.json", "JSON as a whole").hint
+    assert ".jsonl" in fault(tmp_path / "a.json", "single JSON document").hint
 
 
 # --- files --------------------------------------------------------------------------------------------
@@ -180,7 +182,7 @@ def test_a_file_is_a_document(tmp_path):
 
 def test_one_file_is_one_document(tmp_path):
     path = folder_of(tmp_path, ["play.txt"]) / "play.txt"
-    assert "dataset.cut=100" in fault(path, "one document only").hint
+    assert "dataset.cut=100" in fault(path, "only one document").hint
     data = loaded(path, cut=100)
     assert "".join(everything(data).values()) == "Text 0\n" * 30
 
@@ -211,7 +213,7 @@ def test_paths_that_lead_nowhere(tmp_path):
     assert "corpus.txt" in fault(folder / "corpsu.txt", "no file or folder").hint
     assert "dataset.path" in fault(tmp_path / "no" / "where", "no file or folder").hint
     assert "corpus.txt" in fault(folder, "matches '.*md'", pattern="*.md").hint
-    fault(folder, "no pattern of file names", pattern="/etc/*")
+    fault(folder, "not a pattern of file names", pattern="/etc/*")
     (tmp_path / "void").mkdir()
     assert "no file" in fault(tmp_path / "void", "holds no text").hint
     (folder / "corpus.txt").rename(folder / "corpus.bin")

@@ -1,4 +1,4 @@
-"""Rows of the hub: what is kept of them, and what is said where they cannot be had."""
+"""Rows of the hub: what is kept of them, and what is said where they could not be fetched."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_hub_that_does_not_answer():
     )
     environ = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environ)
-    assert done.stdout.startswith("DataError HuggingFaceFW/fineweb-edu cannot be had"), done.stderr
+    assert done.stdout.startswith("DataError HuggingFaceFW/fineweb-edu could not be fetched"), done.stderr
 
 
 def test_rows_to_documents():

@@ -10,7 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reason.metrics.ranking import ranking_columns, target_rank
+from reason.metrics.ranking import (
+    METRICS,
+    exclusion_mask,
+    head_items,
+    ranking_columns,
+    ranking_rows,
+    target_rank,
+)
 
 
 def plain_rank(scores: list[float], target: int, excluded: set[int]) -> float:
@@ -94,3 +101,42 @@ def test_what_does_not_fit_is_refused():
         ranking_columns([float("nan")])
     with pytest.raises(ValueError, match="Every k"):
         ranking_columns([1.0], ks=(0,))
+
+
+# --- rows ---------------------------------------------------------------------------------------
+
+
+def test_rows_by_hand():
+    counts = np.array([5, 1, 9, 0, 2, 7])  # the head, a fifth of six rounded up: items 2 and 5
+    found = ranking_rows(
+        id=np.array(["ann", "bob"], object),
+        history=np.array([4, 2]),
+        target=np.array([2, 3]),
+        rank=np.array([1.0, 30.0], np.float32),
+        counts=counts,
+        top=np.array([[2, 0], [1, 4]]),
+        depth_used=np.array([2.0, 1.0]),
+    ).to_pydict()
+    assert found["id"] == ["ann", "bob"] and found["history"] == [4, 2] and found["target"] == [2, 3]
+    assert found["target_count"] == [9, 0] and found["target_head"] == [1, 0]
+    assert found["rank"] == [1, 30] and found["ndcg@10"] == [1, 0] and found["mrr"] == [1, 1 / 30]
+    assert found["top@10"] == [[2, 0], [1, 4]] and found["popularity@10"] == [7, 1.5]
+    assert found["tail@10"] == [0.5, 1] and found["depth_used"] == [2, 1]
+    assert set(METRICS.values()) <= set(found)
+
+
+def test_rows_without_answers_have_no_columns_of_them():
+    found = ranking_rows(np.array(["a"], object), *(np.array([1]) for _ in range(3)), np.array([3, 4]))
+    assert "top@10" not in found.column_names and "target_head" in found.column_names
+
+
+@pytest.mark.parametrize(("items", "head"), [(1, 1), (5, 1), (6, 2), (35, 7), (36, 8)])
+def test_the_head_is_a_fifth_of_the_items_ties_by_code(items, head):
+    assert head_items(np.ones(items)).tolist() == [True] * head + [False] * (items - head)
+    assert head_items(np.arange(items))[::-1].tolist() == [True] * head + [False] * (items - head)
+
+
+def test_pairs_become_a_mask():
+    assert exclusion_mask(None, 2, 3) is None
+    pairs = torch.tensor([0, 1, 1]), torch.tensor([2, 0, 0])
+    assert exclusion_mask(pairs, 2, 3).tolist() == [[False, False, True], [True, False, False]]

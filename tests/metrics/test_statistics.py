@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from reason.metrics import statistics
 from reason.metrics.statistics import (
-    Rows,
+    ExampleScores,
     blend,
     bootstrap_interval,
     holm,
@@ -19,9 +19,11 @@ from reason.metrics.statistics import (
 )
 
 
-def rows(values, ids=None, denominator=None) -> Rows:
+def rows(values, ids=None, denominator=None) -> ExampleScores:
     values = np.asarray(values, dtype=float)
-    return Rows(np.arange(len(values)).astype(str) if ids is None else np.asarray(ids), values, denominator)
+    return ExampleScores(
+        np.arange(len(values)).astype(str) if ids is None else np.asarray(ids), values, denominator
+    )
 
 
 def ndcg_like(rng: np.random.Generator, n: int, shift: float = 0.0) -> np.ndarray:
@@ -153,7 +155,7 @@ def test_pairing_is_narrower_than_two_intervals_apart():
     common = rng.normal(0, 3, 400)
     a, b = rows(common + rng.normal(0.3, 0.5, 400)), rows(common + rng.normal(0, 0.5, 400))
     paired = paired_difference({0: a}, {0: b})
-    shuffled = Rows(b.id, rng.permutation(b.numerator))
+    shuffled = ExampleScores(b.id, rng.permutation(b.numerator))
     unpaired = paired_difference({0: a}, {0: shuffled})
     assert paired.high - paired.low < (unpaired.high - unpaired.low) / 3
     assert paired.distinguishable and not unpaired.distinguishable
@@ -203,8 +205,8 @@ def test_different_examples_cannot_be_paired():
 
 def test_difference_of_ratios_is_not_the_mean_of_differences():
     tokens = np.array([1.0, 9.0])
-    a = Rows(np.array(["x", "y"]), np.array([1.0, 0.0]), tokens)
-    b = Rows(np.array(["x", "y"]), np.array([0.0, 1.0]), tokens)
+    a = ExampleScores(np.array(["x", "y"]), np.array([1.0, 0.0]), tokens)
+    b = ExampleScores(np.array(["x", "y"]), np.array([0.0, 1.0]), tokens)
     assert paired_difference({0: a}, {0: b}).value == 0.0
 
 
@@ -236,8 +238,8 @@ def test_holm_never_lowers_and_keeps_the_order(p):
 def test_pairs_that_are_drawn_together_get_what_each_gets_alone():
     rng = np.random.default_rng(12)
     ids = np.arange(800)
-    sides = [{s: Rows(ids, ndcg_like(rng, 800)) for s in range(3)} for _ in range(4)]
-    weighed = {s: Rows(ids, rng.random(800), 1 + rng.random(800)) for s in range(3)}
+    sides = [{s: ExampleScores(ids, ndcg_like(rng, 800)) for s in range(3)} for _ in range(4)]
+    weighed = {s: ExampleScores(ids, rng.random(800), 1 + rng.random(800)) for s in range(3)}
     pairs = [(sides[0], sides[1]), (sides[2], sides[3]), (weighed, sides[0]), (sides[0], sides[0])]
     together = paired_differences(pairs)
     for (a, b), found in zip(pairs, together, strict=True):
@@ -251,7 +253,10 @@ def test_pairs_that_are_drawn_together_get_what_each_gets_alone():
 def test_a_blend_is_what_drawing_gives_on_average():
     rng = np.random.default_rng(13)
     ids = np.arange(50)
-    a, b = Rows(ids, rng.random(50), rng.random(50) + 1), Rows(ids, rng.random(50), rng.random(50) + 1)
+    a, b = (
+        ExampleScores(ids, rng.random(50), rng.random(50) + 1),
+        ExampleScores(ids, rng.random(50), rng.random(50) + 1),
+    )
     weight = rng.random(50)
     mixed = blend([(weight, a), (1 - weight, b)])
     drawn = [
@@ -259,7 +264,7 @@ def test_a_blend_is_what_drawing_gives_on_average():
         for _ in range(4000)
     ]
     assert np.mean(drawn, axis=0) == pytest.approx(np.stack([mixed.numerator, mixed.denominator]), abs=0.05)
-    assert blend([(1.0, Rows(ids, a.numerator)), (-1.0, Rows(ids, b.numerator))]).value == pytest.approx(
-        np.mean(a.numerator - b.numerator)
-    )
+    assert blend(
+        [(1.0, ExampleScores(ids, a.numerator)), (-1.0, ExampleScores(ids, b.numerator))]
+    ).value == pytest.approx(np.mean(a.numerator - b.numerator))
     assert a.take(ids < 5).value == pytest.approx(a.numerator[:5].sum() / a.denominator[:5].sum())

@@ -17,7 +17,7 @@ from pyarrow import feather
 from rich.console import Console
 
 from reason.methods.base import Cohort
-from reason.metrics.statistics import Interval, Rows, holm
+from reason.metrics.statistics import ExampleScores, Interval, holm
 from reason.reports.comparison import METHOD, Comparison, Entry
 from reason.reports.frame import Key
 from reason.reports.study import SECTIONS, as_dict, studies
@@ -40,7 +40,8 @@ def outcome(
     values = np.atleast_2d(np.asarray(values, dtype=float))
     ids = np.array([str(i) for i in range(values.shape[1])])
     rows = {
-        s: Rows(ids, v, None if weights is None else np.asarray(weights, float)) for s, v in enumerate(values)
+        s: ExampleScores(ids, v, None if weights is None else np.asarray(weights, float))
+        for s, v in enumerate(values)
     }
     key = Key("latent", "latent", "sasrec", "movielens-100k", 2, depth)
     costs = {} if ms is None else {"latency_p50_ms": ms}

@@ -1,8 +1,8 @@
 """What latent reasoning did to one answer, in numbers.
 
 Two questions are kept apart. *What did the steps change?* ``Explainer.trace`` follows one request; the change
-of a score is exact, for scores are linear in the state that answers. *Which items of the history does the
-answer rest on?* Three attributions, each one number an item: ``Trace.looked`` (what the steps attended to),
+of a score is exact, as scores are linear in the state that answers. *Which items of the history does the
+answer rest on?* Three attributions, each one number an item: ``Trace.item_attention`` (what the steps attended to),
 ``Explainer.gradient`` (slope of the score times the item's vector) and ``Explainer.occlusion`` (what happens
 without the item). Only the last is an experiment; ``faithfulness.py`` asks how far the others agree with it.
 
@@ -40,7 +40,7 @@ class Trace:
         return self.scores[1:] - self.scores[:-1]
 
     @property
-    def looked(self) -> Tensor:
+    def item_attention(self) -> Tensor:
         """(n,): the share of each item in the attention of the latent steps, over all steps and layers."""
         return self.attention.mean((0, 1))[: self.attention.shape[2] - len(self.attention)]
 
@@ -79,7 +79,7 @@ class Explainer:
         """
         n = len(items)
         if n < 2:
-            raise ValueError("A history of one item cannot do without it.")
+            raise ValueError("A history of one item leaves nothing to answer from without it.")
         place = torch.arange(n, device=items.device).expand(n, n)
         others = place[place != place.T].view(n, n - 1)  # row i: all places but i
         return self.score(items[None], item) - self.score(items[others], item)
@@ -112,7 +112,7 @@ class Explainer:
         return torch.stack([first, *later], 1)
 
 
-def nearest(states: Tensor, vectors: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def nearest_items(states: Tensor, vectors: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Cosines and codes of the items nearest to each state (S, d): two (S, count), nearest first."""
     found = (F.normalize(states, dim=-1) @ F.normalize(vectors, dim=-1).T).topk(min(count, len(vectors)))
     return found.values, found.indices

@@ -1,6 +1,6 @@
 """Do the attributions of ``explain.py`` tell what the model does? Three tests over many requests.
 
-- *Agreement*: does an attribution order the items of a history as leaving them out one by one does?
+- *Agreement*: does an attribution rank the items of a history as leaving them out one by one does?
 - *Deletion*: does the score of the recommended item fall further without the three items that an
   attribution names first than without three drawn at random? (DeYoung et al., arXiv 1911.03429, call
   this comprehensiveness.)
@@ -20,15 +20,20 @@ import torch
 from torch import Tensor
 
 from reason.errors import DataError
-from reason.methods.latent import candidates
 from reason.methods.latent.explain import Explainer, spearman
-from reason.metrics.statistics import Difference, Interval, Rows, bootstrap_interval, paired_difference
+from reason.metrics.statistics import (
+    Difference,
+    ExampleScores,
+    Interval,
+    bootstrap_interval,
+    paired_difference,
+)
 
 if TYPE_CHECKING:
     from reason.backbones.encoder import SequenceEncoder
 
 REMOVED = 3  # items that the deletion test takes away
-LEAST = 2 * REMOVED  # items of a history that is long enough to choose among
+MIN_HISTORY = 2 * REMOVED  # items of a history that is long enough to choose among
 DRAWS = 10  # random choices that a deletion is compared with
 
 
@@ -69,15 +74,15 @@ def faithfulness(
         DataError: fewer than two cases are long enough.
     """
     rng = np.random.default_rng(seed)
-    long = np.flatnonzero((cases.length >= LEAST) & (cases.length <= model.num_items))
+    long = np.flatnonzero((cases.length >= MIN_HISTORY) & (cases.length <= model.num_items))
     if len(long) < 2:
         raise DataError(
-            f"{len(long)} cases have a history of {LEAST} items or more; faithfulness needs two.",
+            f"{len(long)} cases have a history of {MIN_HISTORY} items or more; faithfulness needs two.",
             "Raise backbone.max_length, or take data with longer histories.",
         )
     chosen = np.sort(rng.permutation(long)[:n])
     trained = Explainer(config, model, depth)
-    ruin = Explainer(config, scrambled(model, seed), depth)
+    shuffled = Explainer(config, scrambled(model, seed), depth)
     agreement: dict[str, list[float]] = {}
     same: dict[str, list[float]] = {}
     falls: dict[str, list[float]] = {}
@@ -85,35 +90,35 @@ def faithfulness(
         index = np.array([i])
         items = cases.batch(index)["items"][0].to(trained.vectors.device)
         scores = trained.trace(items).scores[-1]
-        if (seen := candidates.seen(config, cases, index)) is not None:
-            scores[seen[1]] = -torch.inf
+        if (excluded := cases.excluded(index)) is not None:
+            scores[excluded[1]] = -torch.inf
         best = int(scores.argmax())
-        told, ruined = attributions(trained, items, best), attributions(ruin, items, best)
+        learned, random = attributions(trained, items, best), attributions(shuffled, items, best)
         drawn = [torch.as_tensor(rng.choice(len(items), REMOVED, replace=False)) for _ in range(DRAWS)]
-        first = [values.topk(REMOVED).indices.cpu() for values in told.values()]
+        first = [values.topk(REMOVED).indices.cpu() for values in learned.values()]
         fall = _fall(trained, items, best, [*first, *drawn])
         falls.setdefault("random", []).append(float(fall[len(first) :].mean()))
-        for (name, values), lost in zip(told.items(), fall.tolist(), strict=False):
+        for (name, values), lost in zip(learned.items(), fall.tolist(), strict=False):
             falls.setdefault(name, []).append(lost)
-            for kept, other in ((agreement, told["occlusion"]), (same, ruined[name])):
+            for kept, other in ((agreement, learned["occlusion"]), (same, random[name])):
                 if (rho := spearman(values, other)) is not None:
                     kept.setdefault(name, []).append(rho)
     del agreement["occlusion"]  # with itself
     ids = chosen.astype(str)
-    chance = {0: Rows(ids, np.array(falls.pop("random")))}
+    chance = {0: ExampleScores(ids, np.array(falls.pop("random")))}
     return Faithfulness(
         len(chosen),
         depth,
         {name: _mean(values) for name, values in agreement.items()},
-        {name: paired_difference({0: Rows(ids, np.array(v))}, chance) for name, v in falls.items()},
+        {name: paired_difference({0: ExampleScores(ids, np.array(v))}, chance) for name, v in falls.items()},
         {name: _mean(values) for name, values in same.items()},
     )
 
 
 def attributions(explainer: Explainer, items: Tensor, item: int) -> dict[str, Tensor]:
     """Every attribution of the score of ``item`` to a history (n,), each (n,); no attention at depth 0."""
-    looked = {"attention": explainer.trace(items).looked} if explainer.depth else {}
-    return looked | {
+    attention = {"attention": explainer.trace(items).item_attention} if explainer.depth else {}
+    return attention | {
         "gradient": explainer.gradient(items, item),
         "occlusion": explainer.occlusion(items, item),
     }
@@ -121,12 +126,12 @@ def attributions(explainer: Explainer, items: Tensor, item: int) -> dict[str, Te
 
 def scrambled(model: SequenceEncoder, seed: int) -> SequenceEncoder:
     """A copy whose every parameter has its entries shuffled: the same sizes of numbers, nothing learned."""
-    ruin, generator = copy.deepcopy(model), torch.Generator().manual_seed(seed)
+    shuffled, generator = copy.deepcopy(model), torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in ruin.parameters():
+        for parameter in shuffled.parameters():
             order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
             parameter.copy_(parameter.flatten()[order].view_as(parameter))
-    return ruin
+    return shuffled
 
 
 def _fall(explainer: Explainer, items: Tensor, item: int, removed: list[Tensor]) -> Tensor:

@@ -1,7 +1,7 @@
-"""Who deserves depth: stop tests, a router, and the budget that sets their thresholds.
+"""Which requests get how much depth: stop tests and a router.
 
 After step k a *measure* says how settled a request is, larger meaning surer; the request stops where it
-reaches the threshold. Five measures read the answer itself (``cos``, ``kl``, ``margin``, ``overlap``,
+reaches the threshold. Thresholds are fitted by ``calibrate`` to spend a given number of steps. Five measures read the answer itself (``cos``, ``kl``, ``margin``, ``overlap``,
 ``entropy``); the router reads what is known before any step and spends all of the depth or none.
 
 A catalogue costs more to score than several steps, so all measures but ``cos`` look at a *shortlist*: the best
@@ -20,28 +20,39 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reason.methods.latent.serve import Reasoning
+from reason.datasets.requests import TOP
+from reason.methods.latent.reasoning import Reasoning
+from reason.metrics.calibration import EXCLUDED
 
 MEANING = {
     "cos": "the cosine of the last two states",
     "kl": "the divergence from the step before",
-    "margin": "the lead of the first item",
+    "margin": "the margin of the first item over the second",
     "overlap": "the share of the ten items that stayed",
     "entropy": "the entropy of the answers",
 }
-TOP = 10  # items a user sees
-OUT = -1e9  # score of what is no candidate: no mass at any temperature, and no NaN in 0 log 0
-FEW = 8  # rows, below which a product with the whole catalogue is bound by memory too
-DEAR = 24  # catalogue over shortlist, above which such a product costs more than gathering the shortlist
-LESS_IS_SURER = ("kl", "entropy")  # in these the threshold is crossed from above; inside, all measures rise
+FEW_ROWS = 8  # below these, a product with the whole catalogue is bound by memory too
+GATHER_RATIO = 24  # items over shortlist, above which such a product costs more than gathering the shortlist
+FALLING = ("kl", "entropy")  # these stop once they have fallen to the threshold; inside, all measures rise
+
+
+def rising(name: str, value: float) -> float:
+    """A measure, or its threshold, on the scale on which larger is surer; its own inverse."""
+    return -value if name in FALLING else value
+
+
+def log_counts(counts: np.ndarray, device: torch.device | None = None) -> Tensor:
+    """(N,) occurrences in training -> (N,) float32: log of 1 + each, a feature of the router."""
+    return torch.as_tensor(counts, device=device).float().log1p()
 
 
 @dataclass(frozen=True)
-class Router:
+class DepthRouter:
     """A linear forecast of what depth would gain: ``bias + weight . (x - mean) / scale``."""
 
     features: list[str]
@@ -52,7 +63,7 @@ class Router:
 
 
 @dataclass(frozen=True)
-class Policy:
+class DepthPolicy:
     """What was fitted for a run. ``to_json`` and ``from_json`` are inverse."""
 
     name: str  # cos, kl, margin, overlap, entropy or router
@@ -60,12 +71,7 @@ class Policy:
     least: int  # steps before the test is asked
     temperature: list[float]  # of the scores after step 0..K
     shortlist: int
-    router: Router | None = None
-
-    @property
-    def bar(self) -> float:
-        """The threshold on the rising scale that ``Measure`` uses."""
-        return -self.threshold if self.name in LESS_IS_SURER else self.threshold
+    router: DepthRouter | None = None
 
     @property
     def needs_scores(self) -> bool:
@@ -77,26 +83,28 @@ class Policy:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, kept: Mapping[str, Any]) -> Policy:
+    def from_json(cls, kept: Mapping[str, Any]) -> DepthPolicy:
         router = kept.get("router")
-        return cls(**{**kept, "router": Router(**router) if router else None})
+        return cls(**{**kept, "router": DepthRouter(**router) if router else None})
 
     def reason(self, depth: int, cap: int) -> str:
         """Why a request that took ``depth`` of at most ``cap`` steps took no more, in words."""
         if self.name == "router":
-            return "the router spent the depth on it" if depth else "the router saw no gain in depth"
+            return (
+                "the router expected a gain from depth" if depth else "the router expected no gain from depth"
+            )
         if cap <= self.least:
-            return f"{cap} steps are taken before the test is asked"
+            return f"the stop test is asked only after {self.least} step{'s' * (self.least != 1)}"
         if depth >= cap:
-            return f"{MEANING[self.name]} never said stop: all {cap} steps were taken"
-        side = "fell to" if self.name in LESS_IS_SURER else "reached"
+            return f"{MEANING[self.name]} never {'fell to' if self.name in FALLING else 'reached'} {self.threshold:.3g}: all {cap} steps were taken"
+        side = "fell to" if self.name in FALLING else "reached"
         return f"{MEANING[self.name]} {side} {self.threshold:.3g} after step {depth}"
 
 
-class Stop:
-    """A policy at work on one batch: the ``StopTest`` that ``serve`` asks."""
+class PolicyTest:
+    """A policy at work on one batch: the ``StopTest`` that ``run_steps`` asks."""
 
-    def __init__(self, policy: Policy, log_counts: Tensor | None = None, exclude: Tensor | None = None):
+    def __init__(self, policy: DepthPolicy, log_counts: Tensor | None = None, exclude: Tensor | None = None):
         """log_counts: (N,), log of 1 + occurrences in training, for the router. exclude: (B, N) bool, no candidates."""
         self.policy = policy
         self.measure = Measure(policy, log_counts, exclude)
@@ -106,7 +114,7 @@ class Stop:
         routed = self.policy.name == "router"
         if run.k < self.policy.least or (routed and run.k):
             return torch.zeros(len(run.state), dtype=torch.bool, device=run.state.device)
-        return self.measure(run) >= self.policy.bar
+        return self.measure(run) >= rising(self.policy.name, self.policy.threshold)
 
     def keep(self, rows: Tensor) -> None:
         self.measure.keep(rows)
@@ -118,14 +126,16 @@ class Measure:
     Called once after every step from the policy's least on; remembers what it compares with.
     """
 
-    def __init__(self, policy: Policy, log_counts: Tensor | None = None, exclude: Tensor | None = None):
+    def __init__(self, policy: DepthPolicy, log_counts: Tensor | None = None, exclude: Tensor | None = None):
         self.policy, self.log_counts, self.exclude = policy, log_counts, exclude
-        self.short: Tensor | None = None  # (A, C), the items of the shortlist
-        self.scores: Tensor | None = None  # (A, C), theirs at step 0
-        self.table: Tensor | None = None  # (A, C, d), their vectors, where looking at these alone is cheaper
-        self.barred: Tensor | None = None  # (A, C), True where the shortlist holds what is no candidate
+        self.shortlist: Tensor | None = None  # (A, C), item codes
+        self.scores: Tensor | None = None  # (A, C), of the shortlist at step 0
+        self.vectors: Tensor | None = None  # (A, C, d), of the shortlist, where scoring it alone is cheaper
+        self.shortlist_excluded: Tensor | None = (
+            None  # (A, C), True where the shortlist holds what is no candidate
+        )
         self.log_mass: Tensor | None = None  # (A, 2), log of the probability of the shortlist and of the rest
-        self.before: Tensor | None = None  # what the last call found: (A, C + 1) or (A, 10)
+        self.before: Tensor | None = None  # what the last call computed: (A, C + 1) or (A, 10)
 
     def __call__(self, run: Reasoning) -> Tensor:
         """(A,) float."""
@@ -139,16 +149,16 @@ class Measure:
             return self._overlap(run)
         log_p = self.log_p(run)  # (A, C + 1)
         if name == "margin":
-            return lead(log_p)
+            return margin(log_p)
         if name == "entropy":
-            return -spread(log_p)
+            return -normalized_entropy(log_p)
         before = self._log_p(run, run.k - 1) if self.before is None else self.before
         self.before = log_p
         return -(before.exp() * (before - log_p)).sum(-1)
 
     def keep(self, rows: Tensor) -> None:
-        self.scores = None  # the look at step 0 comes before anybody leaves
-        for kept in ("short", "table", "barred", "log_mass", "before", "exclude"):
+        self.scores = None  # those of step 0 are used before any row leaves
+        for kept in ("shortlist", "vectors", "shortlist_excluded", "log_mass", "before", "exclude"):
             if (value := getattr(self, kept)) is not None:
                 setattr(self, kept, value.index_select(0, rows))
 
@@ -162,38 +172,42 @@ class Measure:
         return torch.cat([inside + self.log_mass[:, :1], self.log_mass[:, 1:]], 1)
 
     def _scores(self, run: Reasoning, k: int) -> Tensor:
-        """(A, C): of the shortlist, which the first call draws up, after this step or the one before."""
-        if self.short is None:
-            self._draw_up(run)
-        assert self.short is not None
+        """(A, C): of the shortlist, which the first call makes, after this step or the one before."""
+        if self.shortlist is None:
+            self._make_shortlist(run)
+        assert self.shortlist is not None
         if k == 0 and self.scores is not None:
             return self.scores
         state = run.read() if k == run.k else run.read_before()
         # One product with the whole catalogue is arithmetic, rows of vectors of their own are memory traffic.
-        items, (rows, size) = len(run.catalogue), self.short.shape
-        if self.table is None and (rows < FEW or items > DEAR * size):
-            self.table = F.embedding(self.short, run.catalogue.vectors)
-        if self.table is not None:
-            scores = torch.bmm(self.table, state.unsqueeze(2)).squeeze(2)
+        items, (rows, size) = len(run.embeddings), self.shortlist.shape
+        if self.vectors is None and (rows < FEW_ROWS or items > GATHER_RATIO * size):
+            self.vectors = F.embedding(self.shortlist, run.embeddings.vectors)
+        if self.vectors is not None:
+            scores = torch.bmm(self.vectors, state.unsqueeze(2)).squeeze(2)
         else:
-            scores = run.catalogue.scores(state).gather(1, self.short)
-        return scores if self.barred is None else scores.masked_fill(self.barred, OUT)
+            scores = run.embeddings.scores(state).gather(1, self.shortlist)
+        return (
+            scores
+            if self.shortlist_excluded is None
+            else scores.masked_fill(self.shortlist_excluded, EXCLUDED)
+        )
 
-    def _draw_up(self, run: Reasoning) -> None:
+    def _make_shortlist(self, run: Reasoning) -> None:
         """The shortlist of step 0, whatever step it is now."""
-        scores = run.catalogue.scores(run.first)  # (A, N)
+        scores = run.embeddings.scores(run.first)  # (A, N)
         if self.exclude is not None:
-            scores = scores.masked_fill(self.exclude, OUT)
+            scores = scores.masked_fill(self.exclude, EXCLUDED)
         best = scores.topk(min(self.policy.shortlist, scores.shape[1]), sorted=False)
-        self.scores, self.short = best
+        self.scores, self.shortlist = best
         if self.exclude is not None:  # where fewer candidates are left than the list is long
-            self.barred = self.exclude.gather(1, self.short)
+            self.shortlist_excluded = self.exclude.gather(1, self.shortlist)
             self.exclude = None
         if self.policy.name != "overlap":
             p = (scores.float() / self.policy.temperature[0]).softmax(-1)
-            inside = p.gather(1, self.short).sum(-1)
-            rest = p.scatter_(1, self.short, 0).sum(-1)  # not 1 - inside, which would cancel
-            self.log_mass = torch.stack([inside, rest], 1).log().clamp_min(OUT)
+            inside = p.gather(1, self.shortlist).sum(-1)
+            rest = p.scatter_(1, self.shortlist, 0).sum(-1)  # not 1 - inside, which would cancel
+            self.log_mass = torch.stack([inside, rest], 1).log().clamp_min(EXCLUDED)
 
     def _overlap(self, run: Reasoning) -> Tensor:
         def top(k: int) -> Tensor:
@@ -206,13 +220,13 @@ class Measure:
         return same.float().mean(1)
 
 
-def lead(log_p: Tensor) -> Tensor:
+def margin(log_p: Tensor) -> Tensor:
     """(A, C + 1) -> (A,): probability of the best item less that of the second."""
     best = log_p[:, :-1].topk(min(2, log_p.shape[1] - 1)).values.exp()
     return best[:, 0] - best[:, -1]
 
 
-def spread(log_p: Tensor) -> Tensor:
+def normalized_entropy(log_p: Tensor) -> Tensor:
     """(A, C + 1) -> (A,): entropy as a share of its largest value."""
     return -(log_p.exp() * log_p).sum(-1) / math.log(log_p.shape[1])
 
@@ -241,54 +255,15 @@ def features(names: list[str], measure: Measure, run: Reasoning) -> Tensor:
             column = run.state.float().norm(dim=1)
         else:
             assert log_p is not None
-            column = spread(log_p) if name == "entropy" else lead(log_p)
+            column = normalized_entropy(log_p) if name == "entropy" else margin(log_p)
         columns.append(column)
     return torch.stack(columns, 1)
 
 
-def forecast(policy: Policy, measure: Measure, run: Reasoning) -> Tensor:
+def forecast(policy: DepthPolicy, measure: Measure, run: Reasoning) -> Tensor:
     """(A,): the gain that the router expects of depth, on no particular scale."""
     router = policy.router
     assert router is not None
     x = features(router.features, measure, run)
     mean, scale, weight = (x.new_tensor(v) for v in (router.mean, router.scale, router.weight))
     return ((x - mean) / scale) @ weight + router.bias
-
-
-# --- the budget -------------------------------------------------------------------------------------
-
-
-def depths(measures: Tensor, bar: float, least: int) -> Tensor:
-    """(n, K) measures after step 0..K-1 -> (n,) steps that each case takes before it stops; K where it never does."""
-    K = measures.shape[1]
-    if not K:
-        return torch.zeros(len(measures), dtype=torch.int64)
-    fires = measures >= bar
-    fires[:, :least] = False
-    return torch.where(fires.any(1), fires.float().argmax(1), K)
-
-
-def solve(measures: Tensor, target: float, least: int) -> float:
-    """The bar at which the cases spend ``target`` steps on average, as nearly as they can.
-
-    Mean depth does not fall as the bar rises, so the bar is found by bisection over the measured values.
-
-    measures: (n, K), see ``depths``.
-    """
-    values = measures[:, least:].flatten().unique()  # ascending
-    if not len(values):
-        return 0.0  # there is nothing to decide
-    values = torch.cat([values, values[-1:] + 1])  # the last one never fires
-    low, high = 0, len(values) - 1  # the first bar that spends at least the target lies in low..high
-    spent = lambda i: float(depths(measures, float(values[i]), least).float().mean())  # noqa: E731
-    while low < high:
-        middle = (low + high) // 2
-        if spent(middle) < target:
-            low = middle + 1
-        else:
-            high = middle
-    if low and abs(spent(low - 1) - target) <= abs(spent(low) - target):
-        low -= 1
-    if low == 0:
-        return float(values[0])
-    return float((values[low - 1] + values[low]) / 2)  # between two cases, so that none sits on the bar

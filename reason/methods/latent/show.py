@@ -5,6 +5,7 @@ Each figure says one thing; the numbers are those of ``explain.py``.
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -13,38 +14,51 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reason.datasets.catalogue import Catalogue
+from reason.datasets.requests import TOP, read_history
+from reason.datasets.sequences import SequenceCases
+from reason.errors import DataError, nearest
 from reason.methods.base import Context
 from reason.methods.figures import Figure, HeatMap, Table
-from reason.methods.latent import candidates, objective
-from reason.methods.latent.answer import Answerer
-from reason.methods.latent.explain import Explainer, Trace, category_mass, nearest, spearman
+from reason.methods.latent import objective
+from reason.methods.latent.explain import Explainer, Trace, category_mass, nearest_items, spearman
+from reason.methods.latent.recommender import Recommender
 
 if TYPE_CHECKING:
     from reason.backbones.encoder import SequenceEncoder
 
-TOP = 10
 SHOWN = 20  # items of the history that are listed, the last ones
-NEAREST = 5
-WIDEST, NARROW = 40, 22  # characters of a title; where it shares the line with more than three others
-CATEGORIES = ("genres", "genre", "categories", "category")  # item fields that hold them, joined by |
-SAYING = "Latent steps are numeric refinements of a state, not reasons in words."
+NEAREST = 5  # items that a state is compared with
+WIDTH, NARROW_WIDTH = 40, 22  # characters of a title; where it shares the line with more than three others
+DISCLAIMER = "Latent steps are numeric refinements of a state, not reasons in words."
 
 
 @dataclass(frozen=True)
-class Request:
-    """All that the figures of one request draw on."""
+class Example:
+    """What is inspected: a test case, or a history that was given."""
 
-    who: str
-    items: Tensor  # (n,), what the encoder reads
+    who: str  # "user 12"
+    items: Tensor  # (1, n) int64, what the encoder reads
     whole: int  # items of the whole history
-    target: int
+    target: int | None  # the item that came next; None where it is not known
+    excluded: tuple[Tensor, Tensor] | None  # (rows, items) that are no candidates
+    unknown: tuple[str, ...] = ()  # ids of the history that are not in the catalogue
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """All that the figures of one example draw on."""
+
+    example: Example
+    items: Tensor  # (n,), what the encoder reads
     titles: list[str]  # of every item
     depth: int  # the step that answered
     explainer: Explainer  # of the answer
-    traced: Trace  # of all steps there could be
+    trace: Trace  # of all steps there could be
     order: list[list[int]]  # after each step the candidates, best first
     probability: Tensor  # (K + 1, N), 0 where an item is no candidate
-    tau: list[float]  # the temperature it was computed at, step by step
+    temperature: list[float]  # it was computed at, step by step
+    calibration_error: list[dict[str, dict[str, float]]] | None  # ECE by step, where it was measured
 
     @property
     def named(self) -> list[str]:
@@ -64,84 +78,120 @@ def figures(
     config: Any,
     ctx: Context,
     model: SequenceEncoder,
+    catalogue: Catalogue,
     example: str,
     depth: int | None = None,
     stopped: str = "",
 ) -> list[Figure]:
-    """What latent reasoning did for one test case.
+    """What latent reasoning did for one test case, or for a history that is given.
 
     Args:
-        example: id of a test case or user; '' takes a history of median length.
+        example: id of a test case or user; ``{"history": [item ids]}``; '' takes a test case whose history is of
+            median length.
         depth: steps after which this request was answered; None: as the run's policy answers it. Where
             it is less than ``config.depth``, the top ten and the confidence show the steps that were
             not taken too.
         stopped: a sentence on why it stopped there; None in ``depth`` finds its own.
 
     Raises:
-        DataError: there is no such user (the nearest is given).
+        DataError: there is no such user (the nearest is given), or no item of the history is known.
     """
-    cases = cast(Any, ctx.data.test)
-    index = cases.find(example) if example else int(np.argsort(cases.history, kind="stable")[len(cases) // 2])
+    if example.lstrip().startswith("{"):
+        chosen = _given(config, catalogue, example, model.max_length)
+    else:
+        chosen = _case(cast(SequenceCases, ctx.data.test), example)
     if depth is None:
-        depth, stopped = _decided(config, ctx, model, index)
-    request = _request(config, ctx, model, index, depth)
+        depth, stopped = _decided(config, ctx, model, catalogue, chosen)
+    explained = _explain(config, ctx, model, catalogue, chosen, depth)
     found: list[Figure] = [
-        _history(request),
-        _top(request, stopped),
-        _confidence(request),
+        _history(explained),
+        _top(explained, stopped),
+        _confidence(explained),
     ]
-    if request.depth:
-        found += [_contributions(request), _attention(request)]
-    found.append(_nearest(request))
-    if (categories := categories_of(ctx.dataset)) is not None:
-        found.append(_categories(request, categories))
+    if explained.depth:
+        found += [_contributions(explained), _attention(explained)]
+    found.append(_nearest(explained))
+    if (categories := catalogue.categories) is not None:
+        found.append(_categories(explained, categories))
     return found
 
 
-def categories_of(dataset: Any) -> list[list[str]] | None:
-    """The categories of each item, or None where the dataset knows of none."""
-    for name in CATEGORIES:
-        if any(column := dataset.item_fields.get(name, [])):
-            return [list(dict.fromkeys(c.strip() for c in text.split("|") if c.strip())) for text in column]
-    return None
+def _case(cases: SequenceCases, name: str) -> Example:
+    """The test case called ``name``, or one whose history is of median length."""
+    index = np.array(
+        [cases.find(name) if name else np.argsort(cases.history, kind="stable")[len(cases) // 2]]
+    )
+    case, batch = int(index[0]), cases.batch(index)
+    target = int(cases.target[case])
+    excluded = cases.excluded(index)
+    return Example(f"user {cases.id[case]}", batch["items"], int(cases.history[case]), target, excluded)
 
 
-def _decided(config: Any, ctx: Context, model: SequenceEncoder, index: int) -> tuple[int, str]:
-    """The steps that the run's policy takes for a test case, and a sentence on why no more ('' if it was fixed)."""
-    answer, cases = Answerer(config, ctx, model), cast(Any, ctx.data.test)
-    where = np.array([index])
-    batch, seen = cases.batch(where), candidates.seen(config, cases, where)
-    served = answer(batch["items"], batch["length"], config.depth, seen).served
-    why = answer.reason(served, config.depth)
-    return int(served.depth[0]), f"{why[:1].upper()}{why[1:]}." if why else ""
+def _given(config: Any, catalogue: Catalogue, text: str, length: int) -> Example:
+    """The history in ``text``, a JSON object, of which the last ``length`` items are read."""
+    hint = 'Write it as {"history": ["id", "id"]}, oldest first.'
+    try:
+        given = json.loads(text)
+    except ValueError as error:
+        raise DataError(f"The example is no JSON object: {error}.", hint) from error
+    if set(given) != {"history"}:
+        raise DataError(f"The example has the keys {', '.join(map(json.dumps, given))}.", hint)
+    codes, unknown = read_history(given["history"], catalogue)
+    if not codes:
+        close = nearest(unknown[0], catalogue.item_ids) if unknown else ""
+        raise DataError(
+            f"The catalogue holds none of the {len(unknown)} items of this history."
+            if unknown
+            else "The history is empty.",
+            f"Did you mean {close!r}?" if close else f"Items are named such as {catalogue.item_ids[0]!r}.",
+        )
+    excluded = None
+    if config.dataset.candidates != "all":
+        excluded = torch.zeros(len(codes), dtype=torch.int64), torch.tensor(codes)
+    items = torch.tensor([codes[-length:]])
+    return Example("the given user", items, len(codes), None, excluded, tuple(unknown))
 
 
-def _request(config: Any, ctx: Context, model: SequenceEncoder, index: int, depth: int) -> Request:
-    from reason.methods.latent.method import titles_of
+def _decided(
+    config: Any, ctx: Context, model: SequenceEncoder, catalogue: Catalogue, example: Example
+) -> tuple[int, str]:
+    """The steps that the run's policy takes, and a sentence on why no more ('' if the depth was fixed)."""
+    recommend = Recommender(config, ctx, model, catalogue)
+    length = torch.tensor([example.items.shape[1]])
+    output = recommend(example.items, length, config.depth, example.excluded).output
+    why = recommend.stopping_reason(output, config.depth)
+    return int(output.depth[0]), f"{why[:1].upper()}{why[1:]}." if why else ""
 
-    cases = cast(Any, ctx.data.test)
-    where = np.array([index])
-    batch = cases.batch(where)
-    target, items = int(batch["target"][0]), batch["items"][0].to(ctx.device)
-    traced = Explainer(config, model, config.depth).trace(items)
-    scores = traced.scores
-    if (seen := candidates.seen(config, cases, where)) is not None:
+
+def _explain(
+    config: Any, ctx: Context, model: SequenceEncoder, catalogue: Catalogue, example: Example, depth: int
+) -> Explanation:
+    items = example.items[0].to(ctx.device)
+    trace = Explainer(config, model, config.depth).trace(items)
+    scores = trace.scores
+    if example.excluded is not None:
+        seen = example.excluded[1]
         scores = scores.clone()
-        scores[:, seen[1][seen[1] != target]] = -torch.inf
+        scores[:, seen if example.target is None else seen[seen != example.target]] = -torch.inf
     ranked = int(scores[0].isfinite().sum())
+    if not ranked:
+        raise DataError(
+            "The history holds every item, and dataset.candidates=unseen leaves none to recommend.",
+            "Inspect a shorter history.",
+        )
     order = scores.argsort(dim=-1, descending=True, stable=True)[:, :ranked].tolist()
-    fitted = (ctx.calibration or {}).get("temperatures")
-    tau = (fitted or objective.temperatures(config.latent, model.steps))[: config.depth + 1]
+    fitted = ctx.calibration or {}
+    tau = fitted.get("temperatures") or objective.temperatures(config.latent, model.steps)
+    tau = tau[: config.depth + 1]
     probability = (scores.double() / scores.new_tensor(tau)[:, None]).softmax(-1)
-    titles = [_short(title, WIDEST) for title in titles_of(ctx.dataset)]
-    return Request(
-        str(cases.id[index]), items, int(cases.history[index]), target, titles, depth,
-        Explainer(config, model, depth), traced, order, probability, tau,
+    return Explanation(
+        example, items, [_short(title, WIDTH) for title in catalogue.titles], depth,
+        Explainer(config, model, depth), trace, order, probability, tau, fitted.get("ece"),
     )  # fmt: skip
 
 
-def _short(title: str, most: int) -> str:
-    return title if len(title) <= most else title[: most - 1].rstrip() + "…"
+def _short(title: str, width: int) -> str:
+    return title if len(title) <= width else title[: width - 1].rstrip() + "…"
 
 
 def _join(*sentences: str) -> str:
@@ -151,21 +201,25 @@ def _join(*sentences: str) -> str:
 # --- what was read, and what the answer rests on -------------------------------------------------------
 
 
-def _history(r: Request) -> Table:
-    named, n = r.named, len(r.items)
+def _history(r: Explanation) -> Table:
+    named, n, whole = r.named, len(r.items), r.example.whole
     skip = max(n - SHOWN, 0)
-    columns, notes = ["place", "item"], [f"The next item was {r.titles[r.target]}."]
-    rows: list[list[Any]] = [[r.whole - n + i + 1, name] for i, name in enumerate(named)]
-    if r.whole > SHOWN:
-        reads = f"; the encoder reads the last {n}" if n < r.whole else ""
-        notes.insert(0, f"The last {n - skip} of {r.whole} items{reads}.")
-    seen = r.explainer.trace(r.items).looked if r.depth else None
-    if seen is not None:
-        _add(columns, rows, "attention", [f"{share:.1%}" for share in seen.tolist()])
-        notes.append("Attention: the share given to an item by the latent steps.")
+    title, columns, notes = f"History of {r.example.who}", ["place", "item"], []
+    rows: list[list[Any]] = [[whole - n + i + 1, name] for i, name in enumerate(named)]
+    if whole > SHOWN:
+        reads = f"; the encoder reads the last {n}" if n < whole else ""
+        notes.append(f"The last {n - skip} of {whole} items{reads}.")
+    if r.example.unknown:
+        notes.append(f"Not in the catalogue, so left out: {', '.join(r.example.unknown)}.")
+    if r.example.target is not None:
+        notes.append(f"The next item was {r.titles[r.example.target]}.")
+    attention = r.explainer.trace(r.items).item_attention if r.depth else None
+    if attention is not None:
+        _add(columns, rows, "attention", [f"{share:.1%}" for share in attention.tolist()])
+        notes.append("Attention: the share that the latent steps give to an item.")
     if n == 1:
-        notes.append("What the answer owes to an item cannot be tested where it is the only one.")
-        return Table(f"History of user {r.who}", columns, rows, _join(*notes))
+        notes.append("The effect of an item cannot be tested where it is the only one.")
+        return Table(title, columns, rows, _join(*notes))
     effect = r.explainer.occlusion(r.items, r.best)
     cells = _signed(effect.tolist())
     _add(columns, rows, "effect", cells)
@@ -173,14 +227,14 @@ def _history(r: Request) -> Table:
         f"Effect: how far the score of the answer, {r.titles[r.best]}, falls when the item is removed "
         "and later ones move up."
     )
-    usual = _signed([*effect.tolist(), float(effect.median())])[-1]
-    notes.append(f"Median effect: {usual}, for a shorter history alone shifts the score.")
+    median = _signed([*effect.tolist(), float(effect.median())])[-1]
+    notes.append(f"Median effect: {median}, as a shorter history alone shifts the score.")
     if skip:
         far = int(effect[:skip].abs().argmax())
         notes.append(f"Largest effect of an older item: {named[far]}, {cells[far]}.")
-    if seen is not None and (rho := spearman(seen, effect)) is not None:
+    if attention is not None and (rho := spearman(attention, effect)) is not None:
         notes.append(f"Rank correlation of attention and effect over the {n} items read: {rho:.2f}.")
-    return Table(f"History of user {r.who}", columns, rows[skip:], _join(*notes))
+    return Table(title, columns, rows[skip:], _join(*notes))
 
 
 def _signed(values: list[float]) -> list[str]:
@@ -198,18 +252,18 @@ def _add(columns: list[str], rows: list[list[Any]], name: str, cells: list[str])
         row.append(cell.rjust(width))
 
 
-def _attention(r: Request) -> HeatMap:
-    """The ten items that are looked at most, in the order of the history, and the latent tokens."""
-    n, (steps, layers, _) = len(r.items), r.traced.attention[: r.depth].shape
-    weight = r.traced.attention[: r.depth].flatten(0, 1).T  # (n + K, steps * layers)
-    most = sorted(weight[:n].mean(1).topk(min(TOP, n)).indices.tolist())
-    rows, values = [r.named[i] for i in most], [weight[i] for i in most]
+def _attention(r: Explanation) -> HeatMap:
+    """The ten items with the most attention, in the order of the history, and the latent tokens."""
+    n, (steps, layers, _) = len(r.items), r.trace.attention[: r.depth].shape
+    weight = r.trace.attention[: r.depth].flatten(0, 1).T  # (n + K, steps * layers)
+    top = sorted(weight[:n].mean(1).topk(min(TOP, n)).indices.tolist())
+    rows, values = [r.named[i] for i in top], [weight[i] for i in top]
     note = "Attention, mean over heads."
-    if n > len(most):
-        rest = weight[:n].sum(0) - weight[most].sum(0)
+    if n > len(top):
+        rest = weight[:n].sum(0) - weight[top].sum(0)
         note += (
-            f" The other {n - len(most)} items share what is missing to 1: "
-            f"{float(rest.min()):.0%} to {float(rest.max()):.0%} of a column."
+            f" The other {n - len(top)} items share the rest, "
+            f"{float(rest.min()):.0%} to {float(rest.max()):.0%} of each column."
         )
     own = torch.stack([weight[n + k, k * layers : (k + 1) * layers] for k in range(steps)]).flatten()
     if steps > 1:
@@ -218,7 +272,7 @@ def _attention(r: Request) -> HeatMap:
     rows.append("its own latent token")
     values.append(own)
     return HeatMap(
-        "What each latent step looks at",
+        "Attention of each latent step",
         torch.stack(values).tolist(),
         rows,
         [f"step {k + 1}\nlayer {layer + 1}" for k in range(steps) for layer in range(layers)],
@@ -229,33 +283,34 @@ def _attention(r: Request) -> HeatMap:
 # --- what the steps changed -----------------------------------------------------------------------------
 
 
-def _top(r: Request, stopped: str) -> Table:
+def _top(r: Explanation, stopped: str) -> Table:
     rows: list[list[Any]] = [[place + 1] for place in range(min(TOP, len(r.order[0])))]
-    gone: list[list[str]] = []  # per step, what left its top ten
+    dropped: list[list[str]] = []  # per step, what left its top ten
     for k, ranked in enumerate(r.order):
         before = {item: place for place, item in enumerate(r.order[k - 1][:TOP])} if k else {}
         for place, row in enumerate(rows):
             item = ranked[place]
             row.append(f"{_starred(r, item)}{_move(before.get(item), place) if k else ''}")
         left = [item for item in before if item not in ranked[:TOP]]
-        gone.append([f"{_starred(r, item)} → {ranked.index(item) + 1}" for item in left])
-    for i in range(max(map(len, gone))):
-        rows.append(["left" if i == 0 else "", *(left[i] if i < len(left) else "" for left in gone)])
-    where = ", ".join(f"{ranked.index(r.target) + 1:,} (step {k})" for k, ranked in enumerate(r.order))
+        dropped.append([f"{_starred(r, item)} → {ranked.index(item) + 1}" for item in left])
+    for i in range(max(map(len, dropped))):
+        rows.append(["left" if i == 0 else "", *(left[i] if i < len(left) else "" for left in dropped)])
+    notes = [DISCLAIMER * (len(r.order) > 1), stopped]
+    notes.append("left: no longer among the ten at this step, and its new place." * any(dropped))
+    if (target := r.example.target) is not None:
+        where = ", ".join(f"{ranked.index(target) + 1:,} (step {k})" for k, ranked in enumerate(r.order))
+        notes.append(f"* the true next item, in place {where} of {len(r.order[0]):,}.")
     return Table(
         "Top ten if it stopped after each step",
         ["place", *(r.step(k) for k in range(len(r.order)))],
         rows,
-        _join(
-            SAYING * (len(r.order) > 1), stopped, "left: fell out of the ten at this step, → to which place." * any(gone),
-            f"* the true next item, in place {where} of {len(r.order[0]):,}.",
-        ),
-    )  # fmt: skip
+        _join(*notes),
+    )
 
 
-def _starred(r: Request, item: int) -> str:
-    title = r.titles[item] if len(r.order) <= 3 else _short(r.titles[item], NARROW)
-    return title + " *" * (item == r.target)
+def _starred(r: Explanation, item: int) -> str:
+    title = r.titles[item] if len(r.order) <= 3 else _short(r.titles[item], NARROW_WIDTH)
+    return title + " *" * (item == r.example.target)
 
 
 def _move(before: int | None, place: int) -> str:
@@ -264,53 +319,67 @@ def _move(before: int | None, place: int) -> str:
     return "" if before == place else f" ↑{before - place}" if before > place else f" ↓{place - before}"
 
 
-def _confidence(r: Request) -> Table:
+def _confidence(r: Explanation) -> Table:
     p = r.probability
     best = p.topk(min(2, p.shape[1]), -1).values
-    lead = best[:, 0] - best[:, -1]
+    margin = best[:, 0] - best[:, -1]
     entropy = torch.special.entr(p).sum(-1) / math.log(max(len(r.order[0]), 2))
-    columns = ["", "temperature", "top probability", "lead", "entropy"]
+    columns = ["", "temperature", "top probability", "margin", "entropy"]
     rows: list[list[Any]] = [
-        [r.step(k), f"{t:.3g}", f"{best[k, 0]:.2%}", f"{lead[k]:.2%}", f"{entropy[k]:.3f}"]
-        for k, t in enumerate(r.tau)
+        [r.step(k), f"{t:.3g}", f"{best[k, 0]:.2%}", f"{margin[k]:.2%}", f"{entropy[k]:.3f}"]
+        for k, t in enumerate(r.temperature)
     ]
-    note = "Softmax over all candidates at the temperature of the step. Lead: over the second item. Entropy: 1 = uniform."
+    notes = [
+        "Softmax over all candidates at the temperature of the step. Margin: probability of the first item "
+        "less that of the second. Entropy: 1 = uniform."
+    ]
     if len(rows) > 1:
-        turned = torch.cosine_similarity(r.traced.states[1:], r.traced.states[:-1])
-        _add(columns, rows, "cosine", ["", *(f"{c:.3f}" for c in turned)])
-        note += " Cosine: with the state one step before, 1 = the step changed nothing."
-    return Table("Confidence after each step", columns, rows, note)
+        cosine = torch.cosine_similarity(r.trace.states[1:], r.trace.states[:-1])
+        _add(columns, rows, "cosine", ["", *(f"{c:.3f}" for c in cosine)])
+        notes.append("Cosine: with the state one step before, 1 = the step changed nothing.")
+    if r.calibration_error is not None:
+        before, after = (
+            [error[kind]["equal_mass"] for error in r.calibration_error[: len(rows)]]
+            for kind in ("uncalibrated", "calibrated")
+        )
+        _add(columns, rows, "ECE", [f"{e:.3f}" for e in after])
+        _add(columns, rows, "ECE uncalibrated", [f"{e:.3f}" for e in before])
+        notes.append(
+            "ECE: expected calibration error of the top probability, over 15 bins of equal mass, on the cases "
+            "that the temperature was fitted to; uncalibrated: at the temperature of training."
+        )
+    return Table("Confidence after each step", columns, rows, _join(*notes))
 
 
-def _contributions(r: Request) -> HeatMap:
+def _contributions(r: Explanation) -> HeatMap:
     best = r.order[r.depth][:TOP]
-    scores = r.traced.scores[:, best]
-    parts = torch.cat([scores[:1], r.traced.contributions[: r.depth, best], scores[r.depth, None]])
+    scores = r.trace.scores[:, best]
+    parts = torch.cat([scores[:1], r.trace.contributions[: r.depth, best], scores[r.depth, None]])
     return HeatMap(
         "Where the scores of the answer come from",
         parts.T.tolist(),
         [r.titles[i] for i in best],
         ["step 0", *(f"step {k}" for k in range(1, r.depth + 1)), "total"],
-        "Dot products of state and item, before the temperature. Step 0 plus what each step added is the "
-        "total, exactly.",
+        "Dot products of state and item, before the temperature. Step 0 plus what each step adds is exactly the "
+        "total.",
     )
 
 
-def _nearest(r: Request) -> Table:
-    cosine, items = nearest(r.traced.states[: r.depth + 1], r.explainer.vectors, NEAREST)
+def _nearest(r: Explanation) -> Table:
+    cosine, items = nearest_items(r.trace.states[: r.depth + 1], r.explainer.vectors, NEAREST)
     return Table(
-        "Items that the state looks like",
+        "Items nearest to the state",
         ["", *(f"step {k}" for k in range(r.depth + 1))],
         [
             [place + 1, *(f"{c:.2f} {r.titles[i]}" for c, i in zip(cs, codes, strict=True))]
             for place, (cs, codes) in enumerate(zip(cosine.T.tolist(), items.T.tolist(), strict=True))
         ],
-        "By cosine, for the state of that step alone. Unlike the scores it takes no account of the length "
-        "of an item's vector, so these need not be the answers.",
+        "By cosine with the state of that step alone. Unlike the score, the cosine ignores the length of an item's "
+        "vector, so these need not be the answers.",
     )
 
 
-def _categories(r: Request, categories: list[list[str]]) -> HeatMap:
+def _categories(r: Explanation, categories: list[list[str]]) -> HeatMap:
     mass = category_mass(r.probability[: r.depth + 1], categories)
     names = list(mass)
     rows, values = names[:TOP], [mass[name] for name in names[:TOP]]
@@ -322,5 +391,5 @@ def _categories(r: Request, categories: list[list[str]]) -> HeatMap:
         values,
         rows,
         [f"step {k}" for k in range(r.depth + 1)],
-        "The probabilities of all candidates, summed; an item of several categories shares its own equally.",
+        "The probabilities of all candidates, summed; an item of several categories divides its own equally among them.",
     )

@@ -16,10 +16,11 @@ import torch
 
 from reason.datasets.packing import Cases
 from reason.methods.base import Context
-from reason.methods.mor.judge import OPEN, judging_route, profile_of, quantile_above
+from reason.methods.mor.judge import judging_route, profile_of
 from reason.methods.mor.monitor import Watched, refer, sample, watch
 from reason.methods.mor.network import CERTAIN
 from reason.methods.mor.routes import Above
+from reason.metrics.calibration import ALL_ABOVE, quantile_above
 
 if TYPE_CHECKING:
     from reason.methods.mor.network import MixtureOfRecursions
@@ -63,7 +64,7 @@ def fit(config: Any, ctx: Context, network: MixtureOfRecursions, cases: Cases) -
     windows = _some(cases, order)
     thresholds = _thresholds(config, ctx, network, windows, capacities)
     less = profile_of((1 + sum(capacities[:depth])) / 2, trained[:depth])
-    economy, all_of_it = _thresholds(config, ctx, network, watched, less), [OPEN] * (depth - 1)
+    economy, all_of_it = _thresholds(config, ctx, network, watched, less), [ALL_ABOVE] * (depth - 1)
     bars = {"economy": economy, "default": thresholds, "max": all_of_it}
     seen = {name: see(bar, whole=name == mor.profile) for name, bar in bars.items()}
     profiles = {name: _profile(bar, seen[name]) for name, bar in bars.items()}
@@ -99,7 +100,7 @@ def _thresholds(
 ) -> list[float]:
     thresholds: list[float] = []
     for step in range(1, len(capacities)):
-        scores = _scores(config, ctx, network, windows, [*thresholds, OPEN])
+        scores = _scores(config, ctx, network, windows, [*thresholds, ALL_ABOVE])
         share = capacities[step] / capacities[step - 1] if capacities[step - 1] else 0.0
         threshold = quantile_above(scores[scores != CERTAIN], share)  # of tokens whose score was a number
         thresholds.append(min(threshold, BEYOND))

@@ -21,7 +21,6 @@ from reason.methods.mor.trace import fallen
 if TYPE_CHECKING:
     from reason.methods.mor.network import MixtureOfRecursions, Routed
 
-OPEN = -1e30  # a threshold that every logit is above
 ROWS = 4096  # tokens whose logits are alive at a time
 
 
@@ -151,23 +150,6 @@ def profile_of(mean: float, capacities: Sequence[float]) -> list[float]:
         else:
             high = power
     return [1.0, *(c**high for c in shape)]
-
-
-# --- thresholds ---------------------------------------------------------------------------------------
-
-
-def quantile_above(scores: np.ndarray, share: float) -> float:
-    """The threshold that ``share`` of the scores lie above: between the two that it has to part."""
-    if share >= 1:
-        return OPEN  # all of them, also on text that has lower scores
-    ordered = np.sort(scores.astype(np.float32))[::-1]  # as ``above`` compares
-    k = round(share * len(ordered))
-    if k <= 0:
-        return float(np.nextafter(ordered[0], np.float32(np.inf))) if len(ordered) else 0.0
-    if k >= len(ordered):
-        return float(np.nextafter(ordered[-1], np.float32(-np.inf)))
-    middle = (ordered[k - 1] + ordered[k]) / 2
-    return float(middle if middle < ordered[k - 1] else ordered[k])
 
 
 # --- what it cost -------------------------------------------------------------------------------------

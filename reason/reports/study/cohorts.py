@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from reason.methods.base import Cohort
-from reason.metrics.statistics import Difference, Rows, blend, paired_difference
+from reason.metrics.statistics import Difference, ExampleScores, blend, paired_difference
 from reason.reports import words
 from reason.reports.study.models import Evidence, Model, Outcome, Tested, compared, pooled, tested
 
@@ -127,7 +127,7 @@ def cohort(model: Model, by: Cohort, evidence: Evidence) -> CohortResult:
 def within(group: Group, a: Outcome, others: Sequence[Outcome | None]) -> list[Difference | None]:
     """The difference of ``a`` to each of the others, in one group; None in a group that is too small."""
 
-    def inside(outcome: Outcome) -> dict[int, Rows]:
+    def inside(outcome: Outcome) -> dict[int, ExampleScores]:
         return {s: r.take(group.index) for s, r in outcome.rows.items()}
 
     few = len(group.index) < FEWEST
@@ -144,7 +144,7 @@ def contrast(a: Outcome, b: Outcome, one: Group, other: Group) -> Difference:
         raise ValueError(f"a group has fewer than {FEWEST} examples")
     both = np.concatenate([one.index, other.index])
     first = np.arange(len(both)) < len(one.index)
-    sides: tuple[dict[int, Rows], dict[int, Rows]] = ({}, {})
+    sides: tuple[dict[int, ExampleScores], dict[int, ExampleScores]] = ({}, {})
     for seed in a.rows.keys() & b.rows.keys():
         gain = blend([(1.0, a.rows[seed]), (-1.0, b.rows[seed])]).take(both)
         if gain.denominator is not None:
@@ -152,5 +152,5 @@ def contrast(a: Outcome, b: Outcome, one: Group, other: Group) -> Difference:
         for side, inside in zip(
             sides, (first, ~first), strict=True
         ):  # a mean over a group is a ratio of sums
-            side[seed] = Rows(gain.id, gain.numerator * inside, inside.astype(float))
+            side[seed] = ExampleScores(gain.id, gain.numerator * inside, inside.astype(float))
     return paired_difference(*sides)

@@ -15,7 +15,7 @@ import numpy as np
 
 from reason.errors import ConfigError, ReasonError, RunError
 from reason.methods.base import Cohort
-from reason.metrics.statistics import Difference, Rows, holm, paired_differences
+from reason.metrics.statistics import Difference, ExampleScores, holm, paired_differences
 from reason.reports.comparison import ALPHA, BASE, METHOD, RIVAL, Comparison, Entry, _labels, compare_frame
 from reason.reports.frame import Frame, Key, Point, frames
 
@@ -33,7 +33,7 @@ class Outcome:
 
     label: str
     entry: Entry
-    rows: dict[int, Rows]  # seed -> outcome, in the order of ``Evidence.ids``
+    rows: dict[int, ExampleScores]  # seed -> outcome, in the order of ``Evidence.ids``
     used: dict[int, np.ndarray]  # seed -> (n,) depth that each example was given
     means: dict[str, float] = field(default_factory=dict)  # of MEANS, over examples and seeds
 
@@ -135,7 +135,7 @@ def tested(found: Sequence[Difference | None]) -> list[Tested | None]:
     return [None if d is None else Tested(d, next(corrected), count) for d in found]
 
 
-Pair = tuple[Mapping[int, Rows], Mapping[int, Rows]]
+Pair = tuple[Mapping[int, ExampleScores], Mapping[int, ExampleScores]]
 
 
 def compared(pairs: Sequence[Pair | None], **keys: int) -> list[Difference | None]:
@@ -146,7 +146,7 @@ def compared(pairs: Sequence[Pair | None], **keys: int) -> list[Difference | Non
     return [next(found) if p is not None and p[0].keys() & p[1].keys() else None for p in pairs]
 
 
-def pooled(rows: Mapping[int, Rows], index: np.ndarray | slice = slice(None)) -> float:
+def pooled(rows: Mapping[int, ExampleScores], index: np.ndarray | slice = slice(None)) -> float:
     """The metric over all seeds, of some of the examples."""
     up = sum(float(r.numerator[index].sum()) for r in rows.values())
     down = sum(
@@ -223,7 +223,7 @@ def _outcome(entry: Entry, evidence: Evidence, wanted: set[str]) -> Outcome:
         order = _order(here.id, evidence.ids)
         columns = _columns(point, {"depth_used", *MEANS, *(wanted - evidence.columns.keys())})
         down = None if here.denominator is None else here.denominator[order]
-        rows[point.seed] = Rows(evidence.ids, here.numerator[order], down)
+        rows[point.seed] = ExampleScores(evidence.ids, here.numerator[order], down)
         depth = columns.pop("depth_used", None)
         used[point.seed] = np.full(len(order), float(point.depth)) if depth is None else depth[order]
         for name in wanted & columns.keys():

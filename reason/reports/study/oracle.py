@@ -13,7 +13,7 @@ from itertools import combinations
 
 import numpy as np
 
-from reason.metrics.statistics import Difference, Interval, Rows, paired_difference, seeded_interval
+from reason.metrics.statistics import Difference, ExampleScores, Interval, paired_difference, seeded_interval
 from reason.reports.study.models import Evidence, Model, Tested, shared, tested
 
 
@@ -87,8 +87,10 @@ def oracle(model: Model, evidence: Evidence) -> Oracle:
     values = {s: sign * np.stack([side[s].numerator for side in sides]) for s in seeds}  # (K + 1, n)
     pick = {s: v.argmax(0) for s, v in values.items()}  # the first of equals: the shallowest
 
-    def rows(of: dict[int, np.ndarray], below: dict[int, np.ndarray] | None = None) -> dict[int, Rows]:
-        return {s: Rows(evidence.ids, of[s], below[s] if below else down) for s in of}
+    def rows(
+        of: dict[int, np.ndarray], below: dict[int, np.ndarray] | None = None
+    ) -> dict[int, ExampleScores]:
+        return {s: ExampleScores(evidence.ids, of[s], below[s] if below else down) for s in of}
 
     top = {s: v.max(0) for s, v in values.items()}
     gain = {s: top[s] - sign * at_fixed[s].numerator for s in seeds}
@@ -157,7 +159,7 @@ def _best_of(values: np.ndarray, held: int, count: int) -> np.ndarray:
     return np.mean(best, axis=0)
 
 
-def _denominator(rows: Sequence[Rows]) -> np.ndarray | None:
+def _denominator(rows: Sequence[ExampleScores]) -> np.ndarray | None:
     """The denominators that all share (None for a mean).
 
     Raises:

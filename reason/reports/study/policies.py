@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from reason.metrics.statistics import Interval, Rows, blend
+from reason.metrics.statistics import ExampleScores, Interval, blend
 from reason.reports.study.models import Evidence, Model, Outcome, Pair, Tested, compared, shared, tested
 from reason.reports.study.oracle import best_fixed
 
@@ -79,7 +79,7 @@ def policies(model: Model, evidence: Evidence) -> list[PolicyResult]:
     return results
 
 
-Rival = Callable[[Model, int, np.ndarray], Rows]  # (model, seed, depths used (n,)) -> outcome
+Rival = Callable[[Model, int, np.ndarray], ExampleScores]  # (model, seed, depths used (n,)) -> outcome
 
 
 def _against(policy: Outcome, model: Model, rival: Rival) -> Pair:
@@ -92,7 +92,7 @@ def _fixed(depth: int) -> Rival:
     return lambda model, seed, used: model.depths[depth].rows[seed]
 
 
-def _mixture(model: Model, seed: int, used: np.ndarray) -> Rows:
+def _mixture(model: Model, seed: int, used: np.ndarray) -> ExampleScores:
     depths, counts = np.unique(used, return_counts=True)
     absent = [d for d in depths if d not in model.depths]
     if absent:
@@ -103,11 +103,11 @@ def _mixture(model: Model, seed: int, used: np.ndarray) -> Rows:
     )
 
 
-def _line(model: Model, seed: int, used: np.ndarray) -> Rows:
+def _line(model: Model, seed: int, used: np.ndarray) -> ExampleScores:
     return mixed_at(model, seed, float(used.mean()))
 
 
-def mixed_at(model: Model, seed: int, mean_depth: float) -> Rows:
+def mixed_at(model: Model, seed: int, mean_depth: float) -> ExampleScores:
     """The fixed depths next to ``mean_depth``, mixed so that this is spent on average.
 
     Raises:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from reason.metrics.statistics import Rows, blend
+from reason.metrics.statistics import ExampleScores, blend
 from reason.reports.study.models import Evidence, Model, Pair, Tested, compared, pooled, shared, tested
 
 SHARES = (0.10, 0.25, 0.50)
@@ -99,11 +99,13 @@ def first(order: np.ndarray, share: float) -> np.ndarray:
     return np.clip((share * n - before) / count, 0.0, 1.0)[block]
 
 
-def _served(deep: dict[int, Rows], least: dict[int, Rows], seeds: list[int], weight: np.ndarray):
+def _served(
+    deep: dict[int, ExampleScores], least: dict[int, ExampleScores], seeds: list[int], weight: np.ndarray
+):
     return {s: blend([(weight, deep[s]), (1 - weight, least[s])]) for s in seeds}
 
 
-def _weighted(rows: Rows, weight: np.ndarray) -> Rows:
+def _weighted(rows: ExampleScores, weight: np.ndarray) -> ExampleScores:
     """The metric of a random part of the examples, each in it with its weight."""
     down = np.ones(len(weight)) if rows.denominator is None else rows.denominator
-    return Rows(rows.id, rows.numerator * weight, down * weight)
+    return ExampleScores(rows.id, rows.numerator * weight, down * weight)

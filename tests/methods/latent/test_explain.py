@@ -20,9 +20,9 @@ from reason.errors import DataError
 from reason.methods.base import Step
 from reason.methods.figures import HeatMap, Table
 from reason.methods.latent import objective
-from reason.methods.latent.explain import Explainer, category_mass, nearest, spearman
+from reason.methods.latent.explain import Explainer, category_mass, nearest_items, spearman
 from reason.methods.latent.faithfulness import attributions, faithfulness, scrambled
-from reason.methods.latent.show import SAYING, categories_of, figures
+from reason.methods.latent.show import DISCLAIMER, figures
 
 WORDS = [
     "dataset=synthetic-interactions", "dataset.users=60", "dataset.items=40", "dataset.categories=4",
@@ -49,8 +49,9 @@ def explainer(session, depth=2):
     return Explainer(session.plan.config, session.network, depth)
 
 
-def show(session, example="", **keys):
-    return figures(session.plan.config, session.ctx, session.network, example, **keys)
+def show(session, example="", catalogue=None, **keys):
+    catalogue = catalogue or session.ctx.data.catalogue
+    return figures(session.plan.config, session.ctx, session.network, catalogue, example, **keys)
 
 
 def named(found, title):
@@ -103,13 +104,13 @@ def test_attention_is_a_share_of_items_and_latent_tokens(session):
         session.network.advance(thought, weights)
     for layer, weight in enumerate(weights):
         torch.testing.assert_close(found.attention[0, layer, : n + 1], weight[0].mean(0))
-    torch.testing.assert_close(found.looked, found.attention[..., :n].sum((0, 1)) / 4)
+    torch.testing.assert_close(found.item_attention, found.attention[..., :n].sum((0, 1)) / 4)
 
 
 def test_nearest_items_are_those_of_largest_cosine(session):
     explain = explainer(session)
     states = explain.trace(HISTORY).states
-    cosine, items = nearest(states, explain.vectors, 5)
+    cosine, items = nearest_items(states, explain.vectors, 5)
     for state, told, codes in zip(states.tolist(), cosine.tolist(), items.tolist(), strict=True):
         every = [
             np.dot(state, v) / np.linalg.norm(state) / np.linalg.norm(v) for v in explain.vectors.tolist()
@@ -126,15 +127,6 @@ def test_categories_share_the_probability_of_their_items():
     assert mass["love"] == pytest.approx([0.5, 0.05])
     assert mass["none"] == pytest.approx([0.3, 0.2])
     assert "none" not in category_mass(p, [["war"]] * 4)
-
-
-def test_categories_are_read_from_the_data(session):
-    dataset = session.ctx.dataset
-    assert categories_of(dataset) == [[genre] for genre in dataset.item_fields["genres"]]
-    films = replace(dataset, item_fields={"genres": ["War|Love | War", "", "Sci-Fi films"]})
-    assert categories_of(films) == [["War", "Love"], [], ["Sci-Fi films"]]
-    assert categories_of(replace(dataset, item_fields={"keywords": ["a|b"]})) is None
-    assert categories_of(replace(dataset, item_fields={"genres": ["", ""]})) is None
 
 
 # --- what the answer rests on ---------------------------------------------------------------------------
@@ -238,14 +230,14 @@ def test_figures_show_history_answers_and_steps(tmp_path, depth):
     assert [row[0] for row in top.rows[:10]] == list(range(1, 11))
     for row, item in zip(top.rows[:10], best, strict=True):
         assert row[-1].startswith(titles[item])
-    assert (SAYING in top.note) == (depth > 0)
+    assert (DISCLAIMER in top.note) == (depth > 0)
     confidence = named(found, "Confidence")
     assert len(confidence.rows) == depth + 1
     categories = named(found, "Probability")
     assert isinstance(categories, HeatMap) and len(categories.rows) == 4
     np.testing.assert_allclose(np.sum(categories.values, 0), 1, atol=1e-9)
     if depth:
-        part, seen = named(found, "Where the scores"), named(found, "What each latent step")
+        part, seen = named(found, "Where the scores"), named(found, "Attention of each latent")
         assert isinstance(part, HeatMap) and part.columns[0] == "step 0" and part.columns[-1] == "total"
         for row, item in zip(part.values, best, strict=True):
             assert sum(row[:-1]) == pytest.approx(row[-1], abs=1e-5)
@@ -259,7 +251,7 @@ def test_long_histories_are_cut_to_what_can_be_read(tmp_path):
     cases = session.ctx.data.test
     longest = int(cases.history.argmax())
     found = show(session, cases.id[longest])
-    history, seen = found[0], named(found, "What each latent step")
+    history, seen = found[0], named(found, "Attention of each latent")
     whole = int(cases.history[longest])
     assert [row[0] for row in history.rows] == list(range(whole - 19, whole + 1))
     assert f"The last 20 of {whole} items; the encoder reads the last 32." in history.note
@@ -325,8 +317,8 @@ def test_the_step_that_answered_is_marked_and_the_reason_told(session):
     assert "cos reached 0.9 after step 1." in top.note
     assert [row[0] for row in named(found, "Confidence").rows] == top.columns[1:]
     assert named(found, "Where the scores").columns == ["step 0", "step 1", "total"]
-    assert len(named(found, "What each latent").columns) == 2
-    assert named(found, "Items that").columns == ["", "step 0", "step 1"]
+    assert len(named(found, "Attention of each latent").columns) == 2
+    assert named(found, "Items nearest").columns == ["", "step 0", "step 1"]
     items = session.ctx.data.test.batch([3])["items"][0]
     best = int(scores_by_hand(session, items, 1).argmax())
     effect = explainer(session, 1).occlusion(items, best)
@@ -348,13 +340,70 @@ def test_confidence_is_told_at_the_temperatures_that_were_fitted(session):
     assert [row[1] for row in named(show(session, case), "Confidence").rows] == [f"{t:.3g}" for t in trained]
 
 
+def test_the_calibration_error_of_each_step_is_shown(session):
+    session.ctx.calibration = session.method.calibrate(session.ctx, session.network, session.ctx.data.valid)
+    table = named(show(session), "Confidence")
+    place = table.columns.index("ECE")
+    assert table.columns[place:] == ["ECE", "ECE uncalibrated"] and "equal mass" in table.note
+    for row, error in zip(table.rows, session.ctx.calibration["ece"], strict=True):
+        shown = [f"{error[kind]['equal_mass']:.3f}" for kind in ("calibrated", "uncalibrated")]
+        assert row[place:] == shown
+    session.ctx.calibration = {"temperatures": [3.0, 2.0, 1.0]}  # of a run made before it was measured
+    assert "ECE" not in named(show(session), "Confidence").columns
+
+
+@pytest.mark.parametrize("candidates", ["all", "unseen"])
+def test_a_history_that_is_given_is_shown_like_a_case(tmp_path, candidates):
+    session = begin(tmp_path, f"dataset.candidates={candidates}")
+    cases, ids = session.ctx.data.test, session.ctx.dataset.item_ids
+    titles = session.ctx.dataset.item_fields["title"]
+    codes = session.ctx.dataset.history(int(cases.user[3]))[:-1]  # without the target
+    found = show(session, json.dumps({"history": [*(ids[i] for i in codes), "nonsense"]}))
+    case = show(session, cases.id[3])
+    history, top = found[:2]
+    assert history.title == "History of the given user" and history.rows == case[0].rows
+    assert "left out: nonsense." in history.note and "The next item was" not in history.note
+    target = titles[cases.target[3]]
+    plain = [[str(cell).replace(" *", "") for cell in row] for row in case[1].rows]
+    if candidates == "all" or cases.target[3] not in codes:
+        assert [[str(cell) for cell in row] for row in top.rows] == plain
+    assert not any("*" in str(cell) for row in top.rows for cell in row) and "true next item" not in top.note
+    if candidates == "unseen":
+        assert not any(
+            str(cell).startswith(titles[i]) for row in top.rows[:10] for cell in row for i in codes
+        )
+    assert target in case[0].note and [f.title for f in found[2:]] == [f.title for f in case[2:]]
+
+
+@pytest.mark.parametrize(
+    ("example", "says"),
+    [
+        ('{"history": ["i1"', "no JSON object"),
+        ('{"user": "u1"}', '"user"'),
+        ('{"history": ["i01"], "k": 3}', '"k"'),
+        ('{"history": []}', "The history is empty"),
+        ('{"history": ["i010"]}', "holds none of the 1 items.*\n.*Did you mean 'i1"),
+        ('{"history": "i01"}', "must be a list"),
+    ],
+)
+def test_a_history_that_makes_no_sense_is_refused(session, example, says):
+    with pytest.raises(DataError, match=says):
+        show(session, example)
+
+
+def test_a_history_of_every_item_leaves_none_to_recommend(tmp_path):
+    session = begin(tmp_path, "dataset.candidates=unseen")
+    with pytest.raises(DataError, match="leaves none to recommend"):
+        show(session, json.dumps({"history": session.ctx.dataset.item_ids}))
+
+
 def test_a_history_of_one_item_says_what_cannot_be_told(session):
     cases = session.ctx.data.test
     short = deepcopy(cases)
     short.start, short.length, short.history = cases.start + cases.length - 1, cases.length * 0 + 1, cases.length * 0 + 1  # fmt: skip
     session.ctx.data = replace(session.ctx.data, test=short)
     found = show(session, cases.id[3])
-    history, seen = found[0], named(found, "What each latent")
+    history, seen = found[0], named(found, "Attention of each latent")
     assert history.columns == ["place", "item", "attention"] and len(history.rows) == 1
     assert "cannot be tested" in history.note
     assert seen.rows[-2:] == ["earlier latent tokens", "its own latent token"] and len(seen.rows) == 3
@@ -365,10 +414,8 @@ def test_a_history_of_one_item_says_what_cannot_be_told(session):
 
 
 def test_unknown_categories_are_left_out_and_long_titles_cut(session):
-    dataset = session.ctx.dataset
     long = [f"{i} " + "x" * 60 for i in range(40)]
-    session.ctx.dataset = replace(dataset, item_fields={"title": long})
-    found = show(session)
+    found = show(session, catalogue=replace(session.ctx.data.catalogue, item_fields={"title": long}))
     assert len(found) == 6 and all(len(row[1]) == 40 and row[1].endswith("…") for row in found[0].rows)
 
 

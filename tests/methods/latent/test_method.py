@@ -1,16 +1,20 @@
 """Latent reasoning as a method: judged, answering and explaining on generated interactions."""
 
-from dataclasses import replace
+import json
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from reason.datasets.catalogue import Catalogue
 from reason.engine.config import resolve
 from reason.engine.meter import Stopwatch
 from reason.engine.parallel import World
 from reason.engine.session import Session
 from reason.errors import ConfigError, DataError
+from reason.methods.base import Context
 from reason.methods.latent.config import LatentConfig
 
 WORDS = [
@@ -65,10 +69,10 @@ def test_rows_rank_the_whole_catalogue(session, depth):
         assert column(found, "rank")[case] == rank
         assert column(found, "ndcg@10")[case] == pytest.approx(1 / np.log2(rank + 1) if rank <= 10 else 0.0)
         assert column(found, "target")[case] == target
-        assert column(found, "target_count")[case] == session.ctx.data.train_counts[target]
+        assert column(found, "target_count")[case] == session.ctx.data.catalogue.train_counts[target]
         ten = scores.topk(10).indices.numpy()
         assert column(found, "popularity@10")[case] == pytest.approx(
-            session.ctx.data.train_counts[ten].mean()
+            session.ctx.data.catalogue.train_counts[ten].mean()
         )
     assert set(column(found, "depth_used")) == {float(depth)}
     assert found.accuracy == "NDCG@10" and all(
@@ -125,7 +129,7 @@ def test_baselines_rank_the_same_rows(session):
     cases, data = session.ctx.data.test, session.ctx.data
     found = session.method.baselines(session.ctx, session.network, cases, 1)
     assert set(found) == {"popularity", "successor"}
-    followed = np.zeros((data.num_items, data.num_items))
+    followed = np.zeros((data.pad, data.pad))
     train = data.train.batch(np.arange(len(data.train)))
     for items, targets in zip(train["items"].tolist(), train["targets"].tolist(), strict=True):
         for a, b in zip(items, targets, strict=True):
@@ -135,8 +139,11 @@ def test_baselines_rank_the_same_rows(session):
     for case, target in enumerate(cases.target):
         last = int(batch["items"][case, batch["length"][case] - 1])
         for name, scores in (
-            ("popularity", data.train_counts),
-            ("successor", followed[last] + data.train_counts / (data.train_counts.sum() + 1)),
+            ("popularity", data.catalogue.train_counts),
+            (
+                "successor",
+                followed[last] + data.catalogue.train_counts / (data.catalogue.train_counts.sum() + 1),
+            ),
         ):
             above, level = (
                 (scores > scores[target]).sum(),
@@ -173,10 +180,10 @@ def test_requests_are_answered(session):
         session.ctx, session.network, [{"history": [ids[i] for i in dataset.history(4)], "k": 10}], 2
     )
     assert same["items"] == user["items"]
-    popular = np.sort(session.ctx.data.train_counts)[::-1]
+    popular = np.sort(session.ctx.data.catalogue.train_counts)[::-1]
     for answer, k in ((empty, 10), (nothing, 2)):
         assert [item["score"] for item in answer["items"]] == popular[:k].tolist()
-        assert "popular" in answer["note"] and answer["depth"] == 0
+        assert "occur most often" in answer["note"] and answer["depth"] == 0
 
 
 @pytest.mark.parametrize(
@@ -204,9 +211,83 @@ def test_unknown_user_is_refused_with_the_nearest(session):
         session.method.inspect(session.ctx, session.network, "u999")
 
 
+# --- a finished run needs nothing but itself ----------------------------------------------------------
+
+
+@dataclass
+class Sealed(Context):
+    """A context whose data must not be touched."""
+
+    def __getattribute__(self, name):
+        if name in ("data", "dataset"):
+            raise AssertionError(f"ctx.{name} was touched")
+        return super().__getattribute__(name)
+
+
+def sealed(session, **changes):
+    known = {
+        f.name: getattr(session.ctx, f.name) for f in fields(Context) if f.name not in ("data", "dataset")
+    }
+    return Sealed(**{**known, "data": None, "dataset": None, **changes})
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A session whose model lies in its folder."""
+    session = begin(tmp_path, "dataset.candidates=unseen", "backbone.text=tfidf", "backbone.text_dim=8")
+    (tmp_path / "model").mkdir()
+    save_file(session.network.state_dict(), tmp_path / "model" / "model.safetensors")
+    return session
+
+
+def test_a_finished_run_answers_without_its_data(finished):
+    ids = finished.ctx.dataset.item_ids
+    requests = [{"history": [ids[1], "nonsense", ids[2]], "k": 3}, {"history": []}, {"history": "no list"}]
+    expected = finished.method.predict(finished.ctx, finished.network, requests, 2)
+    assert finished.method.predict(sealed(finished), finished.network, requests, 2) == expected
+    assert len(expected[0]["items"]) == 3 and "error" in expected[2]
+    example = json.dumps({"history": ids[1:4]})
+    shown = finished.method.inspect(sealed(finished), finished.network, example)
+    assert shown == finished.method.inspect(finished.ctx, finished.network, example)
+    with pytest.raises(AssertionError, match="touched"):  # a user is a row of the data
+        finished.method.predict(sealed(finished), finished.network, [{"user": "u1"}], 2)
+
+
+def test_a_finished_run_is_built_without_its_data(finished, tmp_path):
+    torch.manual_seed(0)
+    again = finished.method.build(sealed(finished))
+    assert {n: p.shape for n, p in again.state_dict().items()} == {
+        n: p.shape for n, p in finished.network.state_dict().items()
+    }
+    torch.testing.assert_close(again.text, finished.network.text)
+    (tmp_path / "later").mkdir()  # a run that takes over the model
+    finished.method.build(sealed(finished, workdir=tmp_path / "later"))
+    assert Catalogue.load(tmp_path / "later").digest == finished.ctx.data.catalogue.digest
+    assert not (tmp_path / "other").exists()
+    (tmp_path / "other").mkdir()
+    finished.method.build(sealed(finished, workdir=tmp_path / "other", rank=1))
+    assert not list((tmp_path / "other").iterdir()), "one rank writes"
+
+
+def test_a_run_without_a_model_takes_its_catalogue_from_the_data(tmp_path):
+    begin(tmp_path, "dataset.items=24")
+    session = begin(tmp_path)  # what an earlier attempt has left does not count
+    assert len(session.network.item_vectors()) == session.ctx.data.pad > 24
+    assert Catalogue.load(tmp_path).digest == session.ctx.data.catalogue.digest
+
+
+def test_a_finished_run_of_before_takes_its_catalogue_from_the_data(finished, tmp_path):
+    (tmp_path / "catalogue.arrow").unlink()
+    ids = finished.ctx.dataset.item_ids
+    (answer,) = finished.method.predict(finished.ctx, finished.network, [{"history": ids[:2]}], 1)
+    assert len(answer["items"]) == 10
+    finished.method.build(finished.ctx)
+    assert Catalogue.load(tmp_path).item_ids == ids
+
+
 def test_text_vectors_reach_the_network(tmp_path):
     session = begin(tmp_path, "backbone.text=tfidf", "backbone.text_dim=8")
-    assert session.network.text.shape == (session.ctx.data.num_items, 8)
+    assert session.network.text.shape == (session.ctx.data.pad, 8)
     assert judge(session, 1).rows.num_rows == len(session.ctx.data.test)
 
 

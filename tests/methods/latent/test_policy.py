@@ -13,12 +13,13 @@ from reason.engine.config import resolve
 from reason.engine.parallel import World
 from reason.engine.session import Session
 from reason.errors import ConfigError
-from reason.methods.latent import calibrate
-from reason.methods.latent.answer import Answerer
-from reason.methods.latent.candidates import Catalogue
+from reason.methods.latent import objective
+from reason.methods.latent.calibrate import Calibrator, affordable, fit_router
 from reason.methods.latent.config import LatentConfig
-from reason.methods.latent.policy import Measure, Policy, Stop, depths, solve
-from reason.methods.latent.serve import Reasoning, serve
+from reason.methods.latent.policy import DepthPolicy, Measure, PolicyTest, rising
+from reason.methods.latent.reasoning import ItemEmbeddings, Reasoning, run_steps
+from reason.methods.latent.recommender import Recommender
+from reason.metrics.calibration import expected_calibration_error, steps_taken, threshold_for_mean_steps
 
 N, K, B = 40, 4, 33
 TESTS = ("cos", "kl", "margin", "overlap", "entropy")
@@ -51,7 +52,7 @@ def batch():
 
 
 def start(config, model, batch, depth=K):
-    return Reasoning(config, model, Catalogue.of(model), *batch, depth)
+    return Reasoning(config, model, ItemEmbeddings.of(model), *batch, depth)
 
 
 def everything(config, model, batch):
@@ -83,7 +84,7 @@ class Given:
 @torch.no_grad()
 def test_an_early_exit_equals_running_all_steps_and_picking(config, model, batch, compact):
     depth = torch.arange(B) % (K + 1)
-    found = serve(start(config, model, batch), Given(depth), compact=compact, watch=True)
+    found = run_steps(start(config, model, batch), Given(depth), compact=compact, with_cosine=True)
     reads, states = everything(config, model, batch)
     assert torch.equal(found.depth, depth)
     torch.testing.assert_close(found.state, reads[torch.arange(B), depth], atol=1e-5, rtol=0)
@@ -91,26 +92,27 @@ def test_an_early_exit_equals_running_all_steps_and_picking(config, model, batch
         expected = (
             torch.cosine_similarity(states[row, k], states[row, k - 1], dim=0) if k else torch.tensor(1.0)
         )
-        torch.testing.assert_close(found.moved[row], expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(found.step_cosine[row], expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", TESTS)
 @torch.no_grad()
 def test_a_row_alone_stops_where_it_stops_in_a_batch(config, model, batch, name):
     policy = fitted(config, model, batch, name, 2.0)
-    whole = serve(start(config, model, batch), Stop(policy), compact=0.75)
+    whole = run_steps(start(config, model, batch), PolicyTest(policy), compact=0.75)
     assert len(whole.depth.unique()) > 1
     items, length = batch
     for row in range(B):
-        alone = serve(
-            start(config, model, (items[row : row + 1, : length[row]], length[row : row + 1])), Stop(policy)
+        alone = run_steps(
+            start(config, model, (items[row : row + 1, : length[row]], length[row : row + 1])),
+            PolicyTest(policy),
         )
         assert alone.depth.tolist() == [int(whole.depth[row])]
         torch.testing.assert_close(alone.state[0], whole.state[row], atol=1e-5, rtol=0)
 
 
 def measures(config, model, batch, name, least=1, tau=None):
-    policy = Policy(name, 0.0, least, tau or [0.3 + 0.1 * k for k in range(K + 1)], 20)
+    policy = DepthPolicy(name, 0.0, least, tau or [0.3 + 0.1 * k for k in range(K + 1)], 20)
     run, measure = start(config, model, batch), Measure(policy)
     columns = [torch.full((B,), -torch.inf)] * least
     for k in range(K):
@@ -124,8 +126,7 @@ def fitted(config, model, batch, name, target):
     from dataclasses import replace
 
     policy, found = measures(config, model, batch, name)
-    bar = solve(found, target, 1)
-    return replace(policy, threshold=-bar if name in ("kl", "entropy") else bar)
+    return replace(policy, threshold=rising(name, threshold_for_mean_steps(found, target, 1)))
 
 
 @pytest.mark.parametrize("name", TESTS)
@@ -134,16 +135,16 @@ def test_thresholds_at_their_extremes_and_in_between(config, model, batch, name)
     from dataclasses import replace
 
     policy, found = measures(config, model, batch, name)
-    sign = -1 if name in ("kl", "entropy") else 1
     spent = []
     values = found[:, 1:].flatten().unique()
     between = (values[:-1] + values[1:]) / 2  # on a value itself, the size of the batch could decide
-    for bar in [-1e9, *between.tolist()[::7], 1e9]:
-        served = serve(start(config, model, batch), Stop(replace(policy, threshold=sign * bar)))
-        assert torch.equal(served.depth, depths(found, bar, 1)), "what is fitted is what happens"
-        spent.append(float(served.depth.double().mean()))
+    for level in [-1e9, *between.tolist()[::7], 1e9]:
+        test = PolicyTest(replace(policy, threshold=rising(name, level)))
+        output = run_steps(start(config, model, batch), test)
+        assert torch.equal(output.depth, steps_taken(found, level, 1)), "what is fitted is what happens"
+        spent.append(float(output.depth.double().mean()))
     assert spent[0] == 1.0 and spent[-1] == K, "always stopping is min_depth, never stopping is all steps"
-    assert spent == sorted(spent), "mean depth never falls as the bar rises"
+    assert spent == sorted(spent), "mean depth never falls as the threshold rises"
 
 
 @pytest.mark.parametrize("name", TESTS)
@@ -190,43 +191,19 @@ def test_the_bucket_holds_what_the_shortlist_leaves_out(config, model, batch):
 
 @torch.no_grad()
 def test_the_clock_stops_everyone(config, model, batch):
-    found = serve(start(config, model, batch), Given(torch.arange(B) % (K + 1)), late=lambda k: k >= 2)
-    assert found.late and found.depth.tolist() == [min(row % (K + 1), 2) for row in range(B)]
-
-
-def test_the_budget_is_met():
-    found = torch.rand(5000, 3, generator=torch.Generator().manual_seed(0)).cumsum(1)
-    for target in (1.0, 1.3, 1.77, 2.5, 2.99, 3.0):
-        for least in (0, 1):
-            bar = solve(found, target, least)
-            assert depths(found, bar, least).double().mean() == pytest.approx(target, abs=0.02)
-    coarse = (found > 1).float()  # one threshold can only spend what the levels allow
-    spent = [float(depths(coarse, bar, 1).float().mean()) for bar in (-1.0, 0.5, 2.0)]
-    assert min(abs(s - 2.0) for s in spent) == pytest.approx(
-        abs(float(depths(coarse, solve(coarse, 2.0, 1), 1).float().mean()) - 2.0)
+    found = run_steps(
+        start(config, model, batch), Given(torch.arange(B) % (K + 1)), out_of_time=lambda k: k >= 2
     )
-
-
-def test_temperature_is_where_the_likelihood_is_highest():
-    generator = torch.Generator().manual_seed(1)
-    scores = torch.randn(4000, 12, generator=generator)
-    label = torch.multinomial((scores / 0.4).softmax(-1), 1, generator=generator).squeeze(1)
-    found = calibrate.best_temperature(scores, label)
-    assert found == pytest.approx(0.4, rel=0.08)
-    nll = [
-        float(torch.nn.functional.cross_entropy(scores / t, label))
-        for t in (found * 0.97, found, found * 1.03)
-    ]
-    assert nll[1] == min(nll)
+    assert found.out_of_time and found.depth.tolist() == [min(row % (K + 1), 2) for row in range(B)]
 
 
 def test_router_learns_who_gains_and_is_silent_without_a_reason():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2000, 2))
-    router = calibrate.fit_router(["history", "norm"], x, np.where(x[:, 0] > 0, 0.3, -0.3))
+    router = fit_router(["history", "norm"], x, np.where(x[:, 0] > 0, 0.3, -0.3))
     assert router.weight[0] > 1 and abs(router.weight[1]) < 0.3
-    assert calibrate.fit_router(["history"], x[:, :1], np.zeros(2000)).weight == [0.0]
-    assert calibrate.fit_router(["history"], x[:, :1], np.full(2000, 0.1)).weight == [0.0]
+    assert fit_router(["history"], x[:, :1], np.zeros(2000)).weight == [0.0]
+    assert fit_router(["history"], x[:, :1], np.full(2000, 0.1)).weight == [0.0]
 
 
 # --- in a run ---------------------------------------------------------------------------------------
@@ -239,6 +216,7 @@ WORDS = [
 
 
 def begin(tmp_path, *words):
+    tmp_path.mkdir(exist_ok=True)
     session = Session.begin(resolve("latent", [*WORDS, *words]), World(0, 1, torch.device("cpu")), tmp_path)
     torch.manual_seed(7)
     with torch.no_grad():
@@ -249,18 +227,45 @@ def begin(tmp_path, *words):
     return session
 
 
+def means_of_all_thresholds(s, name):
+    """Mean depths on validation that the thresholds of a stop test can have, found by trying each of them."""
+    cases, least, depth = s.ctx.data.valid, 1, 3
+    tau = s.ctx.calibration["temperatures"]
+    rows = []  # the measures of each case after steps 1 and 2
+    for a in range(0, len(cases), 16):  # in the batches that thresholds are fitted in
+        batch = cases.batch(np.arange(a, min(a + 16, len(cases))))
+        run = start(s.plan.config.latent, s.network, (batch["items"], batch["length"]), depth)
+        measure, columns = Measure(DepthPolicy(name, 0.0, least, tau, 20)), []
+        for _ in range(least, depth):
+            run.step()
+            columns.append(measure(run))
+        rows += torch.stack(columns, 1).tolist()
+    values = sorted({v for row in rows for v in row})
+    means = []
+    for threshold in [*values, values[-1] + 1]:
+        taken = [next((k for k, v in enumerate(row, least) if v >= threshold), depth) for row in rows]
+        means.append(float(np.mean(taken)))
+    return means
+
+
 @pytest.mark.parametrize("name", [*TESTS, "router"])
+@torch.no_grad()
 def test_a_policy_is_fitted_kept_and_used(tmp_path, name):
     s = begin(tmp_path, f"latent.policy={name}", "latent.mean_depth=1.8")
     fitted = s.method.calibrate(s.ctx, s.network, s.ctx.data.valid)
     assert json.loads(json.dumps(fitted, allow_nan=False)) == fitted, "it is JSON data"
-    assert Policy.from_json(fitted["policy"]).to_json() == fitted["policy"]
+    assert DepthPolicy.from_json(fitted["policy"]).to_json() == fitted["policy"]
     s.ctx.calibration = fitted
     found = s.method.evaluate(s.ctx, s.network, s.ctx.data.valid, 3)
     used = found.rows.column("depth_used").to_numpy()
     if name != "router":  # the router's share is chosen on the odd cases alone
         assert used.mean() == pytest.approx(fitted["valid_mean_depth"])
-        assert fitted["valid_mean_depth"] == pytest.approx(1.8, abs=0.15 if name != "overlap" else 0.6)
+        spent = means_of_all_thresholds(s, name)
+        best = min(abs(mean - 1.8) for mean in spent)
+        assert abs(fitted["valid_mean_depth"] - 1.8) == pytest.approx(best, abs=1e-6), (
+            "no threshold is nearer"
+        )
+        assert max(spent) - min(spent) > 1.5, "there was a choice"
     else:
         one = 3 / len(
             used[1::2]
@@ -268,7 +273,7 @@ def test_a_policy_is_fitted_kept_and_used(tmp_path, name):
         assert set(used) == {0.0, 3.0}
         assert used[1::2].mean() == pytest.approx(fitted["valid_mean_depth"], abs=one + 1e-9)
     assert found.cost["steps"] == used.sum()
-    fixed = begin(tmp_path)
+    fixed = begin(tmp_path / "fixed")
     by_depth = [fixed.method.evaluate(fixed.ctx, fixed.network, fixed.ctx.data.valid, k) for k in range(4)]
     ranks = np.stack([e.rows.column("rank").to_numpy() for e in by_depth])
     np.testing.assert_array_equal(
@@ -322,9 +327,9 @@ def test_router_sees_nothing_of_the_answer(tmp_path):
     """It is never handed a target, and has no word to ask for one."""
     s = begin(tmp_path, "latent.policy=router")
     s.ctx.calibration = s.method.calibrate(s.ctx, s.network, s.ctx.data.valid)
-    answer = Answerer(s.plan.config, s.ctx, s.network)
+    recommend = Recommender(s.plan.config, s.ctx, s.network, s.ctx.data.catalogue)
     batch = s.ctx.data.test.batch(np.arange(20))
-    assert len(answer(batch["items"], batch["length"], 3).served.depth.unique()) == 2
+    assert len(recommend(batch["items"], batch["length"], 3).output.depth.unique()) == 2
     with pytest.raises(ConfigError, match="target_popularity"):
         resolve("latent", ["latent.policy=router", "latent.features=history,target_popularity"])
 
@@ -371,12 +376,13 @@ def test_what_is_no_candidate_does_not_count(config, model, batch, name):
 
 def test_temperatures_are_fitted_over_the_candidates(tmp_path):
     s = begin(tmp_path, "dataset.candidates=unseen")
-    cases, catalogue = s.ctx.data.valid, Catalogue.of(s.network)
+    cases, embeddings = s.ctx.data.valid, ItemEmbeddings.of(s.network)
     batch = cases.batch(np.arange(len(cases)))
     with torch.no_grad():
-        found = calibrate.temperatures(s.plan.config, s.ctx, s.network, catalogue, cases)
-        scores = s.network.start(batch["items"], batch["length"]).state @ catalogue.columns
-    exclude = torch.zeros(len(cases), len(catalogue), dtype=torch.bool)
+        counts = s.ctx.data.catalogue.train_counts
+        found, errors = Calibrator(s.plan.config, s.ctx, s.network, cases, counts).temperatures()
+        scores = s.network.start(batch["items"], batch["length"]).state @ embeddings.columns
+    exclude = torch.zeros(len(cases), len(embeddings), dtype=torch.bool)
     exclude[cases.seen(np.arange(len(cases)))] = True
     exclude[torch.arange(len(cases)), batch["target"]] = False
     scores = scores.masked_fill(exclude, -torch.inf)
@@ -385,25 +391,58 @@ def test_temperatures_are_fitted_over_the_candidates(tmp_path):
         for t in (found[0] * 0.9, found[0], found[0] * 1.1)
     ]
     assert min(nll) == nll[1]
+    trained = objective.temperatures(s.plan.config.latent, 3)
+    for kind, t in (("uncalibrated", trained[0]), ("calibrated", found[0])):
+        confidence, first = (scores.double() / t).softmax(-1).max(-1)
+        for bins in ("equal_width", "equal_mass"):
+            by_hand = expected_calibration_error(
+                confidence.numpy(), (first == batch["target"]).numpy(), equal_mass=bins == "equal_mass"
+            )
+            assert errors[0][kind][bins] == pytest.approx(by_hand, abs=1e-6)
+    assert (
+        len(errors) == 4 and errors[0]["calibrated"]["equal_mass"] < errors[0]["uncalibrated"]["equal_mass"]
+    )
+
+
+@pytest.mark.parametrize("name", ["kl", "router"])
+def test_calibration_keeps_to_the_limit(tmp_path, name):
+    """With ``eval.limit`` as many cases as it says, spread evenly, and no others are looked at."""
+    s = begin(tmp_path / "limited", f"latent.policy={name}", "eval.limit=30")
+    valid = s.ctx.data.valid
+    chosen = np.round(np.linspace(0, len(valid) - 1, 30)).astype(int)
+    looked, plain = set(), type(valid).batch
+
+    def watched(cases, index):
+        looked.update(cases.id[index].tolist())
+        return plain(cases, index)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(valid), "batch", watched)
+        fitted = s.method.calibrate(s.ctx, s.network, valid)
+    assert looked == set(valid.id[chosen].tolist()) and len(looked) == 30
+    whole = begin(tmp_path / "whole", f"latent.policy={name}")
+    assert whole.method.calibrate(whole.ctx, whole.network, valid.take(chosen)) == fitted
+    assert whole.method.calibrate(whole.ctx, whole.network, valid) != fitted
 
 
 def test_a_budget_that_is_missed_is_told(tmp_path):
     s = begin(tmp_path, "latent.policy=overlap", "latent.mean_depth=1.01")
     fitted = s.method.calibrate(s.ctx, s.network, s.ctx.data.valid)
     missed = abs(fitted["valid_mean_depth"] - 1.01) > 0.02
-    assert bool(fitted["notes"]) == missed and (not missed or "were asked for" in fitted["notes"][0])
+    assert bool(fitted["notes"]) == missed and (not missed or "was asked for" in fitted["notes"][0])
 
 
-def test_a_router_needs_cases(tmp_path):
-    s = begin(tmp_path, "latent.policy=router", "dataset.users=12")
-    with pytest.raises(ConfigError, match="cases"):
+@pytest.mark.parametrize("few", ["dataset.users=12", "eval.limit=12"])
+def test_a_router_needs_cases(tmp_path, few):
+    s = begin(tmp_path, "latent.policy=router", few)
+    with pytest.raises(ConfigError, match="12 cases"):
         s.method.check(s.ctx, s.network)
 
 
 def test_a_deadline_caps_the_depth(tmp_path):
-    assert calibrate.affordable([2.0, 2.5, 3.0, 3.5], 3.1) == 2
+    assert affordable([2.0, 2.5, 3.0, 3.5], 3.1) == 2
     with pytest.raises(ConfigError, match="shorter than an answer without any latent step") as error:
-        calibrate.affordable([2.0, 2.5], 1.0)
+        affordable([2.0, 2.5], 1.0)
     assert "latent.deadline_ms=2.4" in error.value.hint
     s = begin(tmp_path, "latent.deadline_ms=1e-6")
     with pytest.raises(ConfigError, match="shorter"):
@@ -417,11 +456,11 @@ def test_a_deadline_caps_the_depth(tmp_path):
     s.ctx.calibration["times_ms"] = [1.0, 1.0, 1e9, 2e9]  # a second step would never be in time
     (reply,) = s.method.predict(s.ctx, s.network, [user], 3)
     assert reply["depth"] == 1 and "deadline" in reply["stopped"]
-    two = begin(tmp_path, "latent.deadline_ms=1e6", "dataset.users=2")
+    two = begin(tmp_path / "two", "latent.deadline_ms=1e6", "dataset.users=2")
     assert len(two.method.calibrate(two.ctx, two.network, two.ctx.data.valid)["times_ms"]) == 4
     s.ctx.calibration |= {"depth": 2, "times_ms": [0.0, 0.0, 0.0, 0.0]}
     (reply,) = s.method.predict(s.ctx, s.network, [user], 3)
-    assert reply["depth"] == 2 and reply["stopped"] == "the deadline affords 2 of 3 steps"
+    assert reply["depth"] == 2 and reply["stopped"] == "the deadline allows 2 of 3 steps"
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 from reason.methods.mor.audit import COLUMNS
 from reason.methods.mor.flops import Shape
-from reason.methods.mor.judge import cost, dice, joined, judging_route, profile_of, quantile_above, tell
+from reason.methods.mor.judge import cost, dice, joined, judging_route, profile_of, tell
 from reason.methods.mor.method import _overall
 from reason.methods.mor.router import above
 from reason.methods.mor.routes import Above, Known, TopK
+from reason.metrics.calibration import quantile_above
 
 _spec = importlib.util.spec_from_file_location("mor_small", Path(__file__).with_name("small.py"))
 small = importlib.util.module_from_spec(_spec)

@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from reason.methods.mor.judge import quantile_above
 from reason.methods.mor.monitor import (
     KINDS,
     Watched,
@@ -32,6 +31,7 @@ from reason.methods.mor.monitor import (
     windows_of,
 )
 from reason.methods.mor.routes import Above
+from reason.metrics.calibration import quantile_above
 
 _spec = importlib.util.spec_from_file_location("mor_small", Path(__file__).with_name("small.py"))
 small = importlib.util.module_from_spec(_spec)

@@ -1,7 +1,7 @@
 """Depth on demand: one state machine that answers a batch of requests, each at a depth of its own.
 
-``start`` encodes, ``step`` takes one latent step, ``read`` is the state that would answer now, ``stop``
-is somebody else's: a fixed depth, a stop test, a router and the clock are policies on top of the same
+``Reasoning`` encodes, takes one latent step at a time, and reads the state that would answer now; when to stop
+is decided elsewhere: a fixed depth, a stop test, a router and the clock are policies on top of the same
 loop. Rows that stop leave at once, so a batch pays for the depth that it uses; a single request simply
 breaks out. The states do not depend on how many steps follow (nothing is noisy at inference), which is
 what makes an early exit the same as running all steps and picking one.
@@ -22,20 +22,39 @@ from reason.methods.latent import objective
 
 if TYPE_CHECKING:
     from reason.backbones.encoder import SequenceEncoder
-    from reason.methods.latent.candidates import Catalogue
     from reason.methods.latent.config import LatentConfig
+
+
+@dataclass(frozen=True)
+class ItemEmbeddings:
+    """The vectors that a trained encoder scores the N items with, in both orders of memory."""
+
+    vectors: Tensor  # (N, d)
+    columns: Tensor  # (d, N), contiguous: a CPU scores a single request faster by columns than by rows
+
+    @classmethod
+    def of(cls, model: SequenceEncoder) -> ItemEmbeddings:
+        vectors = model.item_vectors()
+        return cls(vectors, vectors.T.contiguous())
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def scores(self, state: Tensor) -> Tensor:
+        """(A, d) -> (A, N)."""
+        return state @ self.columns
 
 
 class Reasoning:
     """A batch of requests in the midst of reasoning. A rows are active, ``row`` says which of the B they are."""
 
     def __init__(
-        self, config: LatentConfig, model: SequenceEncoder, catalogue: Catalogue, items: Tensor, length: Tensor, depth: int
+        self, config: LatentConfig, model: SequenceEncoder, embeddings: ItemEmbeddings, items: Tensor, length: Tensor, depth: int
     ):  # fmt: skip
         """Start: encode. items: (B, T) padded on the right; length: (B,)."""
-        self.config, self.model, self.catalogue = config, model, catalogue
+        self.config, self.model, self.embeddings = config, model, embeddings
         self.items, self.length, self.depth = items, length, depth
-        self.thought = model.start(items, length, depth, catalogue.vectors)
+        self.thought = model.start(items, length, depth, embeddings.vectors)
         self.row: Tensor | None = None  # (A,) of the B; None: all of them, in order
         self.first = self.thought.state  # (A, d), r_0
         self.previous: Tensor | None = None  # (A, d), r_(k-1)
@@ -79,7 +98,7 @@ class Reasoning:
 
 
 class StopTest(Protocol):
-    """What decides, after each step, which rows have had enough."""
+    """What decides, after each step, which rows stop."""
 
     def __call__(self, run: Reasoning) -> Tensor:
         """(A,) bool: the active rows that stop here."""
@@ -91,85 +110,86 @@ class StopTest(Protocol):
 
 
 @dataclass
-class Served:
-    """Answers of a batch."""
+class ReasoningOutput:
+    """The states that a batch stopped at."""
 
     state: Tensor  # (B, d), the state that answers, at each row's own depth
     depth: Tensor  # (B,) int64, on the CPU: steps taken
-    late: bool = False  # the clock stopped what was still active
-    moved: Tensor | None = (
-        None  # (B,), where asked for: cosine of the last two states; 1 where no step was taken
-    )
+    out_of_time: bool = False  # the clock stopped what was still active
+    step_cosine: Tensor | None = None  # (B,), if asked for: of the last two states; 1 where no step was taken
 
 
-def serve(
+def run_steps(
     run: Reasoning,
     test: StopTest | None = None,
     *,
-    late: Callable[[int], bool] | None = None,
+    out_of_time: Callable[[int], bool] | None = None,
     compact: float = 0.75,
-    watch: bool = False,
-) -> Served:
-    """Take steps until ``test`` stops a row, the depth is reached, or ``late(k)`` says there is no time for another.
+    with_cosine: bool = False,
+) -> ReasoningOutput:
+    """Take steps until ``test`` stops a row, the depth is reached, or no time is left for another step.
 
-    compact: see ``Thought.keep``. watch: also say how far the last step moved each row.
+    Args:
+        out_of_time: whether step k + 1 would end too late, called with k.
+        compact: see ``Thought.keep``.
+        with_cosine: also give the cosine of the last two states of each row.
     """
     rows = len(run.items)
-    served: Served | None = None
-    hurried = False
+    output: ReasoningOutput | None = None
+    timed_out = False
     while True:
         last = run.k >= run.depth
         if not last and test is not None:
             stop = test(run)
             if rows == 1:
                 last = bool(stop)
-            elif len(gone := stop.nonzero().squeeze(1)):
-                if len(gone) == len(stop):
+            elif len(leaving := stop.nonzero().squeeze(1)):
+                if len(leaving) == len(stop):
                     last = True
                 else:
-                    served = served or _room(run, rows, watch)
-                    _leave(run, gone, served)
-                    stay = (~stop).nonzero().squeeze(1)
-                    test.keep(stay)
-                    run.keep(stay, compact)
-        if not last and late is not None and late(run.k):
-            last = hurried = True
+                    output = output or _empty_output(run, rows, with_cosine)
+                    _write(run, leaving, output)
+                    staying = (~stop).nonzero().squeeze(1)
+                    test.keep(staying)
+                    run.keep(staying, compact)
+        if not last and out_of_time is not None and out_of_time(run.k):
+            last = timed_out = True
         if last:
-            if served is None:  # all rows leave together
-                moved = _cosine(run) if watch else None
-                return Served(run.read(), torch.full((rows,), run.k), hurried, moved)
-            _leave(run, None, served)
-            served.late = hurried
-            return served
+            if output is None:  # all rows leave together
+                cosine = _cosine(run) if with_cosine else None
+                return ReasoningOutput(run.read(), torch.full((rows,), run.k), timed_out, cosine)
+            _write(run, None, output)
+            output.out_of_time = timed_out
+            return output
         run.step()
 
 
-def _room(run: Reasoning, rows: int, watch: bool) -> Served:
-    """Places for the answers of rows that leave one after the other."""
+def _empty_output(run: Reasoning, rows: int, with_cosine: bool) -> ReasoningOutput:
+    """Room for the states of rows that leave one after the other."""
     state = run.state
-    return Served(
+    return ReasoningOutput(
         state.new_empty(rows, state.shape[1]),
         torch.zeros(rows, dtype=torch.int64),
-        moved=state.new_ones(rows) if watch else None,
+        step_cosine=state.new_ones(rows) if with_cosine else None,
     )
 
 
-def _leave(run: Reasoning, gone: Tensor | None, served: Served) -> None:
-    """Write the answers of the rows ``gone`` of the active ones (None: all) to their places."""
+def _write(run: Reasoning, leaving: Tensor | None, output: ReasoningOutput) -> None:
+    """Write the states of the rows ``leaving`` of the active ones (None: all) to their places."""
 
     def chosen(x: Tensor) -> Tensor:
-        return x if gone is None else x.index_select(0, gone)
+        return x if leaving is None else x.index_select(0, leaving)
 
     everyone = torch.arange(len(run.state), device=run.state.device) if run.row is None else run.row
     where = chosen(everyone)
-    served.state.index_copy_(0, where, chosen(run.read()))
-    served.depth[where.cpu()] = run.k
-    if served.moved is not None:
-        served.moved.index_copy_(0, where, chosen(_cosine(run)))
+    output.state.index_copy_(0, where, chosen(run.read()))
+    output.depth[where.cpu()] = run.k
+    if output.step_cosine is not None:
+        output.step_cosine.index_copy_(0, where, chosen(_cosine(run)))
 
 
 def _cosine(run: Reasoning) -> Tensor:
-    """(A,), how far the last step turned the state: 1 means not at all."""
+    """(A,), the cosine of the last two states: 1 means that the last step changed nothing."""
     if run.previous is None:
         return run.state.new_ones(len(run.state))
     return torch.cosine_similarity(run.state, run.previous)
