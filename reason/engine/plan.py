@@ -7,12 +7,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
-from reason.engine.layers import nested
 from reason.errors import ConfigError
+from reason.keys import marked
 from reason.methods.base import DepthAxis, MethodCard
 
 
@@ -21,7 +21,8 @@ class Plan:
     """One run, resolved: what `--dry-run` prints and what the runner executes.
 
     ``config`` is an object with one attribute per section (``config.train.lr``), ``flat`` the same
-    values under dotted keys, ``origin`` the layer that set each key.
+    values under dotted keys, ``origin`` the layer that set each key, ``written`` the text of those values that
+    were written as an interpolation.
     """
 
     experiment: str
@@ -29,6 +30,7 @@ class Plan:
     config: Any
     flat: dict[str, Any]
     origin: dict[str, str] = field(default_factory=dict)
+    written: dict[str, str] = field(default_factory=dict)
 
     @property
     def depths(self) -> list[int]:
@@ -47,7 +49,7 @@ class Plan:
         source_digest: of what ``source`` holds.
 
         Devices and paths are left out of both; depth and evaluation keys of the first: those of
-        ``eval`` and those that a method's Config marks (``evaluation_key``).
+        ``eval`` and those that a method's Config marks (``evaluation``).
         """
         whole = {
             k: v for k, v in self.flat.items() if not k.startswith("hardware.") and k not in self._paths()
@@ -76,15 +78,15 @@ class Plan:
 
     def _paths(self) -> set[str]:
         """Keys that say where something lies: the digests speak for them."""
-        return {"runs", "offline", *self._marked("dataset", "path"), *self._marked("backbone", "path")}
+        sections = ("dataset", "backbone", self.card.name)
+        return {"runs", "offline"}.union(*(self._marked(section, "path") for section in sections))
 
-    def _marked(self, section: str, mark: str) -> set[str]:
-        """Keys of a section whose fields carry ``mark`` in their metadata."""
-        fields = dataclasses.fields(getattr(self.config, section))
-        return {f"{section}.{f.name}" for f in fields if f.metadata.get(mark)}
+    def _marked(self, section: str, mark: Literal["evaluation", "path"]) -> set[str]:
+        """Keys of a section, and of those nested in it, whose fields carry ``mark``."""
+        return marked(type(getattr(self.config, section)), mark, f"{section}.")
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(nested(self.flat), sort_keys=False, allow_unicode=True)
+        return yaml.safe_dump(dataclasses.asdict(self.config), sort_keys=False, allow_unicode=True)
 
 
 def _digest(value: dict[str, Any]) -> str:

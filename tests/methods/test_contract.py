@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import subprocess
 import sys
@@ -16,10 +15,10 @@ import torch
 from reason import registry
 from reason.engine import runner
 from reason.engine.config import resolve
-from reason.engine.describe import comments
 from reason.engine.evaluation import judge
 from reason.engine.parallel import World
 from reason.engine.session import Session, load_dataset
+from reason.keys import walk
 from reason.methods.base import Step
 from reason.methods.figures import HeatMap, Lines, Table, Tokens
 
@@ -164,5 +163,4 @@ def test_the_card_is_light_and_its_keys_are_explained(name, tiny):
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "False"
     card = registry.card("methods", name)
-    told = comments(card.Config)
-    assert [f.name for f in dataclasses.fields(card.Config) if not told.get(f.name)] == []
+    assert [k.name for k in walk(card.Config) if not k.meaning] == []
