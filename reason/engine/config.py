@@ -149,7 +149,7 @@ def resolve(
     environ = os.environ if environ is None else environ
     cwd = Path.cwd() if cwd is None else cwd
     layers = [("default of a sweep", dict(defaults or {})), *experiment_layers(name, cwd)]
-    layers += [(str(path), flatten(read_yaml(path))) for path in map(Path, files)]
+    layers += [(str(path), flatten(read_yaml(path), str(path))) for path in map(Path, files)]
     layers += environment_layers(environ)
     spoken = [split(word) for word in overrides]
     layers.append(("command line", dict(spoken)))

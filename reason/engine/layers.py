@@ -115,7 +115,9 @@ def experiment_layers(name: str, cwd: Path) -> list[Layer]:
 def _through_extends(name: str, found: Definitions) -> list[Layer]:
     layers: list[Layer] = []
     for ancestor in _ancestry(name, found):
-        here = [(f"{where}: {ancestor}", flatten(body)) for where, body in found[ancestor]]
+        here = [
+            (f"{where}: {ancestor}", flatten(body, f"{where}: {ancestor}")) for where, body in found[ancestor]
+        ]
         if ancestor in registry.names("methods") and _method([*layers, *here]) is None:
             here[0][1]["method"] = ancestor  # an experiment of a method's name changes its defaults
         layers += here
@@ -199,10 +201,26 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
+_BaseLoader: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # PyYAML may lack libyaml
+
+
+class _Loader(_BaseLoader):
+    """Scalars stay text, and a key that stands twice is refused, where YAML's other loaders drop the first."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[str, Any]:
+        found = super().construct_mapping(node, deep)
+        if len(found) < len(node.value):
+            names = [key.value for key, _ in node.value]
+            twice = next(key for i, (key, _) in enumerate(node.value) if key.value in names[:i])
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {twice.value!r} stands twice", twice.start_mark
+            )
+        return found
+
+
 @functools.cache
 def _parsed(path: Path, changed: int) -> Any:
-    loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
-    return yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
+    return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
 
 
 def _nodes(tree: Any, counted: dict[int, int]) -> int:
@@ -224,11 +242,19 @@ def split(word: str) -> tuple[str, str]:
     return key.strip(), value
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """{"train": {"lr": 1}} -> {"train.lr": 1}. Dotted keys may stand in the tree too.
+
+    Raises:
+        ConfigError: a key that is set in both spellings; ``where`` says in what layer.
+    """
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
+        inside = flatten(value, where) if isinstance(value, Mapping) else None
+        found = {key: value} if inside is None else {f"{key}.{leaf}": v for leaf, v in inside.items()}
+        for twice in found.keys() & flat.keys():
+            raise ConfigError(
+                f"{twice} is set twice{f' in {where}' if where else ''}.", "Keep one of the two."
+            )
+        flat |= found
     return flat

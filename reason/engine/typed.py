@@ -91,8 +91,9 @@ class Draft:
             ConfigError: a key that is still ``???``, an interpolation that cannot be resolved, or a value that
                 a dataclass refuses.
         """
-        for key in sorted(OmegaConf.missing_keys(self._config) - set(self._open)):
-            raise self._missing(key)
+        for key in sorted(k.partition("[")[0] for k in OmegaConf.missing_keys(self._config)):
+            if key not in self._open:
+                raise self._missing(key)
         for key, value in {key: self._resolved(key) for key in self._open}.items():
             self._set(key, value)
         try:
@@ -115,10 +116,11 @@ class Draft:
         try:
             if kind.base is not str and "${" in str(value):
                 raise ValidationError("it would be taken for an interpolation")
+            if isinstance(value, list) and any(isinstance(item, (list, tuple, dict)) for item in value):
+                raise ValidationError("OmegaConf would take it")
             OmegaConf.update(self._config, key, _escaped(value))
-            got = OmegaConf.select(self._config, key)
-            numbers = [v for v in (got if kind.many and got else [got]) if isinstance(v, float)]
-            if not all(map(math.isfinite, numbers)):
+            texts = [v for v in (value if isinstance(value, list) else [value]) if v not in (None, "???")]
+            if kind.base is float and not all(math.isfinite(float(text)) for text in texts):
                 raise ValidationError("it passes comparisons and means nothing")
         except ValidationError as error:
             raise self._wrong(key, value, kind) from error
@@ -185,16 +187,20 @@ class _Kind:
         if optional:
             (declared,) = (k for k in typing.get_args(declared) if k is not type(None))
         many = typing.get_origin(declared) in (list, tuple)
-        return cls(typing.get_args(declared)[0] if many else declared, optional, many)
+        base = typing.get_args(declared)[0] if many else declared
+        assert base in (int, float, bool, str) or typing.get_origin(base) is Literal, (
+            f"a key cannot be {base}"
+        )
+        return cls(base, optional, many)
 
     def spelled(self, value: Any) -> Any:
         """A value as OmegaConf reads it: text, a list of texts, or None."""
         if self.optional and (value is None or str(value).lower() in _NULL):
             return None
         if not self.many:
-            return value if value is None or isinstance(value, (list, tuple)) else str(value)
+            return _scalar(value)
         parts = value if isinstance(value, (list, tuple)) else str(value).strip("[] ").split(",")
-        return [part.strip() if isinstance(part, str) else str(part) for part in parts if part != ""]
+        return [_scalar(part.strip() if isinstance(part, str) else part) for part in parts if part != ""]
 
     @property
     def choices(self) -> list[str]:
@@ -225,6 +231,11 @@ def _escaped(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_escaped(item) for item in value]
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
+
+
+def _scalar(value: Any) -> Any:
+    """Its text; what is no scalar stays, for OmegaConf to refuse."""
+    return value if value is None or isinstance(value, (list, tuple, dict)) else str(value)
 
 
 def _text(value: Any) -> str:

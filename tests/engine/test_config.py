@@ -234,6 +234,18 @@ class TestRefusals:
         )
         assert plan(name="b").config.train.lr == 0.5
 
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            ("seed: 1\ntrain: {lr: 1}\ntrain: {clip: 2}\n", r"(?s)f\.yaml.*'train' stands twice.*line 3"),
+            ("train: {lr: 1}\ntrain.lr: 2\n", r"train\.lr is set twice in f\.yaml"),
+        ],
+    )
+    def test_a_key_that_is_set_twice_in_one_file(self, text, said):
+        written(f=text)
+        with pytest.raises(ConfigError, match=said):
+            plan(files=[Path("f.yaml")])
+
     def test_the_vary_of_a_sweep_is_a_mapping(self):
         written(experiments="sweeps: {wide: {run: latent, vary: [1, 2]}}")
         with pytest.raises(ConfigError, match="vary of the sweep 'wide'"):
@@ -419,8 +431,10 @@ class TestTypes:
             ("1,nan", list[float], "not a list of numbers"), ("infinity", float | None, "not a number"),
             ("lef", Choice, "(?s)not one of the choices.*'left'.*left, right"), ("lef,right", list[Choice], "mean 'left'"),
             ("rihgt", Choice | None, "mean 'right'"), ("${x", int, "not a whole number"), ("${", Choice, "left, right"),
-            (["a", "b"], str, "x=a,b is not text"), (["1"], int, "not a whole number"), (None, str, "x=null is not text"),
-            ("???", int, "no value yet"), ("???", str, "x=TEXT"),
+            (["a", "b"], str, "x=a,b is not text"), (["1"], int, "not a whole number"),
+            ([["1"]], list[int], "list of whole numbers"), ([{"a": "b"}], list[str], "list of texts"), ([None], list[str], "list of texts"),
+            (["1", ["2"]], list[int] | None, "list of whole numbers"), (None, str, "x=null is not text"),
+            ("???", int, "no value yet"), ("???", str, "x=TEXT"), ("a,???", list[str], "x has no value yet"),
         ],
     )  # fmt: skip
     def test_what_is_not_of_the_type_is_refused(self, text, kind, said):
