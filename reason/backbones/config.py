@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from reason.backbones.shape import Shape
 from reason.backbones.sharing import Scheme
 from reason.backbones.source import settle
 from reason.errors import ConfigError
+from reason.keys import key
+
+NAME = "name of the backbone"
 
 
 def _sizes(config: Any) -> None:
@@ -23,15 +26,16 @@ def _sizes(config: Any) -> None:
 class EncoderConfig:
     """Sizes that every sequence encoder has. A whole number in it is a size and at least 1."""
 
-    name: str = ""  # of the card
-    hidden: int = (
-        64  # width d of states and item vectors; 256 in ReaRec's code, 64 suits catalogues of ML-100K size
+    name: str = key("", NAME)
+    hidden: int = key(
+        64,
+        "width d of states and item embeddings (256 in ReaRec's code; 64 suits catalogs as small as MovieLens-100K)",
     )
-    layers: int = 2  # blocks (ReaRec's code: 2)
-    heads: int = 2  # attention heads; must divide hidden (ReaRec's code: 2)
-    ffn: int = 128  # inner width of the feed-forward part (ReaRec's code: 300 at hidden=256)
-    dropout: float = 0.2  # probability on hidden activations; attention weights are never dropped
-    max_length: int = 50  # items of history that are read, the last ones (ReaRec, section 4.1: 50)
+    layers: int = key(2, "transformer layers (ReaRec's code: 2)")
+    heads: int = key(2, "attention heads; must divide hidden (ReaRec's code: 2)")
+    ffn: int = key(128, "inner width of the feed-forward network (ReaRec's code: 300 with hidden=256)")
+    dropout: float = key(0.2, "dropout probability of hidden activations; attention weights have no dropout")
+    max_length: int = key(50, "number of most recent items of the history to read (ReaRec, section 4.1: 50)")
 
     def __post_init__(self):
         _sizes(self)
@@ -49,29 +53,36 @@ class EncoderConfig:
 class SasrecConfig(EncoderConfig):
     """Of ``reason.backbones.encoder.SequenceEncoder``."""
 
-    name: str = "sasrec"  # causal: an item sees those before it (Kang and McAuley, arXiv 1808.09781)
-    text: Literal["none", "tfidf", "minilm"] = (
-        "none"  # frozen vectors of the item texts, added to the item table
+    name: str = key("sasrec", f"{NAME}; sasrec attends to earlier items only (arXiv 1808.09781)")
+    text: Literal["none", "tfidf", "minilm"] = key(
+        "none", "frozen vectors of the item texts, added to the item embeddings"
     )
-    text_dim: int = 64  # components kept of the text vectors, when text is not none
+    text_dim: int = key(64, "dimensions that the text vectors are reduced to; unused with text=none")
 
 
 @dataclass
 class Bert4recConfig(SasrecConfig):
     """Of ``reason.backbones.bidirectional.Bert4Rec``. The keys are those of sasrec."""
 
-    name: str = "bert4rec"  # bidirectional: an item sees the whole prefix (Sun et al., arXiv 1904.06690)
+    name: str = key("bert4rec", f"{NAME}; bert4rec attends in both directions (arXiv 1904.06690)")
 
 
 @dataclass
 class UnisrecConfig(EncoderConfig):
     """Of ``reason.backbones.adaptor.UniSRec``."""
 
-    name: str = "unisrec"  # item vectors made from texts (Hou et al., arXiv 2206.05941)
-    text: Literal["tfidf", "minilm"] = "tfidf"  # frozen vectors of the item texts; tfidf fetches nothing
-    text_dim: int = 64  # components kept of the text vectors (ReaRec: 768 of a large language model)
-    experts: int = 8  # parametric whitenings that a gate mixes, at least 2 (UniSRec's code: 8)
-    ids: bool = False  # add an item table too, UniSRec's transductive setting; ReaRec does not say which
+    name: str = key("unisrec", f"{NAME}; unisrec embeds items by their texts (arXiv 2206.05941)")
+    text: Literal["tfidf", "minilm"] = key(
+        "tfidf", "frozen vectors of the item texts; tfidf needs no download"
+    )
+    text_dim: int = key(
+        64, "dimensions that the text vectors are reduced to (ReaRec: 768, from a large language model)"
+    )
+    experts: int = key(8, "parametric whitening experts that a gate mixes, at least 2 (UniSRec's code: 8)")
+    ids: bool = key(
+        False,
+        "add item embeddings, which is UniSRec's transductive setting (ReaRec does not say which it uses)",
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -87,22 +98,28 @@ class RecursiveConfig:
     """Of ``reason.backbones.decoder.RecursiveDecoder``. With a source, its sizes, its tokenizer and whether its
     embedding is tied are its own, and the keys that say so here go unread."""
 
-    name: str = "recursive"  # a block of Llama-style layers, applied again and again (Bae, arXiv 2507.10524)
-    source: str = field(
-        default="", metadata={"path": "settled"}
-    )  # weights to begin with: a folder, .gguf file, hub id, run:NAME or smollm2-135m; "" = from scratch
-    hidden: int = 192  # width D of the residual stream
-    heads: int = 6  # query heads h; they cut hidden into pieces of even width
-    kv_heads: int = 2  # key and value heads h_kv; must divide heads (grouped-query attention)
-    ffn: int = 512  # inner width F of the SwiGLU part
-    layers: int = 8  # L, layers that a token runs through when it takes every recursion
-    sharing: Scheme = "middle_cycle"  # which of them are one and the same (paper, table 5)
-    context: int = 256  # tokens that a training window holds
-    rope_theta: float = 10000.0  # base of the rotary frequencies
-    tied: bool = True  # the embedding is the output head too
-    init_std: float = 0.02  # standard deviation of weights at the start (reference code)
-    tokenizer: Literal["auto", "bpe", "byte", "word"] = "auto"  # auto: word where the data says so, else bpe
-    vocab: int = 4096  # tokens at most that a tokenizer is trained to; byte has 257, whatever stands here
+    name: str = key(
+        "recursive", f"{NAME}; recursive applies a block of Llama-style layers repeatedly (arXiv 2507.10524)"
+    )
+    source: str = key(
+        "",
+        "model whose weights to start from: a folder, .gguf file, hub id, run:NAME or smollm2-135m; empty = from scratch",
+        path="settled",
+    )
+    hidden: int = key(192, "width D of the residual stream")
+    heads: int = key(6, "query heads; hidden divided by heads must be an even whole number")
+    kv_heads: int = key(2, "key and value heads (grouped-query attention); must divide heads")
+    ffn: int = key(512, "inner width F of the SwiGLU feed-forward network")
+    layers: int = key(8, "layers that a token passes through when it takes every recursion")
+    sharing: Scheme = key("middle_cycle", "which layers share their weights (arXiv 2507.10524, table 5)")
+    context: int = key(256, "context length in training, in tokens")
+    rope_theta: float = key(10000.0, "base of the rotary position embedding frequencies")
+    tied: bool = key(True, "use the token embedding as the output layer too")
+    init_std: float = key(0.02, "standard deviation of the weights at initialization (reference code)")
+    tokenizer: Literal["auto", "bpe", "byte", "word"] = key(
+        "auto", "auto = word for datasets that ask for it, else bpe"
+    )
+    vocab: int = key(4096, "maximum vocabulary size of a trained tokenizer; byte always has 257 tokens")
 
     def __post_init__(self):
         self.source = settle(self.source)
@@ -122,9 +139,9 @@ class RecursiveConfig:
                 f"backbone.kv_heads={self.kv_heads} does not divide backbone.heads={self.heads}.",
                 f"The nearest that does: backbone.kv_heads={min(fit, key=lambda h: abs(h - self.kv_heads))}",
             )
-        for key in ("rope_theta", "init_std"):
-            if not 0 < getattr(self, key) < float("inf"):
-                raise ConfigError(f"backbone.{key} is {getattr(self, key)}; it must be above 0 and finite.")
+        for name in ("rope_theta", "init_std"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ConfigError(f"backbone.{name} is {getattr(self, name)}; it must be above 0 and finite.")
         if self.vocab < 257 and self.tokenizer in ("auto", "bpe"):
             raise ConfigError(
                 f"backbone.vocab={self.vocab} is too few: 256 bytes and the end of a document are 257 tokens.",

@@ -18,6 +18,8 @@ def show(
     runs: Runs = RUNS,
 ) -> None:
     """Show every key with its value and meaning; for a run, also how it went."""
+    import dataclasses
+
     from reason import registry
     from reason.cli.output import emit_json, stdout
     from reason.engine import config, layers
@@ -40,7 +42,12 @@ def show(
         plan = config.resolve(name, overrides or [], files=c or [])
         if json:
             emit_json(
-                {"experiment": plan.experiment, "config": layers.nested(plan.flat), "origin": plan.origin}
+                {
+                    "experiment": plan.experiment,
+                    "config": dataclasses.asdict(plan.config),
+                    "origin": plan.origin,
+                    "written": plan.written,
+                }
             )
         else:
             _draw_card(plan)
@@ -108,15 +115,14 @@ def _draw_card(plan) -> None:
 
 
 def draw_plan(plan, origin: bool = False) -> None:
-    """Every key of a resolved plan: value, layer that set it, meaning."""
+    """Every key of a resolved plan: value (and the interpolation it came from), layer that set it, meaning."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     from reason.cli.output import stdout
-    from reason.engine.describe import meanings
+    from reason.keys import walk
 
-    said = meanings(plan)
     table = Table(
         title=f"{plan.experiment}: resolved keys",
         title_justify="left",
@@ -129,17 +135,21 @@ def draw_plan(plan, origin: bool = False) -> None:
     if origin:
         table.add_column("set by", overflow="fold", max_width=24)
     table.add_column("meaning", overflow="fold")
-    for key, value in plan.flat.items():
-        shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-        layer = plan.origin.get(key, "default")
-        table.add_row(
-            key,
-            Text(shown, style="" if layer == "default" else "bold"),
-            *([Text(layer)] if origin else []),
-            Text(said.get(key, "")),
-        )
+    for key in walk(type(plan.config)):
+        layer = plan.origin.get(key.name, "default")
+        shown = Text(_spelled(plan.flat[key.name]), style="" if layer == "default" else "bold")
+        if key.name in plan.written:
+            shown.append(f"\n= {_spelled(plan.written[key.name])}", style="dim not bold")
+        table.add_row(key.name, shown, *([Text(layer)] if origin else []), Text(key.meaning))
     stdout().print(table)
     stdout().print(
         f"evaluates depth {', '.join(map(str, plan.depths))} of a model trained for {plan.config.train_depth}",
         highlight=False,
     )
+
+
+def _spelled(value) -> str:
+    """A value as it would be typed."""
+    if isinstance(value, list):
+        return ",".join(map(_spelled, value))
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -10,10 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from reason.datasets.config import one_of, path_field, within
+from reason.datasets.config import NAME, one_of, within
 from reason.errors import ConfigError
+from reason.keys import key
 
 Split = Literal["auto", "hash", "files"]
+VALID = "fraction of the documents used for validation, drawn by a hash of their ids"
+TEST = "fraction of the documents used for testing, drawn by a hash of their ids"
+COLUMN = "column of the text; empty = found by its usual names (text, content, document, body)"
 
 # --- corpora ------------------------------------------------------------------------------------------
 
@@ -22,17 +26,20 @@ Split = Literal["auto", "hash", "files"]
 class CorpusKeys:
     """Splitting and cutting, shared by all corpora."""
 
-    name: str = ""
-    valid: float = 0.05  # share of the documents that validate, drawn by a hash of their ids
-    test: float = 0.05  # share of the documents that test, drawn by a hash of their ids
-    documents: int = 0  # training documents at most, drawn by a hash of their ids; 0 = all
-    cut: int = 0  # characters; longer documents are cut into several, at line ends if it can be; 0 = never
+    name: str = key("", NAME)
+    valid: float = key(0.05, VALID)
+    test: float = key(0.05, TEST)
+    documents: int = key(0, "maximum number of training documents, drawn by a hash of their ids; 0 = all")
+    cut: int = key(
+        0,
+        "maximum document length in characters; longer ones are split, at line ends where possible; 0 = no limit",
+    )
 
     def __post_init__(self):
-        for key in ("valid", "test"):
-            if not 0 < getattr(self, key) < 1:
+        for name in ("valid", "test"):
+            if not 0 < getattr(self, name) < 1:
                 raise ConfigError(
-                    f"dataset.{key}={getattr(self, key)} is no share of the documents.",
+                    f"dataset.{name}={getattr(self, name)} is no share of the documents.",
                     "Set it above 0 and below 1, such as 0.05.",
                 )
         if self.valid + self.test >= 1:
@@ -49,22 +56,29 @@ class CorpusKeys:
 class StdlibConfig(CorpusKeys):
     """The language reference and the standard library of the Python that runs."""
 
-    name: str = "stdlib-text"
-    valid: float = 0.1  # share of the documents that validate, drawn by a hash of their ids
-    test: float = 0.1  # share of the documents that test, drawn by a hash of their ids
+    name: str = key("stdlib-text", NAME)
+    valid: float = key(0.1, VALID)
+    test: float = key(0.1, TEST)
 
 
 @dataclass
 class TextConfig(CorpusKeys):
     """One's own documents: a file each, or a row each of CSV, TSV, JSONL or Parquet, also compressed."""
 
-    name: str = "text"
-    path: str = path_field()  # file, or folder that is read at any depth
-    pattern: str = ""  # of the files in a folder, such as **/*.md; "" = tables, else files of text
-    field: str = ""  # column of the text; "" = found by its usual names (text, content, document, body)
-    id: str = ""  # column that names a document; "" = found (id, doc_id ...), "-" = none: by its content
-    split: Split = (
-        "auto"  # files: by train, valid, test in their names; hash: by share; auto: files if it can
+    name: str = key("text", NAME)
+    path: str = key("", "file, or folder that is searched recursively", path=True)
+    pattern: str = key(
+        "",
+        "glob pattern of the files to read in a folder, such as **/*.md; empty = tables if any, else text files",
+    )
+    field: str = key("", COLUMN)
+    id: str = key(
+        "",
+        "column of document ids; empty = found by its usual names (id, doc_id ...), - = none: a hash of the text",
+    )
+    split: Split = key(
+        "auto",
+        "files = by train, valid and test in file names; hash = by fraction; auto = files where the names allow it",
     )
 
     def __post_init__(self):
@@ -76,13 +90,13 @@ class TextConfig(CorpusKeys):
 class HubTextConfig(CorpusKeys):
     """The first rows of a text dataset on the Hugging Face hub, streamed once and kept."""
 
-    name: str = "hub-text"
-    id: str = "HuggingFaceFW/fineweb-edu"  # of the dataset on the hub
-    config: str = ""  # which of its configurations, such as sample-10BT; "" = its own default
-    split: str = "train"  # which of its parts the rows come from; they are split anew by share
-    revision: str = ""  # branch, tag or commit; "" = the newest when it is fetched
-    rows: int = 20_000  # documents to take, from the first on
-    field: str = ""  # column of the text; "" = found by its usual names (text, content, document, body)
+    name: str = key("hub-text", NAME)
+    id: str = key("HuggingFaceFW/fineweb-edu", "id of the dataset on the Hugging Face hub")
+    config: str = key("", "its configuration, such as sample-10BT; empty = its default")
+    split: str = key("train", "its split to read; the documents are split anew, by fraction")
+    revision: str = key("", "branch, tag or commit; empty = the newest at the time of download")
+    rows: int = key(20_000, "number of documents to read, from the first on")
+    field: str = key("", COLUMN)
 
     def __post_init__(self):
         super().__post_init__()
@@ -93,33 +107,38 @@ class HubTextConfig(CorpusKeys):
 
 # --- generated ----------------------------------------------------------------------------------------
 
+TRAIN_DOCUMENTS = "number of training documents"
+HOPS = "longest chain of map lookups that a question asks for; the level of its answer"
+
 
 @dataclass
 class GeneratedKeys:
     """Sizes and seed, shared by all that is generated."""
 
-    name: str = ""
-    train_documents: int = 20_000  # documents to train on
-    valid_documents: int = 500  # documents that validate
-    test_documents: int = 1000  # documents that test
-    seed: int = 0  # seed of the generator
+    name: str = key("", NAME)
+    train_documents: int = key(20_000, TRAIN_DOCUMENTS)
+    valid_documents: int = key(500, "number of validation documents")
+    test_documents: int = key(1000, "number of test documents")
+    seed: int = key(0, "seed of the generator")
 
     def __post_init__(self):
-        for key in ("train_documents", "valid_documents", "test_documents"):
-            within(self, key, 1, 10_000_000)
+        for name in ("train_documents", "valid_documents", "test_documents"):
+            within(self, name, 1, 10_000_000)
 
 
 @dataclass
 class ArithmeticConfig(GeneratedKeys):
     """Sums of several steps, modulo a number, solved a line a step; slips are written into training only."""
 
-    name: str = "arithmetic"
-    modulus: int = 97  # all results are taken modulo this
-    least: int = 4  # operations of the shortest problems
-    most: int = 8  # operations of the longest problems
-    largest: int = 9  # largest number in a question; it must be below the modulus
-    slip: float = 0.1  # chance that a step in training has a wrong result
-    redo: float = 1.0  # chance that the line after a slip does the step again, so that the rest is right
+    name: str = key("arithmetic", NAME)
+    modulus: int = key(97, "all results are taken modulo this number")
+    least: int = key(4, "operations in the shortest problems")
+    most: int = key(8, "operations in the longest problems")
+    largest: int = key(9, "largest number in a question; must be below the modulus")
+    slip: float = key(0.1, "probability that a step of a training solution has a wrong result")
+    redo: float = key(
+        1.0, "probability that a wrong step is corrected on the next line, so that the rest is right"
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -127,10 +146,10 @@ class ArithmeticConfig(GeneratedKeys):
         within(self, "most", 1, 64)
         within(self, "least", 1, self.most)
         within(self, "largest", 2, self.modulus - 1)
-        for key in ("slip", "redo"):
-            if not 0 <= getattr(self, key) <= 1:
+        for name in ("slip", "redo"):
+            if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(
-                    f"dataset.{key}={getattr(self, key)} is no probability.", "Set it from 0 to 1."
+                    f"dataset.{name}={getattr(self, name)} is not a probability.", "Set it from 0 to 1."
                 )
 
 
@@ -138,10 +157,10 @@ class ArithmeticConfig(GeneratedKeys):
 class HopConfig(GeneratedKeys):
     """A map over symbols, then questions that follow it p times."""
 
-    name: str = "p-hop"
-    symbols: int = 16  # symbols that the map runs over
-    hops: int = 4  # most steps along the map that a question asks for; the level of its answer
-    queries: int = 4  # questions in a document
+    name: str = key("p-hop", NAME)
+    symbols: int = key(16, "number of symbols in the map")
+    hops: int = key(4, HOPS)
+    queries: int = key(4, "questions per document")
 
     def __post_init__(self):
         super().__post_init__()
@@ -154,10 +173,10 @@ class HopConfig(GeneratedKeys):
 class ChainsConfig(GeneratedKeys):
     """Interleaved chains of assignments, modulo a number, then a question for the end of each."""
 
-    name: str = "chains"
-    depth: int = 5  # most assignments in a chain; a chain's length is the level of its answer
-    chains: int = 4  # chains in a document, each asked for once
-    modulus: int = 10  # numbers are 0 to modulus - 1
+    name: str = key("chains", NAME)
+    depth: int = key(5, "most assignments in a chain; the length of a chain is the level of its answer")
+    chains: int = key(4, "chains per document, with one question about each")
+    modulus: int = key(10, "numbers range from 0 to modulus - 1")
 
     def __post_init__(self):
         super().__post_init__()
@@ -170,11 +189,13 @@ class ChainsConfig(GeneratedKeys):
 class ListOpsConfig(GeneratedKeys):
     """Nested MAX, MIN, MED and SUM of digits (after Nangia and Bowman, arXiv 1804.06028)."""
 
-    name: str = "listops"
-    depth: int = 4  # most nested operations that an answer depends on; the level of the answer
-    arguments: int = 4  # most arguments of an operation
-    expressions: int = 4  # expressions in a document
-    modulus: int = 10  # digits are 0 to modulus - 1; SUM is taken modulo this
+    name: str = key("listops", NAME)
+    depth: int = key(
+        4, "deepest nesting of operations; the nesting of an expression is the level of its answer"
+    )
+    arguments: int = key(4, "most arguments of an operation")
+    expressions: int = key(4, "expressions per document")
+    modulus: int = key(10, "digits range from 0 to modulus - 1, and SUM is taken modulo this number")
 
     def __post_init__(self):
         super().__post_init__()
@@ -188,13 +209,13 @@ class ListOpsConfig(GeneratedKeys):
 class MixedStreamConfig(GeneratedKeys):
     """A stream that is predictable at sight, with questions of p-hop strewn in."""
 
-    name: str = "mixed-stream"
-    train_documents: int = 10_000  # documents to train on
-    symbols: int = 24  # symbols that the map at the head runs over
-    hops: int = 4  # most steps along the map that a question asks for; the level of its answer
-    length: int = 200  # tokens of the stream after the map
-    share: float = 0.2  # share of these tokens that questions and answers take
-    filler: int = 16  # words of the predictable part; each follows from the two before it
+    name: str = key("mixed-stream", NAME)
+    train_documents: int = key(10_000, TRAIN_DOCUMENTS)
+    symbols: int = key(24, "number of symbols in the map at the beginning of a document")
+    hops: int = key(4, HOPS)
+    length: int = key(200, "tokens in the stream after the map")
+    share: float = key(0.2, "fraction of these tokens that belong to questions and answers")
+    filler: int = key(16, "number of words in the predictable part; each follows from the two before it")
 
     def __post_init__(self):
         super().__post_init__()

@@ -1,14 +1,16 @@
 """Configuration: from a name and some ``key=value`` words to one resolved, validated plan.
 
-Every layer (preset, experiments file, ``-c`` file, environment, command line) is flattened to
-dotted keys and *text*; the text takes the type its field declares, so a value means the same
-wherever it is written and a string such as ``00123`` stays what it is. Nothing here imports torch.
+Every layer (preset, experiments file, ``-c`` file, environment, command line) holds dotted keys and
+*text*; the text takes the type its field declares (``typed.py``), so a value means the same wherever it
+is written and a string such as ``00123`` stays what it is. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import operator
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from typing import Any, Literal
 
 from reason import registry
 from reason.engine.layers import (
+    RECORDED,
     Layer,
     environment_layers,
     experiment_layers,
@@ -25,8 +28,9 @@ from reason.engine.layers import (
     split,
 )
 from reason.engine.plan import Plan, check_depth
-from reason.engine.typed import leaves, typed, unknown_key, values_of
+from reason.engine.typed import Draft, resolved
 from reason.errors import ConfigError
+from reason.keys import key, marked, walk
 from reason.methods.base import MethodCard
 
 # --- the sections every run has ---------------------------------------------------------------------
@@ -36,24 +40,33 @@ from reason.methods.base import MethodCard
 class TrainConfig:
     """How a model is trained. Counts are global: they do not change with the number of ranks."""
 
-    epochs: int = (
-        30  # passes over the training examples; 0, with steps 0 = no training: judge the model as it begins
+    epochs: int = key(
+        30,
+        "passes over the training examples; with epochs=0 and steps=0 the initial model is evaluated untrained",
     )
-    steps: int = 0  # optimiser steps; when above 0 it replaces epochs
-    batch_size: int = 64  # examples per optimiser step, over all ranks and micro-batches
-    accumulate: int = 1  # micro-batches per optimiser step and rank
-    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"  # adamw decouples weight decay
-    lr: float = 1e-3  # peak learning rate
-    weight_decay: float = 0.0  # decoupled for adamw
-    beta1: float = 0.9  # first-moment decay of adam(w); momentum of sgd
-    beta2: float = 0.999  # second-moment decay of adam(w); unused by sgd
-    schedule: Literal["constant", "linear", "cosine", "trapezoid"] = "constant"  # of the rate after warmup
-    warmup: float = 0.0  # share of the planned steps over which the rate rises from 0
-    cooldown: float = 0.2  # trapezoid: share of the planned steps over which it falls to 0
-    clip: float = 1.0  # largest norm of the gradient; 0 = no clipping
-    precision: Literal["fp32", "bf16"] = "fp32"  # bf16 = autocast, weights stay fp32
-    every: int = 0  # steps between validations, each followed by a checkpoint; 0 = an epoch
-    patience: int = 5  # validations without a gain before training stops; 0 = never stops early
+    steps: int = key(0, "optimizer steps; above 0, it replaces epochs")
+    batch_size: int = key(64, "examples per optimizer step, over all ranks and micro-batches")
+    accumulate: int = key(1, "micro-batches per optimizer step on each rank (gradient accumulation)")
+    optimizer: Literal["adamw", "adam", "sgd"] = key("adamw", "the optimizer; adamw decouples weight decay")
+    lr: float = key(1e-3, "peak learning rate")
+    weight_decay: float = key(0.0, "weight decay; decoupled for adamw, an L2 penalty for adam and sgd")
+    beta1: float = key(0.9, "decay rate of the first moment (adam, adamw); momentum (sgd)")
+    beta2: float = key(0.999, "decay rate of the second moment (adam, adamw)")
+    schedule: Literal["constant", "linear", "cosine", "trapezoid"] = key(
+        "constant", "learning rate schedule after the warmup"
+    )
+    warmup: float = key(0.0, "fraction of the planned steps over which the learning rate rises from 0")
+    cooldown: float = key(
+        0.2, "trapezoid: fraction of the planned steps over which the learning rate falls to 0"
+    )
+    clip: float = key(1.0, "maximum gradient norm; 0 = no clipping")
+    precision: Literal["fp32", "bf16"] = key(
+        "fp32", "bf16 = automatic mixed precision (autocast); weights stay in fp32"
+    )
+    every: int = key(0, "steps between validations, each followed by a checkpoint; 0 = once per epoch")
+    patience: int = key(
+        5, "validations without improvement before training stops early; 0 = no early stopping"
+    )
 
     def __post_init__(self):
         _at_least(self, "train", epochs=0, steps=0, batch_size=1, accumulate=1, every=0, patience=0, clip=0)
@@ -72,11 +85,13 @@ class TrainConfig:
 class EvalConfig:
     """How a model is judged."""
 
-    batch_size: int = 256  # examples per batched call; throughput is stated at this size
-    limit: int = 0  # judge (and calibrate) on at most this many examples, spread over the split; 0 = all
-    curve: bool = True  # also judge every depth below `depth`, so that a run shows its own curve
-    latency_samples: int = 100  # requests timed one by one; below 20 no p95 is given
-    resamples: int = 2000  # bootstrap resamples behind an interval
+    batch_size: int = key(256, "examples per batch; throughput is measured at this batch size")
+    limit: int = key(
+        0, "evaluate and calibrate on at most this many examples, spread evenly over the split; 0 = all"
+    )
+    curve: bool = key(True, "also evaluate every smaller depth, for a curve of accuracy against depth")
+    latency_samples: int = key(100, "requests timed one by one; with fewer than 20 no p95 is reported")
+    resamples: int = key(2000, "bootstrap resamples for the 95% confidence interval")
 
     def __post_init__(self):
         _at_least(self, "eval", batch_size=1, limit=0, latency_samples=0, resamples=100)
@@ -86,25 +101,25 @@ class EvalConfig:
 class HardwareConfig:
     """Where a run executes. Never part of a hash: the numbers must not depend on it."""
 
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto = cuda where there is one, else cpu
-    gpus: int = 0  # devices (on cpu: processes) to use; 0 = one, without insisting on a GPU
-    parallel: Literal["ddp", "fsdp2"] = "ddp"  # how several devices share the training
-    threads: int = 0  # CPU threads of each process; 0 = the cores shared evenly
+    device: Literal["auto", "cpu", "cuda", "mps"] = key("auto", "auto = cuda if available, else cpu")
+    gpus: int = key(0, "number of GPUs (with device=cpu: of processes); 0 = one device, a GPU not required")
+    parallel: Literal["ddp", "fsdp2"] = key("ddp", "how training is distributed over several devices")
+    threads: int = key(0, "CPU threads per process; 0 = the cores, divided evenly among the processes")
 
     def __post_init__(self):
         _at_least(self, "hardware", gpus=0, threads=0)
 
 
 def _at_least(section: Any, name: str, **least: float) -> None:
-    for key, low in least.items():
-        if not low <= getattr(section, key) < math.inf:
-            raise ValueError(f"{name}.{key} is {getattr(section, key)}; it must be at least {low}.")
+    for leaf, low in least.items():
+        if not low <= getattr(section, leaf) < math.inf:
+            raise ValueError(f"{name}.{leaf} is {getattr(section, leaf)}; it must be at least {low}.")
 
 
 def _within(section: Any, name: str, **bounds: tuple[float, float]) -> None:
-    for key, (low, high) in bounds.items():
-        if not low <= getattr(section, key) <= high:
-            raise ValueError(f"{name}.{key} is {getattr(section, key)}; it must lie in [{low}, {high}].")
+    for leaf, (low, high) in bounds.items():
+        if not low <= getattr(section, leaf) <= high:
+            raise ValueError(f"{name}.{leaf} is {getattr(section, leaf)}; it must lie in [{low}, {high}].")
 
 
 # --- resolving --------------------------------------------------------------------------------------
@@ -134,7 +149,7 @@ def resolve(
     environ = os.environ if environ is None else environ
     cwd = Path.cwd() if cwd is None else cwd
     layers = [("default of a sweep", dict(defaults or {})), *experiment_layers(name, cwd)]
-    layers += [(str(path), flatten(read_yaml(path))) for path in map(Path, files)]
+    layers += [(str(path), flatten(read_yaml(path), str(path))) for path in map(Path, files)]
     layers += environment_layers(environ)
     spoken = [split(word) for word in overrides]
     layers.append(("command line", dict(spoken)))
@@ -146,16 +161,16 @@ def restore(
     experiment: str, flat_or_nested: Mapping[str, Any], overrides: Mapping[str, Any] | None = None
 ) -> Plan:
     """The plan of a run that was recorded earlier, with ``overrides`` (dotted keys) on top."""
-    layers = [("recorded run", flatten(flat_or_nested)), ("command line", dict(overrides or {}))]
+    layers = [(RECORDED, flatten(flat_or_nested)), ("command line", dict(overrides or {}))]
     return _assemble(experiment, layers)
 
 
 def _assemble(name: str, layers: list[Layer]) -> Plan:
-    method = _last(layers, "method") or name
+    method = _last(layers, "method", name)
     card: MethodCard = registry.card("methods", method)
-    layers = [(f"preset of {method}", dict(card.preset)), *layers]
+    layers = [("default", {"method": method}), (f"preset of {method}", dict(card.preset)), *layers]
     layers = [(where, {_shorthand(k): v for k, v in values.items()}) for where, values in layers]
-    backbone = registry.card("backbones", str(_last(layers, "backbone.name") or card.backbone))
+    backbone = registry.card("backbones", _last(layers, "backbone.name", card.backbone))
     _suits(backbone, card)
     layers, dataset = _choose_dataset(layers, card)
     if card.view not in dataset.views:
@@ -165,24 +180,21 @@ def _assemble(name: str, layers: list[Layer]) -> Plan:
             + ", ".join(c.name for c in registry.cards("datasets")[0] if card.view in c.views)
             + ".",
         )
-    schema = _schema(card, backbone.Config, dataset.Config)
-    fields = dict(leaves(schema))
-    values: dict[str, Any] = {"method": method, "backbone.name": backbone.name, "dataset.name": dataset.name}
-    origin = dict.fromkeys(fields, "default")
-    for where, layer in layers:
-        for key, text in layer.items():
-            if key not in fields:
-                raise unknown_key(key, where, fields, method)
-            values[key], origin[key] = text, where
-    config = typed(schema, fields, values, origin)
-    for section in (config.backbone, config.dataset):  # a run may be resumed and read from anywhere
-        for f in dataclasses.fields(section):
-            if f.metadata.get("path") is True and getattr(section, f.name) not in ("", "-"):
-                setattr(section, f.name, str(Path(getattr(section, f.name)).expanduser().absolute()))
-    _settle_depth(config, card, origin)
+    draft = Draft(_schema(card.name, card.Config, backbone.Config, dataset.Config), method)
+    draft.merge("default", {"backbone.name": backbone.name, "dataset.name": dataset.name})
+    for where, values in layers:
+        draft.merge(where, values)
+    _settle_depth(draft, card)
+    config = draft.finish()
+    for path in (k.name for k in draft.keys.values() if k.metadata.get("path") is True):
+        *sections, leaf = path.split(".")  # a run may be resumed and read from anywhere
+        section = functools.reduce(getattr, sections, config)
+        if getattr(section, leaf) not in ("", "-", None):
+            setattr(section, leaf, str(Path(getattr(section, leaf)).expanduser().absolute()))
     if settle := getattr(getattr(config, card.name), "settle", None):
-        settle(config, origin)
-    return Plan(name, card, config, dict(values_of(config)), origin)
+        settle(config, draft.origin)
+    flat = {k: operator.attrgetter(k)(config) for k in draft.keys}
+    return Plan(name, card, config, flat, draft.origin, draft.written)
 
 
 def _suits(backbone: Any, card: MethodCard) -> None:
@@ -196,47 +208,65 @@ def _suits(backbone: Any, card: MethodCard) -> None:
         )
 
 
-def _schema(card: MethodCard, backbone: type, dataset: type) -> type:
+@functools.cache
+def _schema(method: str, own: type, backbone: type, dataset: type) -> type:
     """The dataclass of a whole run of this method on this backbone and dataset."""
-    section = dataclasses.field
+
+    def section(kind: type) -> Any:  # OmegaConf reads the class itself: checks run on what is resolved, once
+        return dataclasses.field(default_factory=lambda: kind)
+
     return dataclasses.make_dataclass(
         "RunConfig",
         [
-            ("method", str, section(default=card.name)),
-            ("depth", int | None, section(default=None)),
-            ("train_depth", int | None, section(default=None)),
-            ("seed", int, section(default=0)),
-            ("backbone", backbone, section(default_factory=backbone)),
-            ("dataset", dataset, section(default_factory=dataset)),
-            (card.name, card.Config, section(default_factory=card.Config)),
-            ("train", TrainConfig, section(default_factory=TrainConfig)),
-            ("eval", EvalConfig, section(default_factory=EvalConfig)),
-            ("hardware", HardwareConfig, section(default_factory=HardwareConfig)),
-            ("runs", str, section(default="runs")),
-            ("offline", bool, section(default=False)),
+            ("method", str, key(method, "the reasoning method")),
+            (
+                "depth",
+                int | None,
+                key(None, "how much reasoning is spent where the headline accuracy is measured"),
+            ),
+            (
+                "train_depth",
+                int | None,
+                key(None, "the depth that the model is trained for; 0 = the base, without the method"),
+            ),
+            ("seed", int, key(0, "seed of the data order, the initial weights and every random draw")),
+            ("backbone", backbone, section(backbone)),
+            ("dataset", dataset, section(dataset)),
+            (method, own, section(own)),
+            ("train", TrainConfig, section(TrainConfig)),
+            ("eval", EvalConfig, section(EvalConfig)),
+            ("hardware", HardwareConfig, section(HardwareConfig)),
+            ("runs", str, key("runs", "folder in which run folders are made")),
+            ("offline", bool, key(False, "fetch nothing: use caches and local paths only")),
         ],
     )
 
 
-def _settle_depth(config: Any, card: MethodCard, origin: dict[str, str]) -> None:
-    """Fill depth and train_depth from each other and refuse what cannot be."""
+def _settle_depth(draft: Draft, card: MethodCard) -> None:
+    """Fill depth and train_depth from each other, before other keys refer to them, and refuse what cannot be."""
     axis = card.depth
-    if config.train_depth is not None and config.train_depth < 0:
+    depth, train_depth = draft.value("depth"), draft.value("train_depth")
+    if train_depth is not None and train_depth < 0:
         raise ConfigError(
-            f"train_depth={config.train_depth} is below the least, 0: the base without {card.name}.",
+            f"train_depth={train_depth} is below the least, 0: the base without {card.name}.",
             "Use train_depth=0 or more.",
         )
-    if config.depth is None:
-        config.depth = axis.default if config.train_depth is None else config.train_depth
-        config.depth = max(config.depth, axis.least)
-    if config.train_depth is None:
-        config.train_depth = config.depth
-    check_depth(config.depth, config.train_depth, axis)
+    if depth is None:
+        depth = max(axis.default if train_depth is None else train_depth, axis.least)
+    if train_depth is None:
+        train_depth = depth
+    check_depth(depth, train_depth, axis)
+    draft.fill("depth", depth)
+    draft.fill("train_depth", train_depth)
 
 
-def _last(layers: list[Layer], key: str) -> Any:
-    found = [values[key] for _, values in layers if key in values]
-    return found[-1] if found else None
+def _last(layers: list[Layer], name: str, default: str) -> str:
+    """The value of a key in the highest layer that has it, its interpolation resolved."""
+    values, found = {}, ""
+    for where, layer in layers:
+        values |= layer
+        found = where if name in layer else found
+    return resolved(name, found, values) if name in values else default
 
 
 def _shorthand(key: str) -> str:
@@ -254,25 +284,28 @@ def _choose_dataset(layers: list[Layer], method: MethodCard) -> tuple[list[Layer
     """
     kept: list[Layer] = []
     name = method.dataset
+    everything = {k: v for _, values in layers for k, v in values.items()}
     for where, values in layers:
-        asked = values.get("dataset.name")
-        if asked is not None:
-            asked, values = str(asked), {k: v for k, v in values.items() if k != "dataset.name"}
+        written = values.get("dataset.name")
+        if written is not None:
+            asked = resolved("dataset.name", where, {**everything, "dataset.name": written})
+            values = {k: v for k, v in values.items() if k != "dataset.name"}
             if asked not in registry.names("datasets") and _looks_like_path(asked):
-                asked, values = OWN[method.view], {"dataset.path": asked, **values}
+                values = {"dataset.path": written, **values}
+                asked = written = OWN[method.view]
             if asked != name:
                 gone = _replaced(name, asked)
                 kept = [(w, {k: v for k, v in lower.items() if k not in gone}) for w, lower in kept]
-            name, values = asked, {"dataset.name": asked, **values}
+            name, values = asked, {"dataset.name": written, **values}
         kept.append((where, values))
     return kept, registry.card("datasets", name)
 
 
 def _replaced(old: str, new: str) -> set[str]:
     """Keys of one dataset that mean nothing, or another place, to the other."""
-    before, after = (dataclasses.fields(registry.card("datasets", n).Config) for n in (old, new))
-    shared = {f.name for f in after if not f.metadata.get("path")}
-    return {f"dataset.{f.name}" for f in before if f.name not in shared} | {"dataset.name"}
+    before, after = (registry.card("datasets", n).Config for n in (old, new))
+    shared = {k.name for k in walk(after, "dataset.")} - marked(after, "path", "dataset.")
+    return {k.name for k in walk(before, "dataset.")} - shared | {"dataset.name"}
 
 
 def _looks_like_path(name: str) -> bool:

@@ -17,7 +17,11 @@ from reason.errors import ConfigError, unknown
 
 Layer = tuple[str, dict[str, Any]]  # (where it comes from, {dotted key: text})
 
+RECORDED = "recorded run"  # the layer that holds what an earlier run has resolved
 RESERVED_ENVIRONMENT = {"REASON_CACHE"}
+MOST_NODES = (
+    100_000  # of a file whose anchors are written out; the largest experiments file has some hundreds
+)
 
 
 def shipped_experiments() -> Path:
@@ -27,14 +31,40 @@ def shipped_experiments() -> Path:
     return inside if inside.exists() else package.parent / "experiments.yaml"
 
 
-def experiments(cwd: Path | None = None) -> dict[str, dict[str, Any]]:
-    """Named experiments, shipped and local: {name: {"summary", "method", "where"}}."""
-    return _named("experiments", cwd)
+def experiments(cwd: Path | None = None) -> dict[str, dict[str, str]]:
+    """Named experiments, shipped and local: {name: {"summary", "method"}}."""
+    found = _definitions("experiments", cwd)
+    told = {}
+    for name in found:
+        own = {k: v for _, body in found[name] for k, v in body.items()}
+        layers = _through_extends(name, found)
+        told[name] = {"summary": str(own.get("summary", "")), "method": str(_method(layers) or name)}
+    return told
 
 
 def sweeps(cwd: Path | None = None) -> dict[str, dict[str, Any]]:
-    """Named sweeps: {name: {"summary", "run", "vary": {key: [text]}, "where"}}."""
-    return _named("sweeps", cwd)
+    """Named sweeps: {name: {"summary", "run", "vary": {key: [text]}, "set": {key: text}}}."""
+    found = {}
+    for name, bodies in _definitions("sweeps", cwd).items():
+        found[name] = {k: v for _, body in bodies for k, v in body.items()}
+        for key in ("vary", "set"):
+            if not isinstance(found[name].get(key) or {}, dict):
+                raise ConfigError(
+                    f"{key} of the sweep {name!r} ({bodies[-1][0]}) is not a mapping of keys.",
+                    "Write `key: value` lines below it.",
+                )
+    return found
+
+
+Definitions = dict[str, list[tuple[str, dict[str, Any]]]]  # {name: [(file, body)]}, the shipped file first
+
+
+def _definitions(section: str, cwd: Path | None) -> Definitions:
+    found: Definitions = {}
+    for where, path in _files(cwd or Path.cwd()):
+        for name, body in _section(path, section).items():
+            found.setdefault(name, []).append((where, body))
+    return found
 
 
 def _files(cwd: Path) -> list[tuple[str, Path]]:
@@ -45,48 +75,97 @@ def _files(cwd: Path) -> list[tuple[str, Path]]:
     return found
 
 
-def _named(section: str, cwd: Path | None) -> dict[str, dict[str, Any]]:
-    result: dict[str, dict[str, Any]] = {}
-    for where, path in _files(cwd or Path.cwd()):
-        for name, body in _sections(path)[section].items():
-            if not isinstance(body, dict):
-                raise ConfigError(
-                    f"{section}.{name} in {path} is not a mapping of keys.",
-                    "Write `key: value` lines below it.",
-                )
-            result[name] = {**body, "where": where}
-    return result
-
-
-def _sections(path: Path) -> dict[str, dict[str, Any]]:
+def _section(path: Path, section: str) -> dict[str, dict[str, Any]]:
     content = read_yaml(path)
     for key in content:
         if key not in ("experiments", "sweeps", "version"):
             raise unknown(f"section of {path}", key, ("experiments", "sweeps", "version"))
-    return {key: content.get(key) or {} for key in ("experiments", "sweeps")}
+    bodies = content.get(section) or {}
+    if not isinstance(bodies, dict):
+        raise ConfigError(
+            f"{section} in {path} is not a mapping of names.", f"Write `NAME:` lines below `{section}:`."
+        )
+    for name, body in bodies.items():
+        if not isinstance(body, dict):
+            raise ConfigError(
+                f"{section}.{name} in {path} is not a mapping of keys.", "Write `key: value` lines below it."
+            )
+    return bodies
 
 
 def experiment_layers(name: str, cwd: Path) -> list[Layer]:
-    layers: list[Layer] = []
-    for where, path in _files(cwd):
-        body = _sections(path)["experiments"].get(name)
-        if body is not None:
-            body = {k: v for k, v in body.items() if k != "summary"}
-            layers.append((f"{where}: {name}", flatten(body)))
-    if not layers and name not in registry.names("methods"):
-        choices = [*registry.names("methods"), *experiments(cwd)]
-        if name in sweeps(cwd):
+    """The layers that an experiment is made of: of what it extends first, of each the shipped file first.
+
+    Raises:
+        ConfigError: no such method or experiment, a wrong ``extends``, or no method anywhere.
+    """
+    found = _definitions("experiments", cwd)
+    if name not in found and name not in registry.names("methods"):
+        if name in _definitions("sweeps", cwd):
             raise ConfigError(f"{name!r} is a sweep.", f"Start it with: reason sweep {name}")
-        raise unknown("method or experiment", name, choices)
-    if (
-        layers
-        and all("method" not in values for _, values in layers)
-        and name not in registry.names("methods")
-    ):
+        raise unknown("method or experiment", name, [*registry.names("methods"), *found])
+    layers = _through_extends(name, found) if name in found else []
+    if layers and _method(layers) is None:
         raise ConfigError(
             f"The experiment {name!r} does not say its method.", "Add a line such as `method: latent`."
         )
     return layers
+
+
+def _through_extends(name: str, found: Definitions) -> list[Layer]:
+    layers: list[Layer] = []
+    for ancestor in _ancestry(name, found):
+        here = [
+            (f"{where}: {ancestor}", flatten(body, f"{where}: {ancestor}")) for where, body in found[ancestor]
+        ]
+        if ancestor in registry.names("methods") and _method([*layers, *here]) is None:
+            here[0][1]["method"] = ancestor  # an experiment of a method's name changes its defaults
+        layers += here
+    return [
+        (where, {k: v for k, v in values.items() if k not in ("summary", "extends")})
+        for where, values in layers
+    ]
+
+
+def _ancestry(name: str, found: Definitions) -> list[str]:
+    """``name`` and what it extends, directly or not; the last ancestor first."""
+    line = [name]
+    while (said := _extended(line[0], found)) is not None:
+        where, above = said
+        if above in line:
+            circle = " -> ".join([*line[: line.index(above) + 1][::-1], above])
+            raise ConfigError(
+                f"The experiment {line[0]!r} ({where}) extends itself: {circle}.",
+                "Take `extends` out of one of them."
+                + " A local experiment is merged onto the shipped one of its name anyway."
+                * (above == line[0]),
+            )
+        if above not in found:
+            error = unknown("experiment", above, found)
+            error.message = f"The experiment {line[0]!r} ({where}) extends an unknown experiment: {above!r}."
+            if above in registry.names("methods"):
+                error.hint = f"{above} is a method. Write `method: {above}` in place of `extends`."
+            raise ConfigError(error.message, error.hint)
+        line.insert(0, above)
+    return line
+
+
+def _extended(name: str, found: Definitions) -> tuple[str, str] | None:
+    """(file, experiment) of the ``extends`` of an experiment; the local file's, where both have one."""
+    for where, body in reversed(found[name]):
+        above = body.get("extends")
+        if above is not None and not (isinstance(above, str) and above):
+            raise ConfigError(
+                f"extends of the experiment {name!r} ({where}) is not the name of one experiment.",
+                "Write `extends: NAME`.",
+            )
+        if above is not None:
+            return where, above
+    return None
+
+
+def _method(layers: list[Layer]) -> Any:
+    return next((values["method"] for _, values in reversed(layers) if "method" in values), None)
 
 
 def environment_layers(environ: Mapping[str, str]) -> list[Layer]:
@@ -108,17 +187,50 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} cannot be read: {error}.", "Give a text file with YAML in it.") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}", "Mend the line named above.") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path} is nested too deeply.", "Keys are a few levels deep at most.") from error
     if content in (None, ""):
         return {}
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds no mapping.", "Write `key: value` lines.")
+    if _nodes(content, {}) > MOST_NODES:
+        raise ConfigError(
+            f"{path} holds more than {MOST_NODES:,} values once its anchors are written out.",
+            "Refer to an anchor less often.",
+        )
     return content
+
+
+_BaseLoader: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # PyYAML may lack libyaml
+
+
+class _Loader(_BaseLoader):
+    """Scalars stay text, and a key that stands twice is refused, where YAML's other loaders drop the first."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[str, Any]:
+        found = super().construct_mapping(node, deep)
+        if len(found) < len(node.value):
+            names = [key.value for key, _ in node.value]
+            twice = next(key for i, (key, _) in enumerate(node.value) if key.value in names[:i])
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {twice.value!r} stands twice", twice.start_mark
+            )
+        return found
 
 
 @functools.cache
 def _parsed(path: Path, changed: int) -> Any:
-    loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
-    return yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
+    return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+
+
+def _nodes(tree: Any, counted: dict[int, int]) -> int:
+    """Nodes of a tree written out in full. What an anchor shares is counted once and added up often."""
+    if not isinstance(tree, (dict, list)):
+        return 1
+    if id(tree) not in counted:
+        inside = tree.values() if isinstance(tree, dict) else tree
+        counted[id(tree)] = 1 + sum(_nodes(node, counted) for node in inside)
+    return counted[id(tree)]
 
 
 def split(word: str) -> tuple[str, str]:
@@ -130,23 +242,19 @@ def split(word: str) -> tuple[str, str]:
     return key.strip(), value
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """{"train": {"lr": 1}} -> {"train.lr": 1}. Dotted keys may stand in the tree too.
+
+    Raises:
+        ConfigError: a key that is set in both spellings; ``where`` says in what layer.
+    """
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
+        inside = flatten(value, where) if isinstance(value, Mapping) else None
+        found = {key: value} if inside is None else {f"{key}.{leaf}": v for leaf, v in inside.items()}
+        for twice in found.keys() & flat.keys():
+            raise ConfigError(
+                f"{twice} is set twice{f' in {where}' if where else ''}.", "Keep one of the two."
+            )
+        flat |= found
     return flat
-
-
-def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """{"train.lr": 1} -> {"train": {"lr": 1}}."""
-    tree: dict[str, Any] = {}
-    for key, value in flat.items():
-        *above, leaf = key.split(".")
-        node = tree
-        for part in above:
-            node = node.setdefault(part, {})
-        node[leaf] = value
-    return tree

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
-from reason.engine.layers import nested
 from reason.errors import ConfigError
+from reason.keys import walk
 from reason.methods.base import DepthAxis, MethodCard
 
 
@@ -21,7 +21,8 @@ class Plan:
     """One run, resolved: what `--dry-run` prints and what the runner executes.
 
     ``config`` is an object with one attribute per section (``config.train.lr``), ``flat`` the same
-    values under dotted keys, ``origin`` the layer that set each key.
+    values under dotted keys, ``origin`` the layer that set each key, ``written`` the text of those values that
+    were written as an interpolation.
     """
 
     experiment: str
@@ -29,6 +30,7 @@ class Plan:
     config: Any
     flat: dict[str, Any]
     origin: dict[str, str] = field(default_factory=dict)
+    written: dict[str, str] = field(default_factory=dict)
 
     @property
     def depths(self) -> list[int]:
@@ -52,7 +54,7 @@ class Plan:
         source_digests: of what each of ``sources`` holds.
 
         Devices and paths are left out of both; depth and evaluation keys of the first: those of
-        ``eval`` and those that a method's Config marks (``evaluation_key``). The card's version is in both.
+        ``eval`` and those that a method's Config marks (``evaluation``). The card's version is in both.
         """
         whole = {
             k: v for k, v in self.flat.items() if not k.startswith("hardware.") and k not in self._paths()
@@ -83,26 +85,13 @@ class Plan:
         """Keys that say where something lies: the digests speak for them."""
         return {"runs", "offline", *self._marked("path")}
 
-    def _marked(self, mark: str, value: Any = None) -> set[str]:
-        """Dotted keys whose fields carry ``mark`` in their metadata (with that ``value``, if one is given)."""
-        return {
-            key
-            for key, f in _fields(self.config)
-            if (f.metadata.get(mark) if value is None else f.metadata.get(mark) == value)
-        }
+    def _marked(self, mark: Literal["evaluation", "path"], value: Any = None) -> set[str]:
+        """The keys, nested ones too, that carry ``mark`` (set to ``value``, if one is given)."""
+        found = {k.name: k.metadata.get(mark) for k in walk(type(self.config))}
+        return {name for name, said in found.items() if said and value in (None, said)}
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(nested(self.flat), sort_keys=False, allow_unicode=True)
-
-
-def _fields(section: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:
-    """(dotted key, field) of every leaf of a configuration object."""
-    for f in dataclasses.fields(section):
-        value = getattr(section, f.name)
-        if dataclasses.is_dataclass(value):
-            yield from _fields(value, f"{prefix}{f.name}.")
-        else:
-            yield f"{prefix}{f.name}", f
+        return yaml.safe_dump(dataclasses.asdict(self.config), sort_keys=False, allow_unicode=True)
 
 
 def _digest(value: dict[str, Any]) -> str:

@@ -1,131 +1,351 @@
-"""Types of configuration values: from text to what a field declares, and the words when it does not fit."""
+"""A configuration in the making: layers of text, merged one by one into OmegaConf over the dataclasses of a run.
+
+Scalars arrive as the text that was written, and OmegaConf applies the type that the field declares. What it
+leaves open stands here: ``null`` for optional keys, commas for lists, no ``nan`` among numbers, and ``${``
+that opens no interpolation. Every refusal names the key, its layer, and the nearest thing that would do.
+"""
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import math
+import re
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
+from omegaconf import DictConfig, ListConfig, OmegaConf, TupleConfig
+from omegaconf.errors import (
+    GrammarParseError,
+    InterpolationKeyError,
+    InterpolationResolutionError,
+    OmegaConfBaseException,
+    UnsupportedInterpolationType,
+    ValidationError,
+)
+
+from reason.engine.layers import RECORDED
 from reason.errors import ConfigError, nearest
+from reason.keys import walk
+
+_NULL = ("null", "none", "~", "")
 
 
-def leaves(schema: type, prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """(dotted key, declared type) of every leaf of a dataclass."""
-    hints = typing.get_type_hints(schema)
-    for f in dataclasses.fields(schema):
-        if dataclasses.is_dataclass(hints[f.name]):
-            yield from leaves(typing.cast(type, hints[f.name]), f"{prefix}{f.name}.")
-        else:
-            yield f"{prefix}{f.name}", hints[f.name]
+class Draft:
+    """The keys of one run while its layers are merged.
 
-
-def values_of(config: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        if dataclasses.is_dataclass(value):
-            yield from values_of(value, f"{prefix}{f.name}.")
-        else:
-            yield f"{prefix}{f.name}", list(value) if isinstance(value, (list, tuple)) else value
-
-
-def typed(schema: type, fields: dict[str, Any], values: dict[str, Any], origin: dict[str, str]) -> Any:
-    """Build the schema's object from dotted keys and text; the rest keeps its defaults.
-
-    Raises:
-        ConfigError: a value that is not of its declared type, or that its dataclass refuses.
+    Attributes:
+        keys: every key of the run, under its dotted name.
+        origin: the layer that set each key; "default" where none did.
+        written: the text of each key whose value is an interpolation, such as ``${train.steps}``.
     """
-    tree: dict[str, Any] = {}
-    for key, text in values.items():
+
+    def __init__(self, schema: type, method: str):
+        self.keys = {k.name: k for k in walk(schema)}
+        self.origin = dict.fromkeys(self.keys, "default")
+        self.written: dict[str, str] = {}
+        self._method = method
+        self._config = OmegaConf.structured(schema)
+        self._open: dict[str, Any] = {}  # interpolations that are still to be resolved
+
+    def merge(self, where: str, values: Mapping[str, Any]) -> None:
+        """Put a layer on top of those merged before.
+
+        Raises:
+            ConfigError: an unknown key, or a value that is not of the declared type.
+        """
+        for key, value in values.items():
+            if key not in self.keys:
+                raise _unknown(key, where, self.keys, self._method)
+            self.origin[key] = where
+            self.written.pop(key, None)
+            self._open.pop(key, None)
+            if where != RECORDED and interpolates(value):  # what was recorded is resolved
+                self._open[key], self.written[key] = value, _text(value)
+            else:
+                self._set(key, value)
+
+    def value(self, key: str) -> Any:
+        """What a key stands for so far, its interpolation resolved.
+
+        Raises:
+            ConfigError: it is still ``???``, or an interpolation that cannot be resolved to the declared type.
+        """
+        if key in self._open:
+            self._set(key, self._resolved(key))
+        if OmegaConf.is_missing(self._config, key):
+            raise self._missing(key)
+        return OmegaConf.select(self._config, key)
+
+    def fill(self, key: str, value: Any) -> None:
+        """Settle what a key stands for; its layer, and what was written, stay."""
+        self._open.pop(key, None)
+        self._set(key, value)
+
+    def finish(self) -> Any:
+        """The object of the schema, interpolations resolved; the checks of its dataclasses run here.
+
+        Raises:
+            ConfigError: a key that is still ``???``, an interpolation that cannot be resolved, or a value that
+                a dataclass refuses.
+        """
+        for key in sorted(k.partition("[")[0] for k in OmegaConf.missing_keys(self._config)):
+            if key not in self._open:
+                raise self._missing(key)
+        for key, value in {key: self._resolved(key) for key in self._open}.items():
+            self._set(key, value)
         try:
-            value = parse(text, fields[key])
+            return OmegaConf.to_object(self._config)
+        except ConfigError:
+            raise
         except ValueError as error:
-            raise _wrong_type(key, text, fields[key], origin.get(key, "")) from error
-        section, _, leaf = key.rpartition(".")
-        tree.setdefault(section, {})[leaf] = value
+            raise ConfigError(str(error)) from error
+
+    def _resolved(self, key: str) -> Any:
+        """Interpolations are resolved among plain values: what one stands for is then read like any other text."""
+        plain: Any = OmegaConf.create(OmegaConf.to_container(self._config))
+        for name, value in self._open.items():
+            OmegaConf.update(plain, name, value, merge=False)
+        return _select(plain, key, self.written, self.origin, self.keys, "is not a key of this run")
+
+    def _set(self, key: str, value: Any) -> None:
+        kind = _Kind.of(self.keys[key].type)
+        value = kind.spelled(value)
+        try:
+            if kind.base is not str and "${" in str(value):
+                raise ValidationError("it would be taken for an interpolation")
+            if isinstance(value, list) and any(isinstance(item, (list, tuple, dict)) for item in value):
+                raise ValidationError("OmegaConf would take it")
+            OmegaConf.update(self._config, key, _escaped(value))
+            texts = [v for v in (value if isinstance(value, list) else [value]) if v not in (None, "???")]
+            if kind.base is float and not all(math.isfinite(float(text)) for text in texts):
+                raise ValidationError("it passes comparisons and means nothing")
+        except ValidationError as error:
+            raise self._wrong(key, value, kind) from error
+
+    def _missing(self, key: str) -> ConfigError:
+        return ConfigError(
+            f"{key} has no value yet: it is ???{_at(self.origin[key])}.",
+            f"Give it one: {key}={_Kind.of(self.keys[key].type).example}",
+        )
+
+    def _wrong(self, key: str, value: Any, kind: _Kind) -> ConfigError:
+        text, at = _text(value), _at(self.origin[key])
+        said = f"{key}={text}{at}"
+        if key in self.written:
+            said = f"{key}={self.written[key]}{at} resolves to {text!r}, which"
+        if not kind.choices:
+            return ConfigError(f"{said} is not {kind.name}.", f"For example: {key}={kind.example}")
+        wrong = next((v for v in value if v not in kind.choices), "") if isinstance(value, list) else text
+        close = nearest(str(wrong), kind.choices)
+        return ConfigError(
+            f"{said} is not {'a list of the choices' if kind.many else 'one of the choices'}.",
+            (f"Did you mean {close!r}? " if close else "") + f"Choices: {', '.join(kind.choices)}.",
+        )
+
+
+def interpolates(value: Any) -> bool:
+    """Whether a value, or an item of it, is an interpolation in OmegaConf's grammar."""
+    if "${" not in str(value):
+        return False
     try:
-        top = tree.pop("", {})
-        kinds = typing.get_type_hints(schema)
-        return schema(**top, **{section: kinds[section](**leaves) for section, leaves in tree.items()})
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+        OmegaConf.create([value])
+    except GrammarParseError:
+        return False
+    return True
 
 
-_TRUE, _FALSE, _NULL = ("true", "yes", "on", "1"), ("false", "no", "off", "0"), ("null", "none", "~", "")
-
-
-def parse(value: Any, kind: Any) -> Any:
-    """Text to what the field declares. What is not text (a preset, a recorded run) is taken by its spelling.
+def resolved(key: str, where: str, values: Mapping[str, Any]) -> str:
+    """What ``values[key]`` stands for while there is no schema yet: the name of a method, backbone or dataset.
 
     Raises:
-        ValueError: it is not of that type.
+        ConfigError: it refers to what is neither among ``values`` nor in the environment.
     """
-    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
-        (inner,) = (k for k in typing.get_args(kind) if k is not type(None))
-        return None if value is None or str(value).lower() in _NULL else parse(value, inner)
-    if typing.get_origin(kind) in (list, tuple):
+    if not interpolates(values[key]):
+        return str(values[key])
+    plain = OmegaConf.create()
+    for name, value in values.items():
+        with contextlib.suppress(OmegaConfBaseException):  # refused in words once there is a schema
+            OmegaConf.update(plain, name, value, merge=False)
+    absent = "no layer sets; methods, backbones and datasets are chosen before defaults are known"
+    return str(_select(plain, key, {key: _text(values[key])}, {key: where}, values, absent))
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What a field may be declared as: ``base``, perhaps null, perhaps a list of it."""
+
+    base: Any  # int, float, bool, str or a Literal
+    optional: bool
+    many: bool
+
+    @classmethod
+    def of(cls, declared: Any) -> _Kind:
+        optional = isinstance(declared, types.UnionType) or typing.get_origin(declared) is typing.Union
+        if optional:
+            (declared,) = (k for k in typing.get_args(declared) if k is not type(None))
+        many = typing.get_origin(declared) in (list, tuple)
+        base = typing.get_args(declared)[0] if many else declared
+        assert base in (int, float, bool, str) or typing.get_origin(base) is Literal, (
+            f"a key cannot be {base}"
+        )
+        return cls(base, optional, many)
+
+    def spelled(self, value: Any) -> Any:
+        """A value as OmegaConf reads it: text, a list of texts, or None."""
+        if self.optional and (value is None or str(value).lower() in _NULL):
+            return None
+        if not self.many:
+            return _scalar(value)
         parts = value if isinstance(value, (list, tuple)) else str(value).strip("[] ").split(",")
-        return [
-            parse(p.strip() if isinstance(p, str) else p, typing.get_args(kind)[0]) for p in parts if p != ""
-        ]
-    text = str(value)
-    if typing.get_origin(kind) is Literal:
-        if text not in typing.get_args(kind):
-            raise ValueError(text)
-        return text
-    if kind is bool:
-        if text.lower() not in _TRUE + _FALSE:
-            raise ValueError(text)
-        return text.lower() in _TRUE
-    assert kind in (int, float, str), f"a configuration field cannot be {kind}"
-    if kind is float and not math.isfinite(float(text)):  # passes every comparison, and means nothing
-        raise ValueError(text)
-    return kind(text)
+        return [_scalar(part.strip() if isinstance(part, str) else part) for part in parts if part != ""]
 
+    @property
+    def choices(self) -> list[str]:
+        return list(map(str, typing.get_args(self.base))) if typing.get_origin(self.base) is Literal else []
 
-def _wrong_type(key: str, text: Any, kind: Any, where: str) -> ConfigError:
-    at = f" ({where})" if where and where != "command line" else ""
-    if typing.get_origin(kind) is Literal:
-        choices = [str(c) for c in typing.get_args(kind)]
-        close = nearest(str(text), choices)
-        return ConfigError(
-            f"{key}={text}{at} is not one of the choices.",
-            (f"Did you mean {close!r}? " if close else "") + f"Choices: {', '.join(choices)}.",
+    @property
+    def name(self) -> str:
+        one, several = {
+            int: ("a whole number", "whole numbers"),
+            float: ("a number", "numbers"),
+            bool: ("true or false", "true or false"),
+            str: ("text", "texts"),
+        }[self.base]
+        return (f"a list of {several}" if self.many else one) + " (or null)" * self.optional
+
+    @property
+    def example(self) -> str:
+        if self.choices:
+            return self.choices[0]
+        one, several = {int: ("3", "1,2,3"), float: ("0.001", "0.1,0.5"), bool: ("true", "true,false")}.get(
+            self.base, ("TEXT", "ONE,TWO")
         )
-    return ConfigError(f"{key}={text}{at} is not {_describe(kind)}.", f"For example: {key}={_example(kind)}")
+        return several if self.many else one
 
 
-def _describe(kind: Any) -> str:
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
-        return " or ".join(_describe(k) for k in typing.get_args(kind) if k is not type(None)) + " (or null)"
-    if typing.get_origin(kind) in (list, tuple):
-        return "a list"
-    return names.get(kind, str(kind))
+def _escaped(value: Any) -> Any:
+    """Text in which OmegaConf sees no interpolation."""
+    if isinstance(value, (list, tuple)):
+        return [_escaped(item) for item in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
-def _example(kind: Any) -> str:
-    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
-        return _example(typing.get_args(kind)[0])
-    return {int: "3", float: "0.001", bool: "true"}.get(kind, "1,2,3")
+def _scalar(value: Any) -> Any:
+    """Its text; what is no scalar stays, for OmegaConf to refuse."""
+    return value if value is None or isinstance(value, (list, tuple, dict)) else str(value)
 
 
-def unknown_key(key: str, where: str, fields: dict[str, Any], method: str) -> ConfigError:
-    # Compare leaves too: `lr` and `batchsize` are far from `train.lr` and `train.batch_size` as wholes.
-    leaf = nearest(key.split(".")[-1], [k.split(".")[-1] for k in fields])
-    close = [nearest(key, fields)] if "." in key else []
-    close = [k for k in close if k] or [k for k in fields if leaf and k.split(".")[-1] == leaf]
-    meant = " or ".join(repr(k) for k in close[:3])
-    sections = {k.split(".")[0] for k in fields if "." in k}
-    if key in sections:
+def _text(value: Any) -> str:
+    """A value as it would be typed."""
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(_text, value))
+    return "null" if value is None else str(value)
+
+
+def _at(where: str) -> str:
+    return "" if where in ("", "command line") else f" ({where})"
+
+
+# --- words ------------------------------------------------------------------------------------------
+
+
+def _select(
+    plain: Any,
+    key: str,
+    written: Mapping[str, str],
+    origin: Mapping[str, str],
+    keys: Iterable[str],
+    absent: str,
+) -> Any:
+    """The value of a key among plain values, its interpolation resolved.
+
+    absent: what to say of a key that is referred to and is not there.
+
+    Raises:
+        ConfigError: it cannot be; it names the key to blame, which is another where interpolations follow each other.
+    """
+    try:
+        value = OmegaConf.select(plain, key)
+        if isinstance(value, (ListConfig, TupleConfig)):
+            return OmegaConf.to_container(value, resolve=True)
+        if isinstance(value, DictConfig):
+            raise InterpolationResolutionError(_GROUP)
+        return value
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        name = (re.findall(r"'([^']+)'", reason) or [""])[0]  # of what was not found
+        blamed = next((k for k, text in written.items() if name and name in text), key)
+        said = f"{blamed}={written[blamed]}{_at(origin[blamed])}"
+        raise _unresolved(said, error, reason, name, keys, absent) from error
+
+
+_GROUP = "Interpolation to parent node detected"  # OmegaConf's words where the group holds the key itself
+
+
+def _unresolved(
+    said: str, error: Exception, reason: str, name: str, keys: Iterable[str], absent: str
+) -> ConfigError:
+    if "nvironment variable" in reason:
         return ConfigError(
-            f"{key!r} is a group of keys.",
-            f"Set one of them, e.g. {next(k for k in fields if k.startswith(key + '.'))}=...",
+            f"{said}: the environment variable {name} is not set.",
+            f"Set it, or give a default: ${{oc.env:{name},VALUE}}",
         )
+    if isinstance(error, InterpolationKeyError):
+        close = " or ".join(f"${{{k}}}" for k in _close(name.lstrip("."), keys))
+        return ConfigError(
+            f"{said} refers to {name!r}, which {absent}.",
+            f"Did you mean {close}?" if close else "`reason show NAME` lists every key.",
+        )
+    if "ecursi" in reason:
+        return ConfigError(f"{said} refers back to itself.", "Give one of the keys in the circle a value.")
+    if reason == _GROUP:
+        return ConfigError(
+            f"{said} refers to a group of keys.", "Refer to one of its keys, such as ${train.steps}."
+        )
+    if isinstance(error, UnsupportedInterpolationType):
+        return ConfigError(
+            f"{said}: there is no resolver {reason.split()[-1]!r}.",
+            "Use ${KEY} for another key and ${oc.env:NAME} for an environment variable.",
+        )
+    return ConfigError(
+        f"{said} cannot be resolved: {reason}.",
+        "OmegaConf's documentation describes what may stand in ${...}.",
+    )
+
+
+def _close(key: str, keys: Iterable[str]) -> list[str]:
+    """The keys that ``key`` may have been meant to be: of its own section first, then of any."""
+    keys = list(keys)
+    section = key
+    while "." in section:
+        section = section.rpartition(".")[0]
+        inside = [k for k in keys if k.startswith(f"{section}.")]
+        if found := _alike(key.removeprefix(f"{section}."), inside):
+            return found
+    whole = nearest(key, keys) if "." in key else ""
+    return [whole] if whole else _alike(key.split(".")[-1], keys)
+
+
+def _alike(leaf: str, keys: list[str]) -> list[str]:
+    """Leaves are compared: `batchsize` is far from `train.batch_size` as a whole."""
+    close = nearest(leaf.split(".")[-1], [k.split(".")[-1] for k in keys])
+    return [k for k in keys if close and k.split(".")[-1] == close][:3]
+
+
+def _unknown(key: str, where: str, keys: Iterable[str], method: str) -> ConfigError:
+    inside = next((k for k in keys if k.startswith(f"{key}.")), None)
+    if inside:
+        return ConfigError(f"{key!r} is a group of keys.", f"Set one of them, e.g. {inside}=...")
+    if where == RECORDED:
+        return ConfigError(
+            f"This run was recorded by another version of reason, or of the package of {method}: the key {key!r} "
+            "is not known here.",
+            "Use the versions that its env.json names, or start a new run.",
+        )
+    meant = " or ".join(repr(k) for k in _close(key, keys))
     at = "" if where == "command line" else f" in {where}"
     return ConfigError(
         f"Unknown key {key!r}{at}.",

@@ -74,7 +74,7 @@ class MethodCard:
     name: str
     summary: str
     paper: str  # authors, title, arXiv id
-    # Dataclass of the method's own keys, a comment with unit and source on every field. It may define
+    # Dataclass of the method's own keys, each a ``reason.keys.key`` with unit and source. It may define
     # ``settle(config, origin)``: called with the whole configuration and each key's layer, to refuse or fill in
     # what depends on other sections.
     Config: type
@@ -89,11 +89,6 @@ class MethodCard:
     version: int = 1  # part of the hashes; raised when what the method trains, fits or judges changes
     cohorts: tuple[Cohort, ...] = ()  # groups of examples that deeper reasoning may serve differently
     beside: tuple[str, ...] = ()  # further metrics that the summary of a run shows beside the accuracy
-
-
-def evaluation_key(default: Any) -> Any:
-    """A field of a method's Config that shapes how a model is judged, not the model: a sweep over it trains once."""
-    return field(default=default, metadata={"evaluation": True})
 
 
 # --- what flows through it --------------------------------------------------------------------------

@@ -12,12 +12,14 @@ import functools
 import json
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reason.errors import ConfigError, DamagedRun, ReasonError, RunError, unknown
+from reason.keys import marked, walk
 from reason.tracking.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -137,7 +139,7 @@ def evaluation_keys(method: str) -> frozenset[str]:
         Config = registry.card("methods", method).Config
     except ReasonError:  # its package is no longer installed
         return frozenset()
-    return frozenset(f"{method}.{f.name}" for f in fields(Config) if f.metadata.get("evaluation"))
+    return frozenset(marked(Config, "evaluation", f"{method}."))
 
 
 @functools.cache
@@ -150,7 +152,8 @@ def defaults(method: str) -> dict[str, Any]:
     except ReasonError:  # its package is no longer installed
         return {}
     preset = {k: v for k, v in card.preset.items() if k.startswith(f"{method}.")}
-    return {f"{method}.{f.name}": f.default for f in fields(card.Config) if f.default is not MISSING} | preset
+    config = card.Config()
+    return {f"{method}.{k.name}": attrgetter(k.name)(config) for k in walk(card.Config)} | preset
 
 
 @dataclass

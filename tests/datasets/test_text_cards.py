@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from reason import registry
 from reason.cli.data import app
 from reason.datasets.documents import Corpus
-from reason.engine.describe import comments
+from reason.keys import walk
 
 GENERATED = ["arithmetic", "p-hop", "chains", "listops", "mixed-stream"]
 NAMES = ["stdlib-text", "text", "hub-text", *GENERATED]
@@ -26,8 +26,7 @@ def test_cards(name):
     assert card.views == ("text",) and card.summary and card.licence and card.sources
     assert config.name == name and dataclasses.fields(config)[0].name == "name"
     assert all(type(getattr(config, f.name)) in (str, int, float, bool) for f in dataclasses.fields(config))
-    said = {key: text for kind in card.Config.__mro__[::-1] for key, text in comments(kind).items()}
-    assert all(said.get(f.name) for f in dataclasses.fields(config) if f.name != "name")
+    assert all(k.meaning for k in walk(card.Config))
     assert callable(registry.resolve(card.target))
 
 

@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import yaml
+from omegaconf import OmegaConf
 from pyarrow import feather
 
-from reason.engine.layers import nested
 from reason.files import write_json
 from reason.methods.figures import HeatMap, Lines, Table, Tokens
 from reason.metrics.ranking import ranking_columns
@@ -82,7 +81,10 @@ class Maker:
             folder / "origin.json", {k: "command line" if k in (typed or {}) else "default" for k in config}
         )
         write_json(folder / "env.json", {"python": "3.11", "versions": {"torch": "2"}, "commit": "c0ffee"})
-        (folder / "config.yaml").write_text(yaml.safe_dump(nested(config)), encoding="utf-8")
+        tree = OmegaConf.create()
+        for key, value in config.items():
+            OmegaConf.update(tree, key, value)
+        OmegaConf.save(tree, folder / "config.yaml")
 
         curve = []
         for depth in depths:

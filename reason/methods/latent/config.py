@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from reason.errors import ConfigError, unknown
-from reason.methods.base import evaluation_key
+from reason.keys import key
 
 Policy = Literal["fixed", "cos", "kl", "margin", "overlap", "entropy", "router"]
 FEATURES = ("history", "distinct", "popularity", "norm", "entropy", "margin")
@@ -25,76 +25,134 @@ THRESHOLDS = {
 
 @dataclass
 class LatentConfig:
-    """Sources: [P] Tang et al., arXiv 2503.22675; [C] its reference code; "ours" is a choice of this platform."""
+    """The paper is Tang et al., arXiv 2503.22675; its reference code has defaults of its own; "ours" is a choice of
+    this platform."""
 
-    loss: Literal["prl", "erl", "ce"] = (
-        "prl"  # progressive [P 3.4] | ensemble [P 3.3] | cross-entropy on the readout
+    loss: Literal["prl", "erl", "ce"] = key(
+        "prl",
+        "prl = progressive (paper, section 3.4); erl = ensemble (section 3.3); ce = cross-entropy of the readout",
     )
-    tau: float = 0.07  # temperature of the answer's softmax, in score units ([C]; [P] searches 0.05..5)
-    alpha: float = 5.0  # prl: temperature ratio of one step to the next ([C]; [P] searches 1..10)
-    step_weight: float = 1.0  # prl: weight of the mean cross-entropy of steps 0..K-1 ([C])
-    contrast_weight: float = (
-        1.0  # prl: weight of the contrastive term; 0 leaves it and the noisy branch out ([C])
+    tau: float = key(
+        0.07, "softmax temperature of the item scores (reference code; the paper searches 0.05 to 5)"
     )
-    contrast_tau: float = 0.1  # prl: temperature of the contrast, in units of the similarity (ours; [C]: tau)
-    similarity: Literal["cosine", "dot"] = (
-        "cosine"  # prl: of two states (ours); dot is [P]'s, near saturation at |r|^2 = d
+    alpha: float = key(
+        5.0,
+        "prl: ratio of the temperatures of successive steps (reference code; the paper searches 1 to 10)",
     )
-    noise: float = 0.01  # prl: standard deviation of the noise on latent inputs ([C]; [P] says 0.1)
-    kl_weight: float = 0.05  # erl: weight of the diversity between steps ([C]; [P]: worse above 0.05)
-    kl_bound: float = (
-        2.0  # erl: nats, the most that a pair of steps is rewarded for; [C] has no bound and diverges
+    step_weight: float = key(
+        1.0, "prl: weight of the cross-entropy averaged over steps 0 to K-1 (reference code)"
     )
-    anytime: float = 0.0  # weight of cross-entropy on the readout after a random number of steps (ours)
-    readout: Literal["auto", "last", "mean"] = (
-        "auto"  # state that answers: last, mean of all, auto = mean for erl ([P])
+    contrast_weight: float = key(
+        1.0, "prl: weight of the contrastive loss; 0 skips it and its noisy forward pass (reference code)"
     )
-    step_std: float = (
-        0.02  # initial standard deviation of the step positions ([C]; states have norm ~sqrt(d))
+    contrast_tau: float = key(
+        0.1,
+        "prl: temperature of the contrastive loss, in units of the similarity (ours; reference code: tau)",
+    )
+    similarity: Literal["cosine", "dot"] = key(
+        "cosine", "prl: similarity of two states (ours); the paper's dot saturates where |r|^2 is near d"
+    )
+    noise: float = key(
+        0.01, "prl: standard deviation of the noise added to latent inputs (reference code; paper: 0.1)"
+    )
+    kl_weight: float = key(
+        0.05,
+        "erl: weight of the KL divergence between steps (reference code; the paper finds more to be worse)",
+    )
+    kl_bound: float = key(
+        2.0,
+        "erl: KL divergence in nats up to which a pair of steps is rewarded; without a bound training diverges (ours)",
+    )
+    anytime: float = key(
+        0.0, "weight of the cross-entropy of the readout after a randomly drawn number of steps (ours)"
+    )
+    readout: Literal["auto", "last", "mean"] = key(
+        "auto",
+        "state that scores the items: the last, or the mean of all; auto = mean for erl, else last (paper)",
+    )
+    step_std: float = key(
+        0.02,
+        "standard deviation of the step embeddings at initialization (reference code; states have norm ~sqrt(d))",
     )
 
-    policy: Policy = evaluation_key("fixed")  # who decides the depth: nobody, a stop test, or a router
-    threshold: float | None = evaluation_key(None)  # of the stop test, in its units; null = fitted
-    mean_depth: float | None = evaluation_key(None)  # latent steps to spend on average; null = the middle
-    min_depth: int = evaluation_key(1)  # latent steps taken before a stop test is asked (ours)
-    deadline_ms: float = evaluation_key(
-        0.0
-    )  # most a request may take: caps the depth by times measured here; 0 = none
-    shortlist: int = evaluation_key(200)  # items of step 0 that tests of the answer look at (ours)
-    features: str = evaluation_key(",".join(FEATURES))  # of a request, that the router reads, by comma (ours)
+    policy: Policy = key(
+        "fixed",
+        "what decides how many steps a request takes: fixed = depth; cos, kl, margin, overlap, entropy = a "
+        "stopping test; router = a learned router",
+        evaluation=True,
+    )
+    threshold: float | None = key(
+        None,
+        "threshold of the stopping test, in its own units; null = fitted on validation data",
+        evaluation=True,
+    )
+    mean_depth: float | None = key(
+        None,
+        "latent steps to spend on average; null = halfway between the fewest and the most",
+        evaluation=True,
+    )
+    min_depth: int = key(
+        1, "latent steps to take before the stopping test is first applied (ours)", evaluation=True
+    )
+    deadline_ms: float = key(
+        0.0,
+        "time limit for a request in milliseconds; caps the depth by latencies measured on this machine; 0 = none",
+        evaluation=True,
+    )
+    shortlist: int = key(
+        200,
+        "number of top items of step 0 that the tests margin, overlap, entropy and kl look at (ours)",
+        evaluation=True,
+    )
+    features: str = key(
+        ",".join(FEATURES),
+        "features of a request that the router reads, separated by commas (ours)",
+        evaluation=True,
+    )
 
     def __post_init__(self):
         self._check_policy()
-        for key in ("tau", "alpha", "contrast_tau", "kl_bound"):
-            if getattr(self, key) <= 0:
-                raise ValueError(f"latent.{key} is {getattr(self, key)}; it must be above 0.")
-        for key in ("step_weight", "contrast_weight", "noise", "kl_weight", "anytime", "step_std"):
-            if getattr(self, key) < 0:
-                raise ValueError(f"latent.{key} is {getattr(self, key)}; it must not be below 0.")
+        for name in ("tau", "alpha", "contrast_tau", "kl_bound"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"latent.{name} is {getattr(self, name)}; it must be above 0.")
+        for name in ("step_weight", "contrast_weight", "noise", "kl_weight", "anytime", "step_std"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"latent.{name} is {getattr(self, name)}; it must not be below 0.")
 
     def settle(self, config: Any, origin: Mapping[str, str]) -> None:
-        """Refuse a budget that no threshold meets; with a policy or a deadline judge at ``depth`` alone, its cap."""
+        """Refuse a budget that no threshold meets; with a policy or a deadline evaluate ``depth`` alone, its cap."""
         if self.policy != "fixed" or self.deadline_ms:
-            if config.eval.curve and origin.get("eval.curve") == "command line":
-                raise ConfigError(
-                    "eval.curve=true asks for every depth, and a policy decides depths itself.",
-                    "Leave it out; a run with latent.policy=fixed has the curve.",
-                )
-            config.eval.curve = False  # below its cap a policy is another policy
+            self._drop_curve(config, origin)
         if self.policy == "fixed":
-            for key in ("threshold", "mean_depth"):
-                if getattr(self, key) is not None and origin.get(f"latent.{key}") != "recorded run":
-                    raise ConfigError(
-                        f"latent.{key} is set, and latent.policy=fixed does not read it.",
-                        f"Choose a policy: latent.policy=cos, or {', '.join(list(THRESHOLDS)[1:])}, router.",
-                    )
-                setattr(self, key, None)  # of a recorded policy that is being replaced
-            return
-        least = self.first_test(config.depth)
-        if self.mean_depth is not None and not least <= self.mean_depth <= config.depth:
+            self._drop_budget(origin)
+        else:
+            self._check_budget(config.depth)
+
+    def _drop_curve(self, config: Any, origin: Mapping[str, str]) -> None:
+        """Below its cap a policy is another policy."""
+        if config.eval.curve and origin.get("eval.curve") == "command line":
             raise ConfigError(
-                f"latent.mean_depth={self.mean_depth:g} cannot be spent: a request takes {least} to {config.depth} steps.",
-                f"Set it between {least} and {config.depth}, or change depth or latent.min_depth.",
+                "eval.curve=true asks for every depth, but a policy or a deadline decides the depth itself.",
+                "Leave it out; a run with latent.policy=fixed has the curve.",
+            )
+        config.eval.curve = False
+
+    def _drop_budget(self, origin: Mapping[str, str]) -> None:
+        """A recorded policy that is being replaced leaves its budget behind; nobody may set one for nothing."""
+        for name in ("threshold", "mean_depth"):
+            if getattr(self, name) is not None and origin.get(f"latent.{name}") != "recorded run":
+                raise ConfigError(
+                    f"latent.{name} is set, but latent.policy=fixed does not read it.",
+                    f"Choose a policy: latent.policy=cos, or {', '.join(list(THRESHOLDS)[1:])}, router.",
+                )
+            setattr(self, name, None)
+
+    def _check_budget(self, depth: int) -> None:
+        least = self.first_test(depth)
+        if self.mean_depth is not None and not least <= self.mean_depth <= depth:
+            raise ConfigError(
+                f"latent.mean_depth={self.mean_depth:g} cannot be spent: a request takes {least} to {depth} steps.",
+                f"Set it between {least} and {depth}, or change depth or latent.min_depth.",
             )
 
     def _check_policy(self) -> None:

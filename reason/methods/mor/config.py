@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from reason.backbones.sharing import Sharing
 from reason.errors import ConfigError
-from reason.methods.base import evaluation_key
+from reason.keys import key
 from reason.methods.mor.flops import balanced
 
 Routing = Literal["expert", "token", "random", "none"]
@@ -24,82 +24,145 @@ Gap = Literal["trained", "skip", "share_first", "hybrid", "deepest", "propagate"
 
 @dataclass
 class MorConfig:
-    """Sources: [P] Bae et al., arXiv 2507.10524; [C] its reference code; "ours" is a choice of this platform."""
+    """The paper is Bae et al., arXiv 2507.10524; its reference code has defaults of its own; "ours" is a choice of
+    this platform. Keys that begin with "source" or "expert" are read with a backbone.source or that routing only."""
 
-    routing: Routing = (
-        "expert"  # expert: a recursion picks tokens | token: a token its depth | random | none [P 2.2]
+    routing: Routing = key(
+        "expert",
+        "expert = each recursion chooses its tokens; token = each token chooses its depth; random = depths drawn "
+        "at random; none = every token takes every recursion (paper, section 2.2)",
     )
-    router: Literal["linear", "mlp"] = "linear"  # what scores a token; mlp has a hidden layer of 2D [P, C]
-    gate: Gate = "auto"  # how a score enters the state; auto: sigmoid for expert, softmax for token [C]
-    alpha: float = 0.0  # scale of the gate; 0 = 0.1 for expert, 1 for token [C]; with a source, what makes g = 1 at the start
-    combine: Combine = (
-        "auto"  # state after a step: paper x + g f(x) | delta x + g (f(x) - x) | replace f(x); auto: paper from
-        # scratch, delta with a source, whose activations paper would scale away (ours)
+    router: Literal["linear", "mlp"] = key(
+        "linear",
+        "network that scores a token; mlp has one hidden layer of width 2D (paper and reference code)",
     )
-    capacities: str = (
-        ""  # share of all tokens that each recursion keeps, by comma; "" = 1, (N-1)/N .. 1/N [P]
+    gate: Gate = key(
+        "auto",
+        "how a router score scales a recursion's output; auto = sigmoid for expert, softmax for token (reference code)",
     )
-    capacity_warmup: int = (
-        0  # optimiser steps over which capacities fall from 1 and aux_weight rises from 0; 0 = off, which [P]
-        # found better from scratch
+    alpha: float = key(
+        0.0,
+        "factor of the gate; 0 = 0.1 for expert and 1 for token (reference code), or with a source whatever makes "
+        "the gate 1 at initialization (ours)",
     )
-    explore: float = 0.0  # expert: noise in logits on whom training chooses, falling to 0 at 60% of it; try 1 with aux=none (ours)
-    elastic: float = (
-        0.0  # expert: share of steps with capacities drawn at random, so that depth bends later (ours)
+    combine: Combine = key(
+        "auto",
+        "state after a recursion f with gate g: paper = x + g f(x); delta = x + g (f(x) - x); replace = f(x); auto = "
+        "paper from scratch, delta with a source, whose activations paper would rescale (ours)",
     )
-    exit_weight: float = 0.0  # weight of the loss after a random recursion, so that each depth answers (ours)
+    capacities: str = key(
+        "",
+        "fraction of all tokens that each recursion processes, separated by commas; empty = 1, (N-1)/N, ..., 1/N "
+        "for N recursions (paper)",
+    )
+    capacity_warmup: int = key(
+        0,
+        "optimizer steps over which capacities fall from 1 and aux_weight rises from 0; 0 = none, which the paper "
+        "found better from scratch",
+    )
+    explore: float = key(
+        0.0,
+        "expert: scale of the noise added to router logits when tokens are selected in training; falls to 0 at "
+        "60% of it; try 1 with aux=none (ours)",
+    )
+    elastic: float = key(
+        0.0,
+        "expert: fraction of steps with randomly drawn capacities, so that depth can be changed later (ours)",
+    )
+    exit_weight: float = key(
+        0.0, "weight of the loss after a randomly drawn recursion, so that every depth can predict (ours)"
+    )
 
-    aux: Literal["loss", "router", "none"] = (
-        "loss"  # expert: what learns to foresee top-k without the future [P]
+    aux: Literal["loss", "router", "none"] = key(
+        "loss",
+        "expert: how top-k selection is predicted without looking at future tokens: loss = auxiliary loss on the "
+        "router; router = a second, auxiliary router (paper)",
     )
-    aux_weight: float = 0.01  # of that binary cross-entropy, summed over recursions ([P] 0.001)
-    balance: Literal["loss", "bias", "none"] = "loss"  # token: how loads are evened; bias is "loss-free" [P]
-    balance_weight: float = 0.1  # token: of the balancing loss [C]
-    balance_rate: float = 0.001  # token: step of the selection bias after each optimiser step [P]
-    z_weight: float = 0.0  # of the squared log-sum-exp of router logits [P: off for linear]
-
-    init: Init = (
-        "stepwise"  # source: layers that the block begins with, spread evenly | average of those it stands for | lower
-        # or upper ones | random [C]
+    aux_weight: float = key(
+        0.01, "weight of that binary cross-entropy, summed over recursions (paper: 0.001)"
     )
-    lora: int = (
-        0  # rank of what each use of a shared layer has beyond it (Bae et al., arXiv 2410.20672); 0 = nothing
+    balance: Literal["loss", "bias", "none"] = key(
+        "loss",
+        "token: how the load of the depths is balanced; bias = without a loss, by a selection bias (paper)",
     )
-    distil: float = (
-        0.0  # source: weight of KL(source || ours) over next tokens, beside the text (arXiv 2410.20672)
+    balance_weight: float = key(0.1, "token: weight of the balancing loss (reference code)")
+    balance_rate: float = key(0.001, "token: change of the selection bias per optimizer step (paper)")
+    z_weight: float = key(
+        0.0, "weight of the router z-loss, the squared log-sum-exp of its logits (paper: 0 for linear)"
     )
 
-    kv: KV = "recursion"  # keys at a step: of those that took it | sharing: of step 1 | hybrid: own, else 1's [P 2.3]
+    init: Init = key(
+        "stepwise",
+        "source: which of its layers initialize the shared block: stepwise = evenly spaced; average = the mean of "
+        "those that each stands for; lower; upper; random (reference code)",
+    )
+    lora: int = key(
+        0,
+        "rank of the LoRA weights that each use of a shared layer has of its own; 0 = none (arXiv 2410.20672)",
+    )
+    distil: float = key(
+        0.0, "source: weight of the distillation loss KL(source || model) over next tokens (arXiv 2410.20672)"
+    )
 
-    route: Route = evaluation_key("auto")  # who decides depth when judged; auto: threshold, token or fixed
-    mean_depth: float | None = evaluation_key(None)  # recursions to spend on average; null = as trained
-    shift: float = evaluation_key(0.0)  # added to every threshold, in logits (ours)
-    profile: Profile = evaluation_key(
-        "default"
-    )  # thresholds as calibrated: default | economy, half the way to 1 recursion | max, all of them (ours)
-    gap: Gap = evaluation_key("trained")  # what stands in for keys of those that left; trained = as kv says
-    force: bool = evaluation_key(False)  # judge with other keys and values than it was trained with
-    audit: float = evaluation_key(0.05)  # share of documents judged again at full depth, to find misrouting
-    record: bool = evaluation_key(
-        False
-    )  # predict: keep each request in audit.jsonl, to be replayed exactly (ours)
-    guard: bool = evaluation_key(
-        False
-    )  # predict: go to a safer profile when depths drift from validation's (ours)
+    kv: KV = key(
+        "recursion",
+        "keys and values that a recursion attends to: recursion = of the tokens that take it; sharing = of the "
+        "first recursion; hybrid = its own where they exist, else the first's (paper, section 2.3)",
+    )
+
+    route: Route = key(
+        "auto",
+        "how depth is decided in evaluation; auto = threshold for expert, token for token, else fixed",
+        evaluation=True,
+    )
+    mean_depth: float | None = key(
+        None, "recursions to spend per token on average; null = as trained", evaluation=True
+    )
+    shift: float = key(0.0, "amount added to every threshold, in logits (ours)", evaluation=True)
+    profile: Profile = key(
+        "default",
+        "default = thresholds as calibrated; economy = for a mean depth halfway to one recursion; max = every "
+        "recursion (ours)",
+        evaluation=True,
+    )
+    gap: Gap = key(
+        "trained",
+        "keys and values that stand in for tokens that have left: trained = as kv says; skip = none; share_first = of "
+        "the first recursion, for all tokens; hybrid = of the first; deepest = of the last that they took; propagate = "
+        "made from the state that they left with",
+        evaluation=True,
+    )
+    force: bool = key(
+        False, "evaluate with other keys and values than the model was trained with", evaluation=True
+    )
+    audit: float = key(
+        0.05, "fraction of documents evaluated again at full depth, to find misrouted tokens", evaluation=True
+    )
+    record: bool = key(
+        False,
+        "predict: log each request to audit.jsonl, so that it can be replayed exactly (ours)",
+        evaluation=True,
+    )
+    guard: bool = key(
+        False,
+        "predict: switch to a safer profile when depths drift from those on validation data (ours)",
+        evaluation=True,
+    )
 
     def __post_init__(self):
-        for key in (
+        for name in (
             "alpha", "capacity_warmup", "exit_weight", "aux_weight", "balance_weight", "balance_rate", "z_weight",
             "lora", "distil", "explore",
         ):  # fmt: skip
-            if getattr(self, key) < 0:
-                raise ConfigError(f"mor.{key} is {getattr(self, key)}; it must not be below 0.")
-        for key in ("elastic", "audit"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise ConfigError(f"mor.{key} is {getattr(self, key)}; it is a share, from 0 to 1.")
+            if getattr(self, name) < 0:
+                raise ConfigError(f"mor.{name} is {getattr(self, name)}; it must not be below 0.")
+        for name in ("elastic", "audit"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"mor.{name} is {getattr(self, name)}; it is a fraction, from 0 to 1.")
         if self.explore and self.routing != "expert":
             raise ConfigError(
-                f"mor.explore={self.explore:g} is noise on whom a recursion chooses; with mor.routing={self.routing} none does.",
+                f"mor.explore={self.explore:g} is noise on the choice that a recursion makes; with "
+                f"mor.routing={self.routing} none does.",
                 "Use mor.routing=expert, or leave mor.explore out.",
             )
         if self.gate == "softmax" and self.routing != "token":
@@ -111,87 +174,10 @@ class MorConfig:
 
     def settle(self, config: Any, origin: Mapping[str, str]) -> None:
         """Refuse what does not fit the number of recursions or the sharing of layers, before anything is loaded."""
-        recursions = max(config.train_depth, 1)
-        scheme, source = config.backbone.sharing, config.backbone.source
-        if not source:
-            Sharing(scheme, config.backbone.layers, recursions)  # refuses what does not divide
-        if not config.train_depth:  # the vanilla model: nothing here is read
-            for key in ("mean_depth", "profile", "shift", "gap"):
-                if origin.get(f"mor.{key}") == "command line":
-                    raise ConfigError(
-                        f"mor.{key} says how depth is spent, and train_depth=0 is the base, which has none to spend.",
-                        f"Leave mor.{key} out, or name a run with recursions.",
-                    )
-            return
-        if self.distil and not source:
-            raise ConfigError(
-                f"mor.distil={self.distil:g} learns from a source, and there is none.",
-                "Name one: backbone.source=smollm2-135m, or leave mor.distil out.",
-            )
-        if source and self.gate == "tanh":
-            raise ConfigError(
-                "mor.gate=tanh begins at 0 where weights come from a source, and shuts its layers out.",
-                "Use mor.gate=auto, whose gate begins at 1.",
-            )
-        shut = next(
-            (f"{k}={v}" for k, v in (("combine", "replace"), ("gate", "none")) if getattr(self, k) == v), ""
-        )
-        foresees = self.routing != "token" and self.aux == "loss" and self.aux_weight > 0
-        if self.routing != "none" and shut and not foresees:
-            way = "" if self.routing == "token" else ", or mor.aux=loss with mor.aux_weight above 0"
-            raise ConfigError(
-                f"mor.{shut} leaves the router of mor.routing={self.routing} without anything to learn from: no gate "
-                "carries a gradient to it.",
-                f"Use mor.combine=delta and mor.gate=auto{way}.",
-            )
-        if not scheme.endswith("cycle") and self.routing != "none":
-            raise ConfigError(
-                f"backbone.sharing={scheme} repeats each layer in its place: there is no block that a token "
-                "could leave.",
-                f"Use backbone.sharing={scheme.replace('sequence', 'cycle')}, or mor.routing=none.",
-            )
-        early = config.depth < config.train_depth or (config.eval.curve and recursions > 1)
-        if not scheme.endswith("cycle") and (early or {self.kv, self.memory} != {"recursion"}):
-            raise ConfigError(
-                f"backbone.sharing={scheme} repeats each layer in its place: there is no depth but the whole, and no "
-                "earlier keys of the same layer.",
-                f"Use backbone.sharing={scheme.replace('sequence', 'cycle')}, or eval.curve=false with mor.kv=recursion "
-                f"and depth={config.train_depth}.",
-            )
-        self.shares(recursions)
-        if self.mean_depth is not None and not 1 <= self.mean_depth <= config.depth:
-            raise ConfigError(
-                f"mor.mean_depth={self.mean_depth:g} cannot be spent: a token takes 1 to {config.depth} recursions.",
-                f"Set it between 1 and {config.depth}.",
-            )
-        fits = {
-            "expert": ("threshold", "topk", "fixed"),
-            "token": ("token", "fixed"),
-            "random": ("fixed",),
-            "none": ("fixed",),
-        }
-        if self.route != "auto" and self.route not in fits[self.routing]:
-            raise ConfigError(
-                f"mor.route={self.route} means nothing to mor.routing={self.routing}.",
-                f"Choose from auto, {', '.join(fits[self.routing])}.",
-            )
-        if self.profile != "default" and self.mean_depth is not None:
-            raise ConfigError(
-                f"mor.profile={self.profile} and mor.mean_depth={self.mean_depth:g} both say how much to spend.",
-                "Leave one of them out.",
-            )
-        for key in ("mean_depth", "shift", "profile"):
-            by_threshold = self.routing == "expert" and self.route in ("auto", "threshold")
-            if getattr(self, key) not in (None, 0, "default") and not by_threshold:
-                raise ConfigError(
-                    f"mor.{key} moves thresholds, and mor.routing={self.routing} with mor.route={self.route} has none.",
-                    "Leave it out, or use mor.routing=expert with mor.route=threshold.",
-                )
-        if self.memory != self.kv and not self.force:
-            raise ConfigError(
-                f"The model was trained with mor.kv={self.kv}; mor.gap={self.gap} shows its tokens other keys and values.",
-                "That can ruin it: judge it so with mor.force=true, or train with it.",
-            )
+        if not config.backbone.source:  # a source has layers of its own
+            Sharing(config.backbone.sharing, config.backbone.layers, max(config.train_depth, 1))
+        for rule in RULES if config.train_depth else BASE_RULES:
+            rule(self, config, origin)
 
     def resolved(self, source: bool, recursions: int) -> MorConfig:
         """These keys with "auto" and 0 of ``gate``, ``alpha`` and ``combine`` replaced by what they stand for.
@@ -238,14 +224,14 @@ class MorConfig:
             listed = [float(word) for word in self.capacities.split(",") if word.strip()]
         except ValueError:
             raise ConfigError(
-                f"mor.capacities={self.capacities} is no list of numbers.",
+                f"mor.capacities={self.capacities} is not a list of numbers.",
                 "For example: mor.capacities=1,0.5",
             ) from None
         if not listed:
             return []
         if not all(0 < c <= 1 for c in listed):
             raise ConfigError(
-                f"mor.capacities={self.capacities}: a share is above 0 and at most 1.",
+                f"mor.capacities={self.capacities}: a capacity is above 0 and at most 1.",
                 "A recursion that nobody takes is one fewer: lower train_depth.",
             )
         if listed[0] != 1:
@@ -260,3 +246,143 @@ class MorConfig:
                 f"Never rising: mor.capacities={','.join(f'{c:g}' for c in sorted(listed, reverse=True))}",
             )
         return listed
+
+
+# --- rules over the whole configuration: each refuses one thing --------------------------------------------
+
+Origin = Mapping[str, str]  # the layer that set each key
+
+
+def no_depth_to_spend(mor: MorConfig, config: Any, origin: Origin) -> None:
+    """The base takes no recursions: how depth is spent cannot be asked for. A recorded run may still say so."""
+    for name in ("mean_depth", "profile", "shift", "gap"):
+        if origin.get(f"mor.{name}") == "command line":
+            raise ConfigError(
+                f"mor.{name} says how depth is spent, and train_depth=0 is the base, which has none to spend.",
+                f"Leave mor.{name} out, or name a run with recursions.",
+            )
+
+
+def distillation_needs_a_source(mor: MorConfig, config: Any, origin: Origin) -> None:
+    if mor.distil and not config.backbone.source:
+        raise ConfigError(
+            f"mor.distil={mor.distil:g} learns from a source, and there is none.",
+            "Name one: backbone.source=smollm2-135m, or leave mor.distil out.",
+        )
+
+
+def tanh_shuts_a_source_out(mor: MorConfig, config: Any, origin: Origin) -> None:
+    if mor.gate == "tanh" and config.backbone.source:
+        raise ConfigError(
+            "mor.gate=tanh is 0 at initialization, which shuts out the layers that come from a source.",
+            "Use mor.gate=auto, which is 1 at initialization.",
+        )
+
+
+def router_needs_a_gradient(mor: MorConfig, config: Any, origin: Origin) -> None:
+    """A router learns through its gate, or, for expert choice, from the auxiliary loss."""
+    ungated = [
+        f"mor.{name}={value}"
+        for name, value in (("combine", "replace"), ("gate", "none"))
+        if getattr(mor, name) == value
+    ]
+    auxiliary = mor.routing != "token" and mor.aux == "loss" and mor.aux_weight > 0
+    if mor.routing != "none" and ungated and not auxiliary:
+        way = "" if mor.routing == "token" else ", or mor.aux=loss with mor.aux_weight above 0"
+        raise ConfigError(
+            f"{ungated[0]} leaves the router of mor.routing={mor.routing} without anything to learn from: no gate "
+            "carries a gradient to it.",
+            f"Use mor.combine=delta and mor.gate=auto{way}.",
+        )
+
+
+def routing_needs_a_block(mor: MorConfig, config: Any, origin: Origin) -> None:
+    scheme = config.backbone.sharing
+    if not scheme.endswith("cycle") and mor.routing != "none":
+        raise ConfigError(
+            f"backbone.sharing={scheme} repeats each layer in place: there is no block for a token to leave.",
+            f"Use backbone.sharing={scheme.replace('sequence', 'cycle')}, or mor.routing=none.",
+        )
+
+
+def smaller_depths_need_a_block(mor: MorConfig, config: Any, origin: Origin) -> None:
+    scheme = config.backbone.sharing
+    smaller = config.depth < config.train_depth or (config.eval.curve and config.train_depth > 1)
+    if not scheme.endswith("cycle") and (smaller or {mor.kv, mor.memory} != {"recursion"}):
+        raise ConfigError(
+            f"backbone.sharing={scheme} repeats each layer in place: there is no depth but the whole, and no "
+            "earlier keys of the same layer.",
+            f"Use backbone.sharing={scheme.replace('sequence', 'cycle')}, or eval.curve=false with mor.kv=recursion "
+            f"and depth={config.train_depth}.",
+        )
+
+
+def one_capacity_per_recursion(mor: MorConfig, config: Any, origin: Origin) -> None:
+    mor.shares(config.train_depth)
+
+
+def mean_depth_within_reach(mor: MorConfig, config: Any, origin: Origin) -> None:
+    if mor.mean_depth is not None and not 1 <= mor.mean_depth <= config.depth:
+        raise ConfigError(
+            f"mor.mean_depth={mor.mean_depth:g} cannot be spent: a token takes 1 to {config.depth} recursions.",
+            f"Set it between 1 and {config.depth}.",
+        )
+
+
+ROUTES = {
+    "expert": ("threshold", "topk", "fixed"),
+    "token": ("token", "fixed"),
+    "random": ("fixed",),
+    "none": ("fixed",),
+}
+
+
+def route_fits_the_routing(mor: MorConfig, config: Any, origin: Origin) -> None:
+    fit = ROUTES[mor.routing]
+    if mor.route not in ("auto", *fit):
+        raise ConfigError(
+            f"mor.route={mor.route} does not go with mor.routing={mor.routing}.",
+            f"Choose from auto, {', '.join(fit)}.",
+        )
+
+
+def one_budget(mor: MorConfig, config: Any, origin: Origin) -> None:
+    if mor.profile != "default" and mor.mean_depth is not None:
+        raise ConfigError(
+            f"mor.profile={mor.profile} and mor.mean_depth={mor.mean_depth:g} both say how much to spend.",
+            "Leave one of them out.",
+        )
+
+
+def thresholds_to_move(mor: MorConfig, config: Any, origin: Origin) -> None:
+    by_threshold = mor.routing == "expert" and mor.route in ("auto", "threshold")
+    for name in ("mean_depth", "shift", "profile"):
+        if getattr(mor, name) not in (None, 0, "default") and not by_threshold:
+            raise ConfigError(
+                f"mor.{name} moves thresholds, and mor.routing={mor.routing} with mor.route={mor.route} has none.",
+                "Leave it out, or use mor.routing=expert with mor.route=threshold.",
+            )
+
+
+def same_keys_as_trained(mor: MorConfig, config: Any, origin: Origin) -> None:
+    if mor.memory != mor.kv and not mor.force:
+        raise ConfigError(
+            f"The model was trained with mor.kv={mor.kv}; mor.gap={mor.gap} shows its tokens other keys and values.",
+            "That can ruin it: allow it with mor.force=true, or train with it.",
+        )
+
+
+BASE_RULES = (no_depth_to_spend,)
+RULES = (
+    distillation_needs_a_source,
+    tanh_shuts_a_source_out,
+    router_needs_a_gradient,
+    routing_needs_a_block,
+    smaller_depths_need_a_block,
+    one_capacity_per_recursion,
+    mean_depth_within_reach,
+    route_fits_the_routing,
+    one_budget,
+    thresholds_to_move,
+    same_keys_as_trained,
+)

@@ -14,7 +14,7 @@ from reason.methods.mor.config import MorConfig
     [
         ({"capacities": "1,0.5,0.6"}, "rises"),
         ({"capacities": "0.9,0.5"}, "every token takes the first"),
-        ({"capacities": "1,zero"}, "no list of numbers"),
+        ({"capacities": "1,zero"}, "not a list of numbers"),
         ({"capacities": "1,0"}, "lower train_depth"),
         ({"capacities": "0.3,0.5,1"}, "capacities=1,0.5,0.3"),
         ({"gate": "softmax"}, "one step at a time"),

@@ -7,21 +7,20 @@ is read.
 
 from dataclasses import dataclass, field
 
-from reason.keys import key
-
 from reason.backbones.base import BackboneCard
+from reason.keys import key
 from reason.methods.base import DepthAxis, MethodCard, Units
 
 
 @dataclass
 class SamplerConfig:
-    name: str = "sampler"
+    name: str = key("sampler", "the backbone")
     sharpness: float = key(1.0, "how much likelier a frequent item is drawn than a rare one; 0 = all alike")
 
 
 @dataclass
 class RewardConfig:
-    name: str = "sampler"
+    name: str = key("sampler", "the backbone that rates the guesses")
     sharpness: float = key(3.0, "how much higher a frequent item is rated than a rare one")
 
 

@@ -33,8 +33,8 @@ class Two(nn.Module):
 def counts_of(ctx):
     """Occurrences in training; kept with the run, so that it answers without its data."""
     if not (ctx.owner / "counts.json").exists():
-        write_json(ctx.workdir / "counts.json", np.asarray(ctx.data.train_counts).tolist())
-        return ctx.data.train_counts
+        write_json(ctx.workdir / "counts.json", ctx.data.catalogue.train_counts.tolist())
+        return ctx.data.catalogue.train_counts
     return read_json(ctx.owner / "counts.json")
 
 
