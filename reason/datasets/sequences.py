@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -124,18 +123,12 @@ class SequenceCases(_Runs):
         self.candidates = data.candidates
         self.history = rows - first
         self.target = self._rows[rows]
+        self.id = np.array(data.user_ids, dtype=object)[user]
+        if len(np.unique(user)) < len(user):
+            names = [f"{u}@{h}" for u, h in zip(self.id, self.history, strict=True)]
+            self.id = np.array(names, dtype=object)
         self._first = first
         self._user_ids = data.user_ids
-
-    @cached_property
-    def id(self) -> np.ndarray:
-        single = len(np.unique(self.user)) == len(self)
-        names = np.array(self._user_ids, dtype=object)[self.user]
-        return (
-            names
-            if single
-            else np.array([f"{u}@{h}" for u, h in zip(names, self.history, strict=True)], object)
-        )
 
     def batch(self, index: np.ndarray) -> dict[str, Tensor]:
         """Collate the cases at ``index`` (n,).

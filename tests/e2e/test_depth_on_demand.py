@@ -62,7 +62,7 @@ def test_a_policy_answers_and_belongs_to_its_model_and_data(reason, ask, tiny, s
     assert said.code == 1 and "cannot be read" in said.err and "Traceback" not in said.err
     (run / "calibration.json").unlink()
     for said in (ask(run.name, {"user": user}), reason("inspect", run.name)):
-        assert said.code == 1 and "calibration.json is gone" in said.err
+        assert said.code == 1 and "calibration.json is missing" in said.err
     # A folder whose policy came from a run of other data, by hand: refused as well.
     other = [word.replace("users=40", "users=41") for word in tiny]
     assert reason("run", "latent", *other, "latent.policy=cos").code == 0

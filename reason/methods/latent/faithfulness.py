@@ -93,14 +93,14 @@ def faithfulness(
         if (excluded := cases.excluded(index)) is not None:
             scores[excluded[1]] = -torch.inf
         best = int(scores.argmax())
-        learned, random = attributions(trained, items, best), attributions(shuffled, items, best)
+        learned, unlearned = attributions(trained, items, best), attributions(shuffled, items, best)
         drawn = [torch.as_tensor(rng.choice(len(items), REMOVED, replace=False)) for _ in range(DRAWS)]
         first = [values.topk(REMOVED).indices.cpu() for values in learned.values()]
         fall = _fall(trained, items, best, [*first, *drawn])
         falls.setdefault("random", []).append(float(fall[len(first) :].mean()))
         for (name, values), lost in zip(learned.items(), fall.tolist(), strict=False):
             falls.setdefault(name, []).append(lost)
-            for kept, other in ((agreement, learned["occlusion"]), (same, random[name])):
+            for kept, other in ((agreement, learned["occlusion"]), (same, unlearned[name])):
                 if (rho := spearman(values, other)) is not None:
                     kept.setdefault(name, []).append(rho)
     del agreement["occlusion"]  # with itself

@@ -246,8 +246,8 @@ class Latent(Method[SequenceSplits, SequenceCases, SequenceEncoder]):
             top = catalogue.most_popular(k)
             scores = catalogue.train_counts[top].tolist()
             reply["note"] = (
-                "The history holds no known item, so these are the items that occur most often in training; "
-                "the score is how often."
+                "The history holds no known item, so these are the most popular items; the score is how often an "
+                "item occurs in training."
             )
         reply["items"] = catalogue.listed(top, scores)
         if asked.unknown:

@@ -1,8 +1,9 @@
 """Which requests get how much depth: stop tests and a router.
 
 After step k a *measure* says how settled a request is, larger meaning surer; the request stops where it
-reaches the threshold. Thresholds are fitted by ``calibrate`` to spend a given number of steps. Five measures read the answer itself (``cos``, ``kl``, ``margin``, ``overlap``,
-``entropy``); the router reads what is known before any step and spends all of the depth or none.
+reaches the threshold, which ``calibrate`` fits so that a given number of steps is spent. Five measures read the
+answer itself (``cos``, ``kl``, ``margin``, ``overlap``, ``entropy``); the router reads what is known before any
+step and spends all of the depth or none.
 
 A catalogue costs more to score than several steps, so all measures but ``cos`` look at a *shortlist*: the best
 items of step 0, and one bucket for the rest, which keeps the mass that step 0 gave it.
@@ -95,10 +96,10 @@ class DepthPolicy:
             )
         if cap <= self.least:
             return f"the stop test is asked only after {self.least} step{'s' * (self.least != 1)}"
+        reached = f"{'fell to' if self.name in FALLING else 'reached'} {self.threshold:.3g}"
         if depth >= cap:
-            return f"{MEANING[self.name]} never {'fell to' if self.name in FALLING else 'reached'} {self.threshold:.3g}: all {cap} steps were taken"
-        side = "fell to" if self.name in FALLING else "reached"
-        return f"{MEANING[self.name]} {side} {self.threshold:.3g} after step {depth}"
+            return f"{MEANING[self.name]} never {reached}: all {cap} steps were taken"
+        return f"{MEANING[self.name]} {reached} after step {depth}"
 
 
 class PolicyTest:

@@ -183,7 +183,7 @@ def test_requests_are_answered(session):
     popular = np.sort(session.ctx.data.catalogue.train_counts)[::-1]
     for answer, k in ((empty, 10), (nothing, 2)):
         assert [item["score"] for item in answer["items"]] == popular[:k].tolist()
-        assert "occur most often" in answer["note"] and answer["depth"] == 0
+        assert "most popular" in answer["note"] and answer["depth"] == 0
 
 
 @pytest.mark.parametrize(

@@ -206,6 +206,27 @@ def test_router_learns_who_gains_and_is_silent_without_a_reason():
     assert fit_router(["history"], x[:, :1], np.full(2000, 0.1)).weight == [0.0]
 
 
+@pytest.mark.parametrize(
+    ("name", "depth", "cap", "says"),
+    [
+        ("cos", 2, 4, "the cosine of the last two states reached 0.25 after step 2"),
+        ("kl", 3, 4, "the divergence from the step before fell to 0.25 after step 3"),
+        (
+            "margin",
+            4,
+            4,
+            "the margin of the first item over the second never reached 0.25: all 4 steps were taken",
+        ),
+        ("entropy", 4, 4, "the entropy of the answers never fell to 0.25: all 4 steps were taken"),
+        ("overlap", 1, 1, "the stop test is asked only after 1 step"),
+        ("router", 0, 4, "the router expected no gain from depth"),
+        ("router", 4, 4, "the router expected a gain from depth"),
+    ],
+)
+def test_the_reason_for_stopping_in_words(name, depth, cap, says):
+    assert DepthPolicy(name, 0.25, 1, [1.0] * 5, 20).reason(depth, cap) == says
+
+
 # --- in a run ---------------------------------------------------------------------------------------
 
 WORDS = [
