@@ -20,6 +20,21 @@ Candidates = Literal["all", "unseen"]
 NAME = "name of the dataset"
 
 
+FIT = (
+    "fraction of the validation examples held out for what is fitted after training (thresholds, temperatures); "
+    "the others choose epochs and depths"
+)
+
+
+def within_fit(keys: Any) -> None:
+    """Refuse a fraction that leaves one of the two uses without examples."""
+    if not 0 < keys.fit < 1:
+        raise ConfigError(
+            f"dataset.fit={keys.fit} is no fraction of the validation examples.",
+            "Set it above 0 and below 1, such as 0.25.",
+        )
+
+
 @dataclass
 class InteractionKeys:
     """Cleaning and splitting, shared by all interaction datasets."""
@@ -61,8 +76,10 @@ class InteractionKeys:
         "interactions between the starts of training windows; 0 = their length, so that each transition is trained on once",
     )
     tie_seed: int = key(0, "seed of the order among interactions of a user at the same time")
+    fit: float = key(0.25, FIT)
 
     def __post_init__(self):
+        within_fit(self)
         for name, known in (("split", Split), ("cold", Cold), ("candidates", Candidates)):
             one_of(self, name, get_args(known))
         for name, least in {

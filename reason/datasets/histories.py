@@ -64,6 +64,7 @@ class Interactions:
     item_fields: dict[str, list[str]]  # columns of the item table, "" where unknown; lists joined by |
     stride: int  # the key of that name, for the view
     candidates: str  # who is ranked: "all" items, or the "unseen" ones
+    fit: float  # the key of that name, for the view
     info: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)  # what a reader of results should know, for people
 
@@ -193,6 +194,7 @@ def build(
         item_fields=fields,
         stride=keys.stride,
         candidates=keys.candidates,
+        fit=keys.fit,
         info=info,
         notes=notes,
     )

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from reason.datasets.catalogue import Catalogue
+from reason.datasets.subsets import hold_out
 from reason.errors import ConfigError, DataError, nearest
 
 IGNORE = -100  # target where there is none; torch's cross_entropy skips it
@@ -37,6 +38,7 @@ class Histories(Protocol):
     user_ids: list[str]
     stride: int  # rows between training windows; 0 = the length of a window
     candidates: str  # who is ranked: "all" items, or the "unseen" ones
+    fit: float  # share of the validation cases that is held out for fitting
     info: dict[str, Any]
 
     @property
@@ -197,14 +199,11 @@ class SequenceSplits:
 
     train: SequenceWindows
     valid: SequenceCases
+    fit: SequenceCases
     test: SequenceCases
     catalogue: Catalogue
     length: int  # most items of an input
     info: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def fit(self) -> SequenceCases:
-        return self.valid
 
     @property
     def pad(self) -> int:
@@ -221,7 +220,7 @@ def view(data: Histories, length: int) -> SequenceSplits:
 
     Raises:
         ConfigError: a length below 1, or a stride that would skip transitions.
-        DataError: no user has two training interactions.
+        DataError: no user has two training interactions, or there are fewer than two validation cases.
     """
     if length < 1:
         raise ConfigError(f"A sequence length of {length} is too small.", "Set it to 1 or more, such as 50.")
@@ -238,13 +237,24 @@ def view(data: Histories, length: int) -> SequenceSplits:
             "No user has two training interactions, so there is no transition to learn.",
             "Use dataset.split=leave_one_out, or move the boundaries of the time split.",
         )
-    valid, test = (
+    whole, test = (
         SequenceCases(data, len(catalogue), rows, length) for rows in (data.valid_rows, data.test_rows)
     )
-    info = {**data.info, "length": length, "windows": len(train), "transitions": int(train.length.sum())}
+    if len(whole) < 2:
+        raise DataError(
+            f"There {'is one validation case' if len(whole) else 'is no validation case'}, and two are needed: one "
+            "chooses epochs, another is for fitting.",
+            "Use more data, or move the boundaries of the time split.",
+        )
+    valid, fit = hold_out(whole, data.fit)
+    info = {
+        **data.info, "length": length, "windows": len(train), "transitions": int(train.length.sum()),
+        "validation": len(valid), "fitting": len(fit),
+    }  # fmt: skip
     return SequenceSplits(
         train=train,
         valid=valid,
+        fit=fit,
         test=test,
         catalogue=catalogue,
         length=length,

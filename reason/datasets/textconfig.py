@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from reason.datasets.config import NAME, one_of, within
+from reason.datasets.config import FIT, NAME, one_of, within, within_fit
 from reason.errors import ConfigError
 from reason.keys import key
 
@@ -34,8 +34,10 @@ class CorpusKeys:
         0,
         "maximum document length in characters; longer ones are split, at line ends where possible; 0 = no limit",
     )
+    fit: float = key(0.25, FIT)
 
     def __post_init__(self):
+        within_fit(self)
         for name in ("valid", "test"):
             if not 0 < getattr(self, name) < 1:
                 raise ConfigError(
@@ -120,8 +122,10 @@ class GeneratedKeys:
     valid_documents: int = key(500, "number of validation documents")
     test_documents: int = key(1000, "number of test documents")
     seed: int = key(0, "seed of the generator")
+    fit: float = key(0.25, FIT)
 
     def __post_init__(self):
+        within_fit(self)
         for name in ("train_documents", "valid_documents", "test_documents"):
             within(self, name, 1, 10_000_000)
 

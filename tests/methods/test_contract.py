@@ -226,9 +226,9 @@ def test_inspect_and_baselines(name, tiny):
     draw_figures(figures, Path("figures.png"))
     assert Path("figures.png").stat().st_size > 1000
     for f in figures:
-        with Console(file=io.StringIO(), width=100) as console:
-            console.print(figure(f))
-            assert f.title in console.file.getvalue()
+        drawn = io.StringIO()
+        Console(file=drawn, width=100).print(figure(f))
+        assert f.title in drawn.getvalue()
     for limit in (0, 7):
         ctx = dataclasses.replace(s.ctx, limit=limit)
         own = s.method.evaluate(ctx, s.network, s.ctx.data.test, 1)
