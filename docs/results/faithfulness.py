@@ -39,7 +39,7 @@ def judge(run: str, cases: int, seed: int) -> dict:
         "run": loaded.folder.name,
         "experiment": loaded.result["experiment"],
         "dataset": config.dataset.name,
-        "data_digest": s.dataset.digest,
+        "data_digest": s.ctx.dataset.digest,
         "split": "test",
         "seed": seed,
         **found.as_dict(),

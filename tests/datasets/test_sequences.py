@@ -175,7 +175,7 @@ def test_information_adds_up(data):
 
 @pytest.mark.parametrize("part", ["valid", "test"])
 def test_some_cases_are_the_same_cases(data, part):
-    cases = getattr(data.sequences(5), part)
+    cases, size = getattr(data.sequences(5), part), len(getattr(data.sequences(5), part))
     index = np.random.default_rng(3).permutation(len(cases))[:13]
     some = cases.take(index)
     assert len(some) == 13 and some.id.tolist() == cases.id[index].tolist()
@@ -190,7 +190,17 @@ def test_some_cases_are_the_same_cases(data, part):
         some.find(gone)
     mask = cases.length == cases.length.max()
     assert cases.take(mask).id.tolist() == cases.id[mask].tolist()
-    assert len(cases) == len(cases.id) == len(data.test_rows), "the whole is left as it was"
+    assert len(cases) == len(cases.id) == size, "the whole is left as it was"
+
+
+def test_validation_cases_are_used_once(data):
+    splits = data.sequences(5)
+    chooses, fits = set(splits.valid.id), set(splits.fit.id)
+    assert not chooses & fits and len(chooses | fits) == len(data.valid_rows)
+    assert 0.1 < len(fits) / len(data.valid_rows) < 0.4
+    assert splits.info["validation"] == len(chooses) and splits.info["fitting"] == len(fits)
+    longer = data.sequences(9)  # who is held out depends on the user alone
+    assert set(longer.fit.id) == fits
 
 
 def test_some_cases_keep_the_names_they_have_among_all(files):

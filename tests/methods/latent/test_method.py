@@ -1,7 +1,7 @@
 """Latent reasoning as a method: judged, answering and explaining on generated interactions."""
 
 import json
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +14,6 @@ from reason.engine.meter import Stopwatch
 from reason.engine.parallel import World
 from reason.engine.session import Session
 from reason.errors import ConfigError, DataError
-from reason.methods.base import Context
 from reason.methods.latent.config import LatentConfig
 
 WORDS = [
@@ -214,21 +213,13 @@ def test_unknown_user_is_refused_with_the_nearest(session):
 # --- a finished run needs nothing but itself ----------------------------------------------------------
 
 
-@dataclass
-class Sealed(Context):
-    """A context whose data must not be touched."""
-
-    def __getattribute__(self, name):
-        if name in ("data", "dataset"):
-            raise AssertionError(f"ctx.{name} was touched")
-        return super().__getattribute__(name)
+def touched():
+    raise AssertionError("the data was touched")
 
 
 def sealed(session, **changes):
-    known = {
-        f.name: getattr(session.ctx, f.name) for f in fields(Context) if f.name not in ("data", "dataset")
-    }
-    return Sealed(**{**known, "data": None, "dataset": None, **changes})
+    """The context of a session, whose data must not be touched."""
+    return replace(session.ctx, load_data=touched, load_dataset=touched, **changes)
 
 
 @pytest.fixture
