@@ -115,7 +115,7 @@ def _record(error: ReasonError) -> dict[str, Any]:
 def _recorded(said: dict[str, Any]) -> ReasonError:
     """The error that a rank recorded, of its own type where that can be made again here."""
     try:
-        kind = importlib.import_module(said["module"])
+        kind: Any = importlib.import_module(said["module"])
         for name in said["name"].split("."):
             kind = getattr(kind, name)
         error = kind(*said["arguments"])
