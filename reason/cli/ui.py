@@ -52,28 +52,31 @@ def ui(
     if free != port:
         say(f"Port {port} is in use; taking {free}.")
     with _server(uri, host, free, allowed_hosts) as (server, output):
-        _wait_until_ready(server, output, host, free)
+        _wait_until_ready(server, output, uri, host, free)
         say(f"Runs of {shown(uri)}. Ctrl-C ends this.")
         print(f"http://{'127.0.0.1' if host in LOOPBACK else host}:{free}", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             if server.wait():
-                raise RunError("The MLflow server ended by itself.", _tail(output))
+                raise RunError("The MLflow server ended by itself.", _tail(output, uri))
 
 
 @contextlib.contextmanager
 def _server(uri: str, host: str, port: int, allowed: str) -> Iterator[tuple[subprocess.Popen, IO[bytes]]]:
-    """The server and its output; its whole process group is gone on leaving, whatever the reason."""
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
+    """The server and its output; its whole process group is gone on leaving, and if we are killed."""
+    command = [sys.executable, "-m", "reason.engine.orphans", str(os.getpid()), "mlflow", "server"]
     command += ["--host", host, "--port", str(port), "--workers", "1"]
     command += ["--allowed-hosts", allowed] if allowed else []
     # Job execution serves MLflow's own evaluation jobs, which we have none of: two processes fewer.
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    store = {
+        "MLFLOW_BACKEND_STORE_URI": uri
+    }  # not as an argument: everybody sees those, and it may hold a password
     before = signal.signal(signal.SIGTERM, _terminated)
     try:
         with tempfile.TemporaryFile() as output:
             server = subprocess.Popen(
                 command,
-                env=os.environ | quiet,
+                env=os.environ | quiet | store,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -105,25 +108,28 @@ def _end_group(server: subprocess.Popen) -> None:
             time.sleep(0.05)
 
 
-def _wait_until_ready(server: subprocess.Popen, output: IO[bytes], host: str, port: int) -> None:
+def _wait_until_ready(server: subprocess.Popen, output: IO[bytes], uri: str, host: str, port: int) -> None:
     import urllib.request
 
     reach = "127.0.0.1" if host in (*LOOPBACK, "0.0.0.0", "::") else host
     end = time.monotonic() + READY_S
     while time.monotonic() < end:
         if server.poll() is not None:
-            raise RunError("The MLflow server did not start.", _tail(output))
+            raise RunError("The MLflow server did not start.", _tail(output, uri))
         try:
             urllib.request.urlopen(f"http://{reach}:{port}/health", timeout=2).close()
             return
         except OSError:  # refused, reset, or an HTTP error: not yet
             time.sleep(0.2)
-    raise RunError(f"The MLflow server did not answer within {READY_S} s.", _tail(output))
+    raise RunError(f"The MLflow server did not answer within {READY_S} s.", _tail(output, uri))
 
 
-def _tail(output: IO[bytes]) -> str:
+def _tail(output: IO[bytes], uri: str) -> str:
+    from reason.tracking.store import without_secrets
+
     output.seek(0)
-    return "Its last words:\n" + "\n".join(output.read().decode(errors="replace").splitlines()[-8:])
+    lines = output.read().decode(errors="replace").splitlines()
+    return without_secrets("Its last words:\n" + "\n".join(lines[-8:]), uri)
 
 
 def _free_port(host: str, port: int) -> int:

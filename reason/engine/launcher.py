@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from reason import errors
+from reason.engine.orphans import end_with
 from reason.errors import ReasonError, RunError
 from reason.files import read_json, write_json
 
@@ -51,7 +52,6 @@ def launch(work: Callable[..., Any], payload: dict[str, Any], processes: int, th
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    os.environ["OMP_NUM_THREADS"] = str(threads)
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=processes, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
         max_restarts=0, start_method="spawn", monitor_interval=0.2,
@@ -59,16 +59,15 @@ def launch(work: Callable[..., Any], payload: dict[str, Any], processes: int, th
     failure = Path(payload["folder"]) / FAILURE
     failure.unlink(missing_ok=True)
     try:
-        elastic_launch(config, _guarded)(work, payload)
+        with _variable("OMP_NUM_THREADS", str(threads)):
+            elastic_launch(config, _guarded)(work, payload, os.getpid())
     except SignalException as error:
         if error.sigval == signal.SIGINT:
             raise KeyboardInterrupt from error
         raise Terminated from error
     except ChildFailedError as error:
         if failure.exists():
-            said = read_json(failure)
-            kind = getattr(errors, said["kind"])
-            raise kind(*said["arguments"]) from None
+            raise _recorded(read_json(failure)) from None
         rank, first = error.get_first_failure()
         raise RunError(
             f"Rank {rank} ended with exit code {first.exitcode}.",
@@ -76,13 +75,50 @@ def launch(work: Callable[..., Any], payload: dict[str, Any], processes: int, th
         ) from None
 
 
-def _guarded(work: Callable[..., Any], payload: dict[str, Any]) -> None:
+@contextmanager
+def _variable(name: str, value: str) -> Iterator[None]:
+    """Within, an environment variable has another value: what is started inherits it."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+# --- in the workers ---------------------------------------------------------------------------------
+
+
+def _guarded(work: Callable[..., Any], payload: dict[str, Any], parent: int) -> None:
     """Leave an error for people where the parent finds it, and end this rank so that the others end too."""
+    end_with(parent)
     try:
         work(payload)
     except ReasonError as error:
         failure = Path(payload["folder"]) / FAILURE
         if not failure.exists():
-            kind, arguments = error.__reduce__()
-            write_json(failure, {"kind": kind.__name__, "arguments": list(arguments)})
+            write_json(failure, _record(error))
         raise SystemExit(1) from None
+
+
+def _record(error: ReasonError) -> dict[str, Any]:
+    kind, arguments = error.__reduce__()
+    return {
+        "module": kind.__module__, "name": kind.__qualname__, "message": error.message, "hint": error.hint,
+        "arguments": [a if isinstance(a, str | int | float | bool | None) else str(a) for a in arguments],
+    }  # fmt: skip
+
+
+def _recorded(said: dict[str, Any]) -> ReasonError:
+    """The error that a rank recorded, of its own type where that can be made again here."""
+    try:
+        kind: Any = importlib.import_module(said["module"])
+        for name in said["name"].split("."):
+            kind = getattr(kind, name)
+        error = kind(*said["arguments"])
+    except (ImportError, AttributeError, TypeError):  # a local class, or one that is made in another way
+        error = None
+    return error if isinstance(error, ReasonError) else RunError(said["message"], said["hint"])

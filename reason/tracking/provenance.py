@@ -34,7 +34,8 @@ def capture(cwd: Path | str = ".") -> dict[str, Any]:
     ``cpu``, ``cores``, ``memory_gb``, ``accelerators`` (names), ``versions``, ``environment``.
     """
     # One git call for all three: `# branch.oid`, `# branch.head`, then a line per changed file.
-    status = _git(cwd, "status", "--porcelain=v2", "--branch", "--untracked-files=no")
+    words = ("status", "--porcelain=v2", "--branch", "--untracked-files=no")
+    status = _git(cwd, *words, "--ignore-submodules=dirty")
     head = dict(re.findall(r"^# branch\.(oid|head) (.+)$", status or "", re.M))
     commit = head.get("oid")
     return {
@@ -65,17 +66,59 @@ def versions() -> dict[str, str]:
 
 def diff(cwd: Path | str = ".") -> str:
     """What tracked files differ by from the last commit, or '' outside a checkout. Capped, with a note."""
-    text = _git(cwd, "diff", "HEAD", "--no-color", "--no-ext-diff", seconds=10.0) or ""
+    words = ("diff", "HEAD", "--no-color", "--no-ext-diff", "--no-textconv", "--submodule=short")
+    text = _git(cwd, *words, "--ignore-submodules=dirty", seconds=10.0) or ""
     if len(text) > DIFF_CAP:
         return text[:DIFF_CAP] + f"\n[cut here: {len(text) - DIFF_CAP} more characters]\n"
     return text
 
 
+# A folder is looked at, not trusted: nothing that its own git configuration names is run. (Submodules
+# have configurations of their own; --ignore-submodules=dirty keeps git from starting in them.)
+_HARMLESS = {
+    "core.fsmonitor": "", "core.hooksPath": os.devnull, "core.pager": "cat", "core.sshCommand": "false",
+    "core.gitProxy": "", "diff.external": "", "credential.helper": "",
+}  # fmt: skip
+_SEALED = {
+    "GIT_OPTIONAL_LOCKS": "0", "GIT_NO_LAZY_FETCH": "1", "GIT_ALLOW_PROTOCOL": "none", "GIT_TERMINAL_PROMPT": "0",
+    "GIT_PAGER": "cat",
+}  # fmt: skip
+
+
 def _git(cwd: Path | str, *words: str, seconds: float = 3.0) -> str | None:
+    """What git says about a folder, None where it says nothing. Runs no program but git."""
+    filters = _filters(cwd)
+    if filters is None or any("=" in name for name in filters):  # which -c could not name
+        return None
+    settings = [f"{key}={value}" for key, value in _HARMLESS.items()]
+    settings += [f"{name}.{key}={value}" for name in filters for key, value in _NO_FILTER.items()]
+    return _plain_git(cwd, *(word for s in settings for word in ("-c", s)), *words, seconds=seconds)
+
+
+# A filter's programs run over contents, for `status` and `diff` too.
+_NO_FILTER = {"clean": "", "smudge": "", "process": "", "required": "false"}
+
+
+def _filters(cwd: Path | str) -> set[str] | None:
+    """``filter.<name>`` of each filter that the folder's own configuration defines; None where there is no git.
+
+    Filters of the user's own configuration stay: a file under them would count as changed.
+    """
+    listed = _plain_git(cwd, "config", "--list", "--show-scope", "--name-only", "-z")
+    if listed is None:
+        return None
+    scopes_and_keys = listed.split("\0")
+    pairs = zip(scopes_and_keys[::2], scopes_and_keys[1::2], strict=False)
+    own = [key for scope, key in pairs if scope in ("local", "worktree")]
+    return {key.rpartition(".")[0] for key in own if key.startswith("filter.") and key.count(".") > 1}
+
+
+def _plain_git(cwd: Path | str, *words: str, seconds: float = 3.0) -> str | None:
     try:
         done = subprocess.run(
-            ["git", "--no-optional-locks", *words],
+            ["git", "--no-optional-locks", "--no-pager", *words],
             cwd=cwd,
+            env={k: v for k, v in os.environ.items() if k != "GIT_EXTERNAL_DIFF"} | _SEALED,
             capture_output=True,
             timeout=seconds,
             stdin=subprocess.DEVNULL,

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from command import mlflow_runs, runs
 
+from reason import load
+
 
 @pytest.fixture
 def ran(reason, tiny_text, store):
@@ -44,14 +46,22 @@ class TestRun:
         shown = reason("inspect", "last", "--html", "page.html")
         assert shown.code == 0, shown.err
         assert "recursions" in shown.out and "<html" in Path("page.html").read_text()[:200]
-        text, short, empty, strange = ask(
+
+    def test_it_answers_requests(self, ran, reason, monkeypatch):
+        (folder,) = runs()
+        document = load(folder).session.dataset.corpus.parts["test"].text[0]
+        prompt = " ".join(document.split()[:4])
+        shallow, whole, again, foreign, empty, strange = ask(
             reason, monkeypatch,
-            {"prompt": "a > b", "tokens": 3, "depth": 1}, {"prompt": "a > b", "tokens": 3},
-            {"prompt": ""}, {"prompt": "a > b", "dept": 1},
+            {"prompt": prompt, "tokens": 3, "depth": 1}, {"prompt": prompt, "tokens": 3}, {"prompt": prompt, "tokens": 3},
+            {"prompt": "a > b"}, {"prompt": ""}, {"prompt": prompt, "dept": 1},
         )  # fmt: skip
-        assert "text" in text or "error" in text  # these words may not occur in the data
-        assert short.keys() == text.keys()
-        assert "empty" in empty["error"] and "depth" in strange["error"]
+        for answer in (shallow, whole):
+            assert 1 <= answer["tokens"] <= 3 and (answer["tokens"] == 3 or answer["stopped"])
+            assert len(answer["text"].split()) == answer["tokens"] - answer["stopped"]
+        assert shallow["depth"] == 1 <= whole["depth"] <= 3 and whole == again
+        assert "'a' is not in the vocabulary" in foreign["error"]
+        assert "empty" in empty["error"] and "'dept'" in strange["error"]
 
 
 def test_a_sweep_over_depth_trains_once_for_each_seed(reason, tiny_text, store):

@@ -83,3 +83,44 @@ def _timed() -> float:
     start = time.perf_counter()
     provenance.capture()
     return time.perf_counter() - start
+
+
+def test_nothing_that_a_folder_names_is_run(tmp_path):
+    """A repository that somebody else made, whose configuration and attributes name programs wherever git runs one."""
+    place = tmp_path / "theirs"
+    place.mkdir()
+    checkout(place)
+    (place / "b.bin").write_text("bin\n")
+    (place / ".gitattributes").write_text("a.txt diff=spy filter=spy\nb.bin filter=other.one\n")
+    inner = place / "inner"
+    inner.mkdir()
+    checkout(inner)
+    git(place, "-c", "advice.addEmbeddedRepo=false", "add", ".")
+    git(place, "commit", "-m", "second")
+    ran = tmp_path / "ran"
+    spy = tmp_path / "spy.sh"
+    spy.write_text(f'#!/bin/sh\necho "$0 $*" >> {ran}\ncat\n')
+    spy.chmod(0o755)
+    for key in (
+        "core.fsmonitor", "core.pager", "pager.status", "pager.diff", "diff.external", "diff.spy.command", "diff.spy.textconv",
+        "filter.spy.clean", "filter.spy.smudge", "filter.spy.process", "filter.other.one.clean", "core.sshCommand",
+    ):  # fmt: skip
+        git(place, "config", key, str(spy))
+        git(inner, "config", key, str(spy))
+    git(place, "config", "filter.spy.required", "true")
+    git(place, "config", "diff.submodule", "diff")
+    for repository in (place, inner):
+        for hook in ("post-index-change", "pre-commit", "reference-transaction"):
+            path = repository / ".git" / "hooks" / hook
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(spy.read_bytes())
+            path.chmod(0o755)
+    time.sleep(0.02)
+    (place / "a.txt").write_text("two\n")
+    (place / "b.bin").write_text("nib\n")
+    (inner / "a.txt").write_text("two\n")
+    facts, text = provenance.capture(place), provenance.diff(place)
+    assert not ran.exists(), ran.read_text()
+    assert facts["branch"] == "trunk" and facts["dirty"] is True and "-one\n+two\n" in text and "+nib" in text
+    subprocess.run(["git", "status"], cwd=place, capture_output=True)
+    assert ran.exists(), "the programs are named rightly: a plain git runs them"

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -15,9 +16,10 @@ from pathlib import Path
 import pytest
 from tracking_samples import RESULT
 
-from reason.cli.ui import _free_port, ui
+from reason.cli.ui import _free_port, _tail, ui
 from reason.errors import ConfigError
 from reason.tracking.mirror import Mirror
+from reason.tracking.store import StoreError
 
 CALL = "import sys; from reason.cli.ui import ui; ui(port=int(sys.argv[1]))"
 
@@ -104,3 +106,51 @@ def test_a_server_is_named_not_started(monkeypatch, capsys):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.getsockname()[1]}")
         ui()
     assert capsys.readouterr().out.strip() == os.environ["MLFLOW_TRACKING_URI"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_server_ends_with_a_command_that_is_killed(uri, tmp_path):
+    child = subprocess.Popen(
+        [sys.executable, "-c", CALL, "0"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout
+    address = child.stdout.readline().strip()
+    members = group_of(child.pid)
+    assert len(members) >= 2 and get(f"{address}/health")
+    assert not any(uri.encode() in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in members[:1])
+    child.send_signal(signal.SIGKILL)
+    child.communicate()
+    end = time.monotonic() + 10
+    while time.monotonic() < end and any(map(alive, members)):
+        time.sleep(0.1)
+    assert not [pid for pid in members if alive(pid)]
+    with pytest.raises(OSError):
+        get(f"{address}/health")
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize(
+    "uri", ["http://me:s3cret@host:port", "htp://me:s3cret@host", "http://me:s3cret@[host"]
+)
+def test_what_is_no_address_is_told(monkeypatch, uri):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(StoreError) as told:
+        ui()
+    assert "s3cret" not in str(told.value)
+
+
+def test_last_words_hold_no_password(tmp_path):
+    with open(tmp_path / "said", "w+b") as output:
+        output.write(b"connecting to postgresql://me:s3cret@host/db\nno password s3cret for me\n")
+        assert "s3cret" not in _tail(output, "postgresql://me:s3cret@host/db")
