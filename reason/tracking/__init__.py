@@ -1,1 +1,4 @@
-"""The run folder, and MLflow as its mirror. See ``folder``, ``points``, ``mirror``, ``store``, ``provenance``."""
+"""The run folder, and MLflow as its mirror.
+
+See ``folder``, ``clock``, ``points``, ``removal``, ``mirror``, ``describe``, ``store``, ``provenance``.
+"""

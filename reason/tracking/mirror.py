@@ -122,7 +122,9 @@ class Mirror:
         return _state(self.folder).get("run_id")
 
     def _follow(self) -> None:
-        pause = 0.0
+        # Loading MLflow takes seconds of this process's interpreter, which a run in it would pay for: a short
+        # run is over by then, and for a long one they do not count.
+        pause = 0.0 if "mlflow" in sys.modules else self._every
         while not self._stop.wait(pause):
             fine = self.try_advance(RUNNING)
             pause = (

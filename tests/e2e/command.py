@@ -18,7 +18,7 @@ def until(condition, seconds: float = 90.0):
 
 
 def runs(kind: str = "run") -> list[RunFolder]:
-    return [r for r in RunFolder.all("runs") if r.identity["kind"] == kind]
+    return [r for r in RunFolder.scan("runs")[0] if r.identity["kind"] == kind]
 
 
 def timeless(value):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from command import runs
 
 from reason.files import read_json, write_json
 
@@ -110,6 +111,17 @@ def test_a_damaged_file_hides_no_good_run_and_nothing_ends_in_a_traceback(three,
 
     ask("rm", "-y", FINISHED, INTERRUPTED)
     assert [p.name for p in three.iterdir() if p.is_dir()] == [GOOD]
+
+
+def test_a_sweep_goes_on_beside_damaged_runs(three, reason, tiny):
+    (three / FINISHED / "run.json").write_text("")
+    (three / INTERRUPTED / "run.json").write_text("null")
+    words = ["sweep", "latent", *tiny, "depth=0,1", "seed=0", "train_depth=1"]
+    for _ in range(2):  # made, and found again
+        said = reason(*words)
+        assert said.code == 0, said.err
+    assert len([r for r in runs() if r.identity["parent"]]) == 2
+    assert reason("resume", "last").code == 0
 
 
 def _seeds(answer) -> set[int]:

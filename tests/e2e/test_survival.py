@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +14,8 @@ from command import mlflow_runs, runs, timeless, until
 from pyarrow import feather
 
 from reason.engine.launcher import Terminated
+from reason.tracking import mirror
+from reason.tracking.clock import device_hours
 from reason.tracking.folder import RunFolder
 
 
@@ -154,3 +158,45 @@ def test_a_run_can_be_read_from_anywhere(reason, tiny, store, tmp_path, monkeypa
     assert told.code in (1, 2) and "Traceback" not in told.err
     told = reason("evaluate", str(tmp_path / "moved" / second.name), "eval.limit=4")
     assert told.code == 1 and "not beside it" in told.err
+
+
+@pytest.mark.parametrize(
+    "address", ["http://me:s3cret@host:port", "htp://me:s3cret@host", "http://me:s3cret@[host"]
+)
+def test_an_address_that_is_none_is_told_and_the_run_goes_on(reason, tiny, monkeypatch, address):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    told = reason("run", "latent", *tiny)
+    assert told.code == 0 and "NDCG@10" in told.out
+    assert "The address of the tracking store" in told.err
+    synced = reason("sync")
+    assert synced.code == 1 and "The address of the tracking store" in synced.err
+    shown = reason("ui")
+    assert shown.code == 1 and "The address of the tracking store" in shown.err
+    for said in (told, synced, shown):
+        assert "s3cret" not in said.err + said.out and "Traceback" not in said.err
+
+
+def test_a_slow_store_is_not_paid_for(reason, tiny, store, monkeypatch):
+    whole = mirror.open_store
+    monkeypatch.setattr(mirror, "open_store", lambda uri: (time.sleep(5), whole(uri))[1])
+    begun = time.monotonic()
+    assert reason("run", "latent", *tiny).code == 0
+    assert time.monotonic() - begun > 5  # it is waited for at the end, after the run
+    (folder,) = runs()
+    assert folder.result["metrics"]["device_hours"] * 3600 < 4
+    assert device_hours(folder, 1)["total"] * 3600 < 4
+    assert mlflow_runs(store)[folder.name].info.status == "FINISHED"
+
+
+def test_list_names_what_a_kill_left_before_it_was_a_run(reason, tiny, store):
+    assert reason("run", "latent", *tiny).code == 0
+    (folder,) = runs()
+    left = RunFolder.create("runs", "latent", "a" * 64)
+    young = reason("list", "runs", "--json")
+    assert left.name not in young.out + young.err
+    os.utime(left.path, (1.0, 1.0))
+    told = reason("list", "runs", "--json")
+    states = {r["run"]: r["status"] for r in json.loads(told.out)["runs"]}
+    assert states == {folder.name: "finished", left.name: "never started"}
+    assert f"reason rm {left.name}" in " ".join(told.err.split())
+    assert reason("rm", "-y", left.name).code == 0 and not left.path.exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.server
 import math
 import socket
 import sqlite3
@@ -19,7 +20,7 @@ from reason.files import read_json, write_json
 from reason.tracking import mirror as mirror_module
 from reason.tracking.folder import KILLED, RunFolder
 from reason.tracking.mirror import Mirror, forget, sync
-from reason.tracking.store import open_store
+from reason.tracking.store import StoreError, open_store
 
 
 def stored(uri, folder, name):
@@ -370,6 +371,24 @@ def test_opening_a_store_costs_a_run_nothing(uri, make, monkeypatch):
     assert run_of(uri, folder).info.status == "FINISHED"
 
 
+LOADED = """
+import sys, time
+from reason.tracking.folder import RunFolder
+from reason.tracking.mirror import Mirror
+mirror = Mirror(RunFolder(sys.argv[1]), sys.argv[2], every=1.0)
+mirror.start()
+time.sleep(0.7)
+assert "mlflow" not in sys.modules
+assert mirror.close("failed") and "mlflow" in sys.modules
+"""
+
+
+def test_a_short_run_does_not_share_its_time_with_the_loading_of_mlflow(uri, make):
+    folder = make()
+    subprocess.run([sys.executable, "-c", LOADED, str(folder.path), uri], check=True, timeout=60)
+    assert run_of(uri, folder).info.status == "FAILED"
+
+
 def test_making_a_store_of_our_own_is_waited_for(uri, make, monkeypatch):
     """The first run of a newcomer, on a slow disk."""
     monkeypatch.setattr(mirror_module, "CLOSE_S", 0.2)
@@ -479,3 +498,33 @@ def test_a_password_is_nowhere(make, root, capsys, monkeypatch):
     assert not Mirror(folder, f"http://me:se%2Fcret@127.0.0.1:{free_port()}").close("failed")
     told = capsys.readouterr().err
     assert told.count("not reachable") == 2 and "cret" not in told and "unknown scheme" in told
+
+
+class Refusing(http.server.BaseHTTPRequestHandler):
+    """A server that answers every request with 500, and says what it was asked."""
+
+    def do_GET(self):
+        self.send_response(500)
+        self.end_headers()
+        self.wfile.write(f"no: {self.headers} {self.path} http://me:s3cret@there".encode())
+
+    do_POST = do_GET
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_server_that_fails_does_not_tell_the_password(make, root, capsys, monkeypatch):
+    monkeypatch.setattr(mirror_module, "_warned", set())
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    folder = make()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://me:s3cret@127.0.0.1:{server.server_port}"
+        assert not Mirror(folder, address).close("failed")
+        told = capsys.readouterr().err
+        with pytest.raises(StoreError) as refused:
+            sync(root, address)
+        server.shutdown()
+    assert "not reachable" in told and "500" in told
+    assert "s3cret" not in told + str(refused.value)

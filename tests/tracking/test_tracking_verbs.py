@@ -12,7 +12,9 @@ from typer.testing import CliRunner
 
 from reason.cli.doctor import doctor
 from reason.cli.sync import sync
+from reason.errors import ConfigError
 from reason.tracking.folder import RunFolder
+from reason.tracking.store import StoreError
 
 app = typer.Typer()
 app.command()(sync)
@@ -41,6 +43,19 @@ def test_sync_of_a_bad_folder_fails_and_says_which(uri, make, call):
     (folder / "config.yaml").write_text("{: not yaml")
     answer = call("sync", "--json")
     assert answer.exit_code == 1 and json.loads(answer.stdout)["runs"][0]["error"]
+
+
+def test_rebuild_moves_a_damaged_store_aside_and_fills_a_new_one(tmp_path, make, call):
+    folder = make()
+    folder.write_result(RESULT)
+    (tmp_path / "mlflow.db").write_text("no database " * 500)
+    refused = call("sync", "--rebuild", folder.name)
+    assert isinstance(refused.exception, ConfigError) and not (tmp_path / "mlflow.db.damaged-1").exists()
+    told = call("sync", "--rebuild", "--json")
+    assert told.exit_code == 0 and "mlflow.db.damaged-1" in told.stderr
+    assert [(r["run"], r["created"]) for r in json.loads(told.stdout)["runs"]] == [(folder.name, True)]
+    whole = call("sync", "--rebuild")
+    assert isinstance(whole.exception, StoreError) and "not damaged" in str(whole.exception)
 
 
 def test_doctor(uri, make, call):
