@@ -21,7 +21,8 @@ from torch import Tensor
 
 from reason.errors import DataError
 from reason.methods.latent import candidates
-from reason.methods.latent.explain import Explainer, spearman
+from reason.methods.latent.explain import Explainer
+from reason.metrics.association import spearman
 from reason.metrics.statistics import Difference, Interval, Rows, bootstrap_interval, paired_difference
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def faithfulness(
         for (name, values), lost in zip(told.items(), fall.tolist(), strict=False):
             falls.setdefault(name, []).append(lost)
             for kept, other in ((agreement, told["occlusion"]), (same, ruined[name])):
-                if (rho := spearman(values, other)) is not None:
+                if (rho := spearman(values.cpu().numpy(), other.cpu().numpy())) is not None:
                     kept.setdefault(name, []).append(rho)
     del agreement["occlusion"]  # with itself
     ids = chosen.astype(str)

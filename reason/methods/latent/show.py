@@ -17,7 +17,8 @@ from reason.methods.base import Context
 from reason.methods.figures import Figure, HeatMap, Table
 from reason.methods.latent import candidates, objective
 from reason.methods.latent.answer import Answerer
-from reason.methods.latent.explain import Explainer, Trace, category_mass, nearest, spearman
+from reason.methods.latent.explain import Explainer, Trace, category_mass, nearest
+from reason.metrics.association import spearman
 
 if TYPE_CHECKING:
     from reason.backbones.encoder import SequenceEncoder
@@ -178,7 +179,7 @@ def _history(r: Request) -> Table:
     if skip:
         far = int(effect[:skip].abs().argmax())
         notes.append(f"Largest effect of an older item: {named[far]}, {cells[far]}.")
-    if seen is not None and (rho := spearman(seen, effect)) is not None:
+    if seen is not None and (rho := spearman(seen.cpu().numpy(), effect.cpu().numpy())) is not None:
         notes.append(f"Rank correlation of attention and effect over the {n} items read: {rho:.2f}.")
     return Table(f"History of user {r.who}", columns, rows[skip:], _join(*notes))
 
