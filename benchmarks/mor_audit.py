@@ -41,11 +41,10 @@ from reason.engine import runner
 from reason.engine.config import resolve
 from reason.engine.session import LoadedRun, load_dataset, open_run
 from reason.engine.worker import work
-from reason.methods.mor.judge import judging_route
-from reason.methods.mor.monitor import Watched, alerts, health, sample, watch, windows_of
+from reason.methods.mor.active import ActiveTokens
+from reason.methods.mor.monitor import RoutingSample, alerts, draw_windows, health, observe, sample
 from reason.methods.mor.network import MixtureOfRecursions
-from reason.methods.mor.routes import Above
-from reason.methods.mor.taken import Taken
+from reason.methods.mor.routes import AboveThreshold, evaluation_route
 from reason.tracking.folder import RunFolder
 
 FOUND, CLEAN = 0.9, 0.05  # targets
@@ -96,9 +95,11 @@ def report(loaded: LoadedRun, tokens: int, draws: int) -> int:
     text = sample(test, np.random.default_rng(1).permutation(len(test)), tokens)
     cap = min(config.depth, model.recursions)
 
-    def see(thresholds: list[float], route: Callable[[Tensor], Any] | None = None) -> Watched:
-        way = route or (lambda t: judging_route(model.config, model, t, thresholds, config.seed))
-        return watch(model, text, way, cap, size=config.eval.batch_size, device=session.ctx.device)
+    def see(thresholds: list[float], route: Callable[[Tensor], Any] | None = None) -> RoutingSample:
+        way = route or (
+            lambda t: evaluation_route(model.config, model.recursions, t, thresholds, config.seed)
+        )
+        return observe(model, text, way, cap, size=config.eval.batch_size, device=session.ctx.device)
 
     clean = see(fitted["thresholds"])
     seen = {"clean": clean} | {
@@ -106,7 +107,7 @@ def report(loaded: LoadedRun, tokens: int, draws: int) -> int:
     }
     length = text["length"].numpy()
     rng = np.random.default_rng(2)
-    rows = [windows_of(text["case"].numpy(), length, reference["tokens"], rng) for _ in range(draws)]
+    rows = [draw_windows(text["case"].numpy(), length, reference["tokens"], rng) for _ in range(draws)]
     apart = int(length.sum()) // reference["tokens"]
     fixed = {"limits": USUAL | usual(reference, fitted["capacities"], model.recursions)}
     print(
@@ -116,7 +117,7 @@ def report(loaded: LoadedRun, tokens: int, draws: int) -> int:
     print(f"{'':18}{'alarms':>9}{'by fixed limits':>17}   what alarms most often")
     rates, rivals = {}, {}
     for name, one in seen.items():
-        told = [health(one.pick(r), reference["shares"]) for r in rows]
+        told = [health(one.select(r), reference["shares"]) for r in rows]
         found = [alerts(h, reference) for h in told]
         rates[name] = float(np.mean([bool(f) for f in found]))
         rivals[name] = float(np.mean([bool(alerts(h, fixed)) for h in told]))
@@ -156,9 +157,9 @@ def broken(
     fault: str,
     model: MixtureOfRecursions,
     thresholds: list[float],
-    clean: Watched,
-    see: Callable[..., Watched],
-) -> Watched:
+    clean: RoutingSample,
+    see: Callable[..., RoutingSample],
+) -> RoutingSample:
     """The text as it is seen with a fault."""
     scores = [
         clean.logits[:, r][np.isfinite(clean.logits[:, r])].astype(np.float32)
@@ -193,14 +194,14 @@ def changed(model: MixtureOfRecursions, change: Callable[[Tensor], Tensor]) -> I
                 w.copy_(was)
 
 
-class Stuck(Above):
+class Stuck(AboveThreshold):
     """Scores far above any threshold, in the place of the router's own: the gate hears them too."""
 
-    def __call__(self, step: int, logits: Tensor, among: Taken) -> Any:
-        return super().__call__(step, logits.fill_(50.0), among)
+    def __call__(self, step: int, logits: Tensor, candidates: ActiveTokens) -> Any:
+        return super().__call__(step, logits.fill_(50.0), candidates)
 
 
-class ByPosition(Above):
+class ByPosition(AboveThreshold):
     """Scores that the position alone decides, of those that clean text was given."""
 
     def __init__(self, thresholds: list[float], scores: list[np.ndarray]):
@@ -208,8 +209,8 @@ class ByPosition(Above):
         rng = np.random.default_rng(3)
         self.scores = [torch.from_numpy(rng.choice(s, 4096)) for s in scores]
 
-    def __call__(self, step: int, logits: Tensor, among: Taken) -> Any:
-        return super().__call__(step, logits.copy_(self.scores[step][among.position]), among)
+    def __call__(self, step: int, logits: Tensor, candidates: ActiveTokens) -> Any:
+        return super().__call__(step, logits.copy_(self.scores[step][candidates.position]), candidates)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from reason.backbones.config import RecursiveConfig
 from reason.backbones.decoder import RecursiveDecoder
-from reason.backbones.pretrained import Causal, open_causal
+from reason.backbones.pretrained import CausalLM, open_causal
 from reason.backbones.source import settle
 from reason.methods.mor.config import Init, MorConfig
 from reason.methods.mor.convert import Layout, Teacher, convert
@@ -89,13 +89,13 @@ def main() -> int:
     return 0 if result["holds"] else 1
 
 
-def decoder(causal: Causal, recursions: int, init: Init = "stepwise", lora: int = 0) -> RecursiveDecoder:
+def decoder(causal: CausalLM, recursions: int, init: Init = "stepwise", lora: int = 0) -> RecursiveDecoder:
     layout = Layout.of(causal.shape.layers, "middle_cycle", recursions, init)
     return convert(causal, layout, partial(RecursiveDecoder, RecursiveConfig()), lora)
 
 
 def network(
-    causal: Causal, recursions: int, routing: str, init: Init = "stepwise", lora: int = 0
+    causal: CausalLM, recursions: int, routing: str, init: Init = "stepwise", lora: int = 0
 ) -> MixtureOfRecursions:
     config = MorConfig(routing=routing)  # pyright: ignore[reportArgumentType]
     return MixtureOfRecursions(decoder(causal, recursions, init, lora), config, 0.02, Teacher(causal)).eval()

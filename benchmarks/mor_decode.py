@@ -29,15 +29,15 @@ import torch
 from reason.backbones.config import RecursiveConfig
 from reason.backbones.decoder import RecursiveDecoder
 from reason.methods.mor.cache import MoRCache
+from reason.methods.mor.cached_pass import Segment, begin, finish, recurse
 from reason.methods.mor.config import MorConfig
 from reason.methods.mor.decode import extend, prefill, step
-from reason.methods.mor.generate import Generation, Request
+from reason.methods.mor.generate import Generation, GenerationRequest
+from reason.methods.mor.halting import HaltingRule, router_logits
 from reason.methods.mor.network import MixtureOfRecursions
-from reason.methods.mor.pace import Pace, score
-from reason.methods.mor.packed import Part, begin, finish, recurse
-from reason.methods.mor.routes import Above, Known
+from reason.methods.mor.routes import AboveThreshold, KnownDepths
 from reason.methods.mor.scheduler import Scheduler
-from reason.metrics.calibration import quantile_above
+from reason.metrics.calibration import threshold_for_share
 
 RECURSIONS, VOCAB = 3, 2048
 LATENCY, SHARE, BYTES = 0.15, 0.85, 0.01  # targets
@@ -64,7 +64,7 @@ def main() -> int:
         latency = report_latency(model, routes, 3 if args.quick else 30)
         rounds, waves, most = (2, 3, 24) if args.quick else (12, 4, 64)
         shares = report_throughput(model, routes, args.rows, rounds, waves, most)
-        memory = report_memory(model, routes["2.0"])
+        kv_mode = report_memory(model, routes["2.0"])
     worst = max(abs(np.median(r) - 1) for r in latency.values())
     share = min(shares, key=lambda name: np.median(shares[name]))
     ratio = float(np.median(shares[share]))
@@ -74,9 +74,9 @@ def main() -> int:
         "target": SHARE,
         "off_latency": round(float(worst), 4),
         "target_latency": LATENCY,
-        "off_bytes": round(memory, 5),
+        "off_bytes": round(kv_mode, 5),
         "target_bytes": BYTES,
-        "holds": bool(ratio >= SHARE and worst <= LATENCY and memory <= BYTES),
+        "holds": bool(ratio >= SHARE and worst <= LATENCY and kv_mode <= BYTES),
         "spread": [round(float(q), 4) for q in np.quantile(shares[share], [0.25, 0.75])],
         "latency": {name: round(float(np.median(r)), 4) for name, r in latency.items()},
         "shares": {name: round(float(np.median(s)), 4) for name, s in shares.items()},
@@ -96,14 +96,14 @@ def network(hidden: int, block: int) -> MixtureOfRecursions:
     return MixtureOfRecursions(decoder, MorConfig(), 0.5).eval()
 
 
-def calibrated(model: MixtureOfRecursions, shares: tuple[float, ...]) -> Above:
+def calibrated(model: MixtureOfRecursions, shares: tuple[float, ...]) -> AboveThreshold:
     """Thresholds that let such shares of the tokens of a random text through, a step at a time."""
     tokens = torch.randint(VOCAB, (8, 256), generator=torch.Generator().manual_seed(1))
     bars: list[float] = []
     for r in range(1, len(shares)):
-        scored = model(tokens, Above([*bars, -1e30]), cap=r + 1).scored[r]
-        bars.append(quantile_above(scored.logits.numpy(), shares[r] / shares[r - 1]))
-    return Above(bars)
+        scored = model(tokens, AboveThreshold([*bars, -1e30]), cap=r + 1).steps[r]
+        bars.append(threshold_for_share(scored.logits.numpy(), shares[r] / shares[r - 1]))
+    return AboveThreshold(bars)
 
 
 def timed(call: Callable[[], object]) -> float:
@@ -117,26 +117,30 @@ def timed(call: Callable[[], object]) -> float:
 
 
 def report_latency(
-    model: MixtureOfRecursions, routes: dict[str, Above], rounds: int, context: int = 192, most: int = 48
+    model: MixtureOfRecursions,
+    routes: dict[str, AboveThreshold],
+    rounds: int,
+    context: int = 192,
+    most: int = 48,
 ) -> dict[str, np.ndarray]:
     """Ratios (rounds,) of each route's time for a text, over that of full depth, to the ratio that is promised."""
     text = torch.randint(VOCAB, (context + most,), generator=torch.Generator().manual_seed(2)).tolist()
-    paces = {"full": Pace(model, Known(RECURSIONS)), "one": Pace(model, Known(1))}
-    paces |= {name: Pace(model, route) for name, route in routes.items()}
-    pasts = {name: MoRCache(model).open() for name in paces}
-    for name, pace in paces.items():
-        prefill(model, pasts[name], text[:context], pace)
+    rules = {"full": HaltingRule(model, KnownDepths(RECURSIONS)), "one": HaltingRule(model, KnownDepths(1))}
+    rules |= {name: HaltingRule(model, route) for name, route in routes.items()}
+    pasts = {name: MoRCache(model).open() for name in rules}
+    for name, rule in rules.items():
+        prefill(model, pasts[name], text[:context], rule)
 
     def write(name: str) -> None:
-        past, pace = pasts[name], paces[name]
+        past, rule = pasts[name], rules[name]
         past.truncate(context)
         for token in text[context:]:
-            step(model, [past], [token], [pace])[0].argmax().item()
+            step(model, [past], [token], [rule])[0].argmax().item()
 
-    times: dict[str, list[float]] = {name: [] for name in paces}
+    times: dict[str, list[float]] = {name: [] for name in rules}
     layers, heads = [], []
     for turn in range(rounds + 1):
-        found = {name: timed(lambda name=name: write(name)) / most for name in paces}
+        found = {name: timed(lambda name=name: write(name)) / most for name in rules}
         layer, head = units(model, [pasts["full"]], most)
         if turn:
             layers.append(layer), heads.append(head)
@@ -165,11 +169,11 @@ def units(model: MixtureOfRecursions, pasts: list, repeats: int) -> tuple[float,
     """CPU ms of a layer of the block, and of head and choice, for a further token of each of these sequences."""
     x = torch.randn(len(pasts), model.decoder.shape.hidden)
     for past in pasts:
-        past.begin(1)
+        past.append(1)
         past.enter(0, [past.length - 1])
-    parts = [Part(past, np.array([past.length - 1])) for past in pasts]
+    segments = [Segment(past, np.array([past.length - 1])) for past in pasts]
     rope = model.decoder.rope(torch.tensor([past.length - 1 for past in pasts]))
-    layer = timed(lambda: [recurse(model.decoder, parts, x, rope) for _ in range(repeats)])
+    layer = timed(lambda: [recurse(model.decoder, segments, x, rope) for _ in range(repeats)])
     decoder = model.decoder
     head = timed(lambda: [decoder.logits(decoder.norm(x)).argmax(-1).tolist() for _ in range(repeats)])
     for past in pasts:
@@ -181,26 +185,31 @@ def units(model: MixtureOfRecursions, pasts: list, repeats: int) -> tuple[float,
 
 
 def report_throughput(
-    model: MixtureOfRecursions, routes: dict[str, Above], rows: int, rounds: int, waves: int, most: int
+    model: MixtureOfRecursions,
+    routes: dict[str, AboveThreshold],
+    rows: int,
+    rounds: int,
+    waves: int,
+    most: int,
 ) -> dict[str, np.ndarray]:
     """Of the bound, the share (rounds,) that the scheduler reaches for each route."""
     shares = {}
     for name, route in routes.items():
         starts = torch.randint(VOCAB, (waves * rows,), generator=torch.Generator().manual_seed(3)).tolist()
-        requests = [Request([token], most, route) for token in starts]
+        requests = [GenerationRequest([token], most, route) for token in starts]
         times: dict[str, list[float]] = {"in step": [], "scheduler": []}
         kept: dict[str, list[Generation]] = {}
 
-        def ours(requests: list[Request] = requests, kept: dict = kept) -> None:
+        def ours(requests: list[GenerationRequest] = requests, kept: dict = kept) -> None:
             scheduler = Scheduler(model, MoRCache(model), rows=rows)
             kept["scheduler"] = scheduler.run(requests)
 
-        def theirs(requests: list[Request] = requests, kept: dict = kept) -> None:
+        def theirs(requests: list[GenerationRequest] = requests, kept: dict = kept) -> None:
             batches = [requests[a : a + rows] for a in range(0, len(requests), rows)]
             kept["in step"] = [done for batch in batches for done in in_step(model, batch)]
 
         pasts = [cache.open() for cache in [MoRCache(model)] * rows]
-        extend(model, pasts, [starts[:1] * (most // 2)] * rows, [Pace(model, route)] * rows)
+        extend(model, pasts, [starts[:1] * (most // 2)] * rows, [HaltingRule(model, route)] * rows)
         layers, heads = [], []
         for turn in range(rounds + 1):
             found = {"in step": timed(theirs), "scheduler": timed(ours)}
@@ -237,49 +246,49 @@ def report_throughput(
     return shares
 
 
-def in_step(model: MixtureOfRecursions, requests: list[Request]) -> list[Generation]:
+def in_step(model: MixtureOfRecursions, requests: list[GenerationRequest]) -> list[Generation]:
     """The rival: one batch, every row in the loop until the last one leaves."""
     cache = MoRCache(model)
-    pasts, paces = [cache.open() for _ in requests], [Pace(model, r.route) for r in requests]
-    logits = extend(model, pasts, [r.prompt for r in requests], paces)
+    pasts, rules = [cache.open() for _ in requests], [HaltingRule(model, r.route) for r in requests]
+    logits = extend(model, pasts, [r.prompt for r in requests], rules)
     written: list[list[int]] = [[] for _ in requests]
-    bars = np.array([pace.bars for pace in paces])  # (B, N_r)
+    bars = np.array([rule.thresholds for rule in rules])  # (B, N_r)
     while True:
         for one, token in zip(written, logits.argmax(-1).tolist(), strict=True):
             one.append(token)
-        if len(written[0]) == requests[0].most:
+        if len(written[0]) == requests[0].max_tokens:
             return [
                 Generation(one, False, past.depth.copy()) for one, past in zip(written, pasts, strict=True)
             ]
         at = pasts[0].length
         for past in pasts:
-            past.begin(1)
-        parts = [Part(past, np.array([at])) for past in pasts]
+            past.append(1)
+        segments = [Segment(past, np.array([at])) for past in pasts]
         rope = model.decoder.rope(torch.full((len(pasts),), at))
-        u = h = begin(model.decoder, parts, torch.tensor([one[-1] for one in written]), rope)
+        u = h = begin(model.decoder, segments, torch.tensor([one[-1] for one in written]), rope)
         inside, taken = np.ones(len(pasts), bool), np.zeros(len(pasts), int)
         for r in range(model.recursions):
-            scores, heard = score(model, r, u)
-            inside &= (heard > bars[:, r]) | (r == 0)
+            scores, deciding = router_logits(model, r, u)
+            inside &= (deciding > bars[:, r]) | (r == 0)
             if not inside.any():
                 break
             for past in pasts:
                 past.enter(r, [at])
-            parts = [part._replace(step=r) for part in parts]
-            u = model.combine(u, recurse(model.decoder, parts, u, rope), scores)
+            segments = [segment._replace(step=r) for segment in segments]
+            u = model.combine(u, recurse(model.decoder, segments, u, rope), scores)
             h = torch.where(torch.from_numpy(inside)[:, None], u, h)
             taken[inside] = r + 1
             for past, stays in zip(pasts, inside, strict=True):
-                past.runs[r].count -= not stays  # what it wrote there is nobody's key
+                past.spans[r].count -= not stays  # what it wrote there is nobody's key
         for past, depth in zip(pasts, taken, strict=True):
             past.depth[at] = depth
-        logits = model.decoder.logits(finish(model.decoder, parts, h, rope))
+        logits = model.decoder.logits(finish(model.decoder, segments, h, rope))
 
 
 # --- bytes --------------------------------------------------------------------------------------------
 
 
-def report_memory(model: MixtureOfRecursions, route: Above, length: int = 2048) -> float:
+def report_memory(model: MixtureOfRecursions, route: AboveThreshold, length: int = 2048) -> float:
     """The largest part by which what is allocated differs from the formula."""
     text = torch.randint(VOCAB, (length,), generator=torch.Generator().manual_seed(4))
     b, worst = model.decoder.sharing.block, 0.0

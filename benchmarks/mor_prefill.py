@@ -34,15 +34,14 @@ from torch import Tensor, nn
 from reason.backbones.config import RecursiveConfig
 from reason.backbones.decoder import RecursiveDecoder
 from reason.methods.base import Step
+from reason.methods.mor.active import ActiveTokens
 from reason.methods.mor.config import MorConfig
 from reason.methods.mor.flops import balanced
-from reason.methods.mor.judge import cost
-from reason.methods.mor.method import sizes
-from reason.methods.mor.network import MixtureOfRecursions, Routed, Scored
+from reason.methods.mor.network import MixtureOfRecursions, RoutedOutput, StepRouting
 from reason.methods.mor.objective import losses, router_losses, training_route
-from reason.methods.mor.routes import Above, Route, TopK
-from reason.methods.mor.taken import Taken
-from reason.metrics.calibration import quantile_above
+from reason.methods.mor.outcomes import decoder_flops, forward_flops
+from reason.methods.mor.routes import AboveThreshold, Route, TopK
+from reason.metrics.calibration import threshold_for_share
 
 RECURSIONS, BATCH, VOCAB = 3, 2, 4096
 TARGET = 0.9
@@ -52,22 +51,22 @@ PLAIN, SHORT = "plain recursive", "plain, 2 recursions"
 class Masked(MixtureOfRecursions):
     """All tokens take all steps; who was not chosen is not seen, and keeps its state."""
 
-    def forward(self, tokens: Tensor, route: Route | None = None, **_: Any) -> Routed:
+    def forward(self, tokens: Tensor, route: Route | None = None, **_: Any) -> RoutedOutput:
         B, T = tokens.shape
         assert route is not None
         rope = self.decoder.rope(torch.arange(T))
-        x, taken = self.decoder.begin(tokens, rope), Taken.everything(tokens)
-        depth, scored = torch.zeros(B * T, dtype=torch.int64), []
+        x, active = self.decoder.begin(tokens, rope), ActiveTokens.all_of(tokens)
+        depth, steps = torch.zeros(B * T, dtype=torch.int64), []
         earlier, itself = torch.ones(T, T, dtype=torch.bool).tril(), torch.eye(T, dtype=torch.bool)
         for step, router in enumerate(self.by_step):
             logits = router(x).flatten()
-            heard = logits.index_select(0, taken.index)
-            places, each = route(step, heard.detach(), taken)
-            scored.append(Scored(taken, heard, None, places))
-            taken = taken if places is None else taken.pick(places, each)
-            depth = depth.index_fill(0, taken.index, step + 1)
-            active = (depth == step + 1).view(B, 1, 1, T)
-            sees = earlier & active | itself  # themselves: a row of nothing but hidden keys has no softmax
+            deciding = logits.index_select(0, active.index)
+            chosen, per_sequence = route(step, deciding.detach(), active)
+            steps.append(StepRouting(active, deciding, None, chosen))
+            active = active if chosen is None else active.select(chosen, per_sequence)
+            depth = depth.index_fill(0, active.index, step + 1)
+            mask = (depth == step + 1).view(B, 1, 1, T)
+            sees = earlier & mask | itself  # themselves: a row of nothing but hidden keys has no softmax
 
             def attend(q: Tensor, k: Tensor, v: Tensor, sees: Tensor = sees) -> Tensor:
                 q, k, v = (x.transpose(1, 2) for x in (q, k, v))
@@ -77,8 +76,8 @@ class Masked(MixtureOfRecursions):
 
             f = self.decoder.recurse(x, rope, attend)
             f = self.combine(x.flatten(0, 1), f.flatten(0, 1), logits).view_as(x)
-            x = torch.where(active.view(B, T, 1), f, x)
-        return Routed(x, depth.view(B, T), None, scored)
+            x = torch.where(mask.view(B, T, 1), f, x)
+        return RoutedOutput(x, depth.view(B, T), None, steps)
 
 
 def main() -> int:
@@ -176,13 +175,13 @@ def networks(hidden: int, block: int) -> dict[str, MixtureOfRecursions]:
 
 
 @torch.no_grad()
-def calibrated(model: MixtureOfRecursions, tokens: Tensor, capacities: list[float]) -> Above:
+def calibrated(model: MixtureOfRecursions, tokens: Tensor, capacities: list[float]) -> AboveThreshold:
     """Thresholds that let as many of these tokens through as top-k does."""
     bars: list[float] = []
     for r in range(1, len(capacities)):
-        logits = model(tokens, Above([*bars, -1e30]), cap=r + 1).scored[r].logits
-        bars.append(quantile_above(logits.numpy(), capacities[r] / capacities[r - 1]))
-    return Above(bars)
+        logits = model(tokens, AboveThreshold([*bars, -1e30]), cap=r + 1).steps[r].logits
+        bars.append(threshold_for_share(logits.numpy(), capacities[r] / capacities[r - 1]))
+    return AboveThreshold(bars)
 
 
 @torch.inference_mode()
@@ -201,7 +200,7 @@ def train(model: MixtureOfRecursions, text: Tensor) -> None:
     if len(model.decoder.block):
         found = losses(model.config, model, batch, step)
     else:
-        routed = model(tokens, training_route(model.config, RECURSIONS, step), real=length)
+        routed = model(tokens, training_route(model.config, RECURSIONS, step), lengths=length)
         found = {"sum": (routed.states.sum(), 1.0), **router_losses(model.config, model, routed)}
     total = sum(s / n for s, n in found.values())
     total.backward()  # type: ignore[union-attr]
@@ -223,8 +222,8 @@ def compare(call: Callable[[str], None], names: list[str], rounds: int) -> dict[
 @torch.no_grad()
 def operations(model: MixtureOfRecursions, tokens: Tensor, route: Route | None, backward: bool) -> float:
     """Multiply-adds, twice, as the plain or the packed model executes them."""
-    shape, depth = sizes(model), model(tokens, route).depth
-    forward = cost(model, shape, depth.cpu().numpy())
+    shape, depth = decoder_flops(model), model(tokens, route).depth
+    forward = forward_flops(model, shape, depth.cpu().numpy())
     if not backward:
         return forward
     T, pairs = depth.shape[1], 0.0

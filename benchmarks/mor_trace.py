@@ -22,9 +22,9 @@ from reason.backbones.config import RecursiveConfig
 from reason.backbones.decoder import RecursiveDecoder
 from reason.methods.mor.config import MorConfig
 from reason.methods.mor.network import MixtureOfRecursions
-from reason.methods.mor.routes import Above
+from reason.methods.mor.routes import AboveThreshold
 from reason.methods.mor.trace import RoutingTrace, trace
-from reason.metrics.calibration import quantile_above
+from reason.metrics.calibration import threshold_for_share
 
 TARGET = 1.03
 RECURSIONS, VOCAB = 3, 4096
@@ -50,9 +50,9 @@ def main() -> int:
     bars: list[float] = []
     with torch.inference_mode():
         for r in range(1, RECURSIONS):
-            scored = model(tokens, Above([*bars, -1e30]), cap=r + 1).scored[r]
-            bars.append(quantile_above(scored.logits.numpy(), (RECURSIONS - r) / (RECURSIONS - r + 1)))
-        route = Above(bars)
+            scored = model(tokens, AboveThreshold([*bars, -1e30]), cap=r + 1).steps[r]
+            bars.append(threshold_for_share(scored.logits.numpy(), (RECURSIONS - r) / (RECURSIONS - r + 1)))
+        route = AboveThreshold(bars)
 
         def forward() -> float:
             routed = model(tokens, route)

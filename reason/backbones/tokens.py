@@ -22,7 +22,7 @@ from typing import Any, cast
 import tokenizers
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from reason.backbones.making import made
+from reason.backbones.build_once import build_once
 from reason.datasets.fetch import cache_dir
 from reason.errors import ConfigError, DataError, unknown
 from reason.files import atomic, read_json, write_json
@@ -74,7 +74,7 @@ class Tokens:
             return cls(*train(texts, vocab))
         recipe = f"{RECIPE} {tokenizers.__version__} {kind} {vocab} {digest}"
         place = cache_dir() / "tokenizers" / f"{kind}-{hashlib.sha256(recipe.encode()).hexdigest()[:32]}"
-        return cls.from_folder(made(place, lambda folder: cls(*train(texts, vocab)).save(folder)))
+        return cls.from_folder(build_once(place, lambda folder: cls(*train(texts, vocab)).save(folder)))
 
     @classmethod
     def from_folder(cls, folder: Path | str) -> Tokens:

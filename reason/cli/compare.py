@@ -50,7 +50,7 @@ def compare(
     elif csv:
         emit_csv([line for t in tables for line in as_lines(t)])
     else:
-        from reason.reports.tables import comparison
+        from reason.reports.summaries import comparison
 
         for table in tables:
             show(comparison(table))

@@ -52,7 +52,7 @@ def inspect(
     loaded = open_run(RunFolder.find(run, runs))
     figures = loaded.inspect(example)
     if json:
-        from reason.reports.figures import as_dict
+        from reason.methods.figures import as_dict
 
         emit_json({"figures": [as_dict(f) for f in figures]})
     else:

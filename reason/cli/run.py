@@ -31,6 +31,6 @@ def run(
 def draw_result(folder) -> None:
     """The closing table of a run, on stdout."""
     from reason.cli.output import stdout
-    from reason.reports.tables import run_summary
+    from reason.reports.summaries import run_summary
 
     stdout().print(run_summary(folder.result, folder.path))

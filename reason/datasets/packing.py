@@ -13,13 +13,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import cached_property
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from reason.datasets.documents import Documents, Span
+from reason.datasets.documents import Corpus, Documents, Span
+from reason.datasets.subsets import hold_out
 from reason.errors import ConfigError, DataError, nearest
 
 IGNORE = -100  # target where there is none; torch's cross_entropy skips it
@@ -27,9 +29,14 @@ AT_ONCE = 1_000_000  # characters that are encoded in one call, or a single docu
 
 
 class Encoder(Protocol):
-    """What ``encode`` asks of a tokenizer."""
+    """What is asked of a tokenizer."""
 
     eos: int  # the token that ends a document
+
+    @property
+    def size(self) -> int:
+        """Tokens of its vocabulary."""
+        ...
 
     def encode(self, texts: Sequence[str]) -> Sequence[tuple[Sequence[int], Sequence[tuple[int, int]]]]:
         """For each text its ids, and for each id the characters (start, end) that it stands for."""
@@ -300,3 +307,55 @@ def _fill(tokens: np.ndarray, context: int) -> list[list[int]]:
         if left > size:
             room[left - size].append(place)
     return bins
+
+
+Tokenizer = TypeVar("Tokenizer", bound=Encoder)
+
+
+class TextSplits(Generic[Tokenizer]):
+    """The splits of a corpus under a tokenizer, each encoded when it is first used: who only generates needs none.
+
+    fit: the share of the validation documents that is held out for fitting.
+    """
+
+    def __init__(self, corpus: Corpus, tokens: Tokenizer, context: int, fit: float, info: dict[str, Any]):
+        """
+        Raises:
+            DataError: fewer than two validation documents.
+        """
+        self.tokens = tokens
+        self._corpus, self._context, self._fit = corpus, context, fit
+        if len(corpus.valid.id) < 2:
+            raise DataError(
+                "Two validation documents are needed at least: one chooses epochs, another is for fitting.",
+                "Use more text, or a larger dataset.valid.",
+            )
+        self.info = {"vocabulary": tokens.size, **info}
+
+    @property
+    def train(self) -> Windows:
+        return self._train
+
+    @cached_property
+    def _train(self) -> Windows:
+        return Windows(encode(self._corpus.train, self.tokens), self._context)
+
+    @cached_property
+    def _validation(self) -> tuple[Cases, Cases]:
+        return hold_out(Cases(encode(self._corpus.valid, self.tokens), self._context), self._fit)
+
+    @property
+    def valid(self) -> Cases:
+        return self._validation[0]
+
+    @property
+    def fit(self) -> Cases:
+        return self._validation[1]
+
+    @property
+    def test(self) -> Cases:
+        return self._test
+
+    @cached_property
+    def _test(self) -> Cases:
+        return Cases(encode(self._corpus.test, self.tokens), self._context)

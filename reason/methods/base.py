@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 from reason.methods.figures import Figure
+from reason.metrics.ratio import Ratio
 
 if TYPE_CHECKING:
     import numpy as np
@@ -106,19 +107,6 @@ class Step:
     step: int  # optimiser steps that are complete, from 0
     progress: float  # share of the planned training that is complete, in [0, 1]
     generator: torch.Generator  # on the device; a function of seed, step, rank and micro-batch alone
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """How a metric is read from the rows of an evaluation.
-
-    The mean of column ``numerator``, or sum(numerator) / sum(denominator) where a
-    denominator is named (bits per byte, loss per token).
-    """
-
-    numerator: str
-    denominator: str = ""
-    larger_is_better: bool = True
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ terminal and as pictures, so no method knows how anything is drawn.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 
@@ -58,4 +58,12 @@ class Tokens:
 
 Figure = Table | Lines | HeatMap | Tokens
 
-__all__ = ["Figure", "HeatMap", "Lines", "Table", "Tokens"]
+_KINDS: dict[type, str] = {Table: "table", Lines: "lines", HeatMap: "heat map", Tokens: "tokens"}
+
+
+def as_dict(figure: Figure) -> dict[str, Any]:
+    """The fields of a figure, and its kind under ``kind``: JSON data for `inspect --json`."""
+    return {"kind": _KINDS[type(figure)]} | {f.name: getattr(figure, f.name) for f in fields(figure)}
+
+
+__all__ = ["Figure", "HeatMap", "Lines", "Table", "Tokens", "as_dict"]

@@ -82,7 +82,7 @@ def expected_calibration_error(
 # --- thresholds -------------------------------------------------------------------------------------
 
 
-def quantile_above(scores: np.ndarray, share: float) -> float:
+def threshold_for_share(scores: np.ndarray, share: float) -> float:
     """The threshold that ``share`` of the scores (n,) lie above: between the two that it has to part."""
     if share >= 1:
         return ALL_ABOVE  # also of scores that are lower than any of these

@@ -18,9 +18,9 @@ from typing import Any
 
 from reason.methods.figures import Figure, HeatMap, Lines, Table, Tokens
 from reason.metrics.statistics import Interval
-from reason.reports import words
+from reason.reports import formatting
+from reason.reports.output_path import check_output_path
 from reason.reports.svg import chart, key
-from reason.reports.target import check_target
 
 STEPS = 33  # shades from dark to light
 SUFFIXES = (".html", ".htm")
@@ -30,7 +30,7 @@ _LONG = 40  # characters of a label that are shown for certain; a longer one als
 
 def check_page(path: Path) -> None:
     """Refuse, before anything is computed, a path that no page can be written to (``check_target``)."""
-    check_target(path, "page", SUFFIXES)
+    check_output_path(path, "page", SUFFIXES)
 
 
 def about(result: Mapping[str, Any], example: str = "") -> dict[str, Any]:
@@ -43,7 +43,7 @@ def about(result: Mapping[str, Any], example: str = "") -> dict[str, Any]:
     one = units["example"]
     who = f"{one} {example}" if example else f"one {one}"
     trained = f"trained for {r['train_depth']}" if r["train_depth"] else "the base"
-    meaning = words.meaning(a["name"], one)
+    meaning = formatting.meaning(a["name"], one)
     return {
         "title": f"{who[0].upper()}{who[1:]}: {r['method']} on {r['dataset']}",
         "facts": {
@@ -53,7 +53,7 @@ def about(result: Mapping[str, Any], example: str = "") -> dict[str, Any]:
             "dataset": r["dataset"],
             "depth": f"{r['depth']} {units['depth']}, {trained}",
             "seed": str(r["seed"]),
-            a["name"]: f"{words.interval(Interval(a['value'], a['low'], a['high'], a['n']))} "
+            a["name"]: f"{formatting.interval(Interval(a['value'], a['low'], a['high'], a['n']))} "
             f"over the {a['n']:,} {one}s of the {r['split']} split",
         },
         "saying": f"{a['name']}: {meaning}. The brackets hold the true value 95 times in 100."
@@ -147,7 +147,7 @@ def _kind(values: Sequence[Any]) -> str:
     """The class of a column: numbers, text that needs room, or neither."""
     if all(v is None or isinstance(v, int | float) or _NUMBER.fullmatch(str(v)) for v in values):
         return ' class="n"'
-    return ' class="t"' if max(len(words.cell(v)) for v in values) > 20 else ""
+    return ' class="t"' if max(len(formatting.cell(v)) for v in values) > 20 else ""
 
 
 def _column(values: list[Any]) -> list[str]:
@@ -155,15 +155,15 @@ def _column(values: list[Any]) -> list[str]:
     known = [v for v in values if isinstance(v, float) and math.isfinite(v)]
     number = _notation(known, 4)
     if any(v and not float(number(v).replace(",", "")) for v in known):
-        number = words.cell
-    return [_text(number(v) if isinstance(v, float) else words.cell(v)) for v in values]
+        number = formatting.cell
+    return [_text(number(v) if isinstance(v, float) else formatting.cell(v)) for v in values]
 
 
 def _notation(values: Sequence[float], digits: int) -> Callable[[float], str]:
     """How to write numbers below each other: as many decimals as give the largest about ``digits`` digits."""
     largest = max(map(abs, values), default=0.0)
     if not 1e-4 <= largest < 10.0**digits:
-        return lambda v: words.number(v, digits)
+        return lambda v: formatting.number(v, digits)
     places = digits - 1 - math.floor(math.log10(largest))
     return lambda v: f"{v:.{places}f}"
 
@@ -197,7 +197,7 @@ def _heat_map(f: HeatMap, name: str) -> str:
         cells = "".join(
             f'<td class="h{_shade(v, low, high)}">{number(v)}</td>'
             if _finite(v)
-            else f"<td>{words.cell(v)}</td>"
+            else f"<td>{formatting.cell(v)}</td>"
             for v in row
         )
         body.append(f'<tr><th scope="row"{kind}>{_label(label, _LONG)}</th>{cells}</tr>\n')
@@ -225,14 +225,14 @@ def _tokens(f: Tokens, name: str) -> str:
     def look(pair: tuple[str, float]) -> tuple[str, str]:
         value = pair[1]
         shade = f"h{_shade(value, f.low, f.high)}" if _finite(value) else "none"
-        return shade, words.tick(value) if _finite(value) else words.cell(value)
+        return shade, formatting.tick(value) if _finite(value) else formatting.cell(value)
 
     runs = groupby(zip(f.tokens, f.values, strict=True), look)
     pieces = [  # the shortest element and no quotes: there may be tens of thousands
         f"<i class={shade} title={shown or 'none'}>{_text(''.join(token for token, _ in run))}</i>"
         for (shade, shown), run in runs
     ]
-    scale = _scale(words.tick(f.low), words.tick(f.high), f.legend)
+    scale = _scale(formatting.tick(f.low), formatting.tick(f.high), f.legend)
     return f'{scale}<div class="tokens" dir="auto">{"".join(pieces)}</div>\n'
 
 
@@ -289,9 +289,9 @@ def _style() -> str:
 def _shades() -> Iterable[str]:
     """A class for each shade, and the bar that shows them all."""
     for i in range(STEPS):
-        back, ink = words.shade(i / (STEPS - 1))
+        back, ink = formatting.shade(i / (STEPS - 1))
         yield f".h{i}{{background:{back};color:{ink}}}\n"
-    yield f".bar{{background:linear-gradient(90deg,{words.shade(0)[0]},{words.shade(1)[0]})}}\n"
+    yield f".bar{{background:linear-gradient(90deg,{formatting.shade(0)[0]},{formatting.shade(1)[0]})}}\n"
 
 
 _LOOK = """\

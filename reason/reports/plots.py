@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from reason.errors import ConfigError
 from reason.methods.figures import Figure, HeatMap, Lines, Table, Tokens
-from reason.reports import words
-from reason.reports.target import check_target
+from reason.reports import formatting
+from reason.reports.output_path import check_output_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,7 +46,7 @@ _STYLE = {
 
 def check_picture(path: Path) -> None:
     """Refuse, before anything is computed, a path that no picture can be written to (``check_target``)."""
-    check_target(path, "picture", FORMATS)
+    check_output_path(path, "picture", FORMATS)
 
 
 def _pyplot() -> Any:
@@ -238,7 +238,7 @@ def _against_cost(
     if min(values) > 0 and max(values) / min(values) > 8:
         ax.set_xscale("log")
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: words.tick(value)))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: formatting.tick(value)))
         ax.xaxis.set_minor_locator(NullLocator())
     else:
         ax.xaxis.set_major_locator(MaxNLocator(6))
@@ -307,7 +307,7 @@ def _draw_table(ax: Axes, f: Table) -> None:
     if not f.rows:
         ax.text(0, 0.5, "no rows", color=GREY)
         return
-    cells = [[words.cell(v) for v in row] for row in f.rows]
+    cells = [[formatting.cell(v) for v in row] for row in f.rows]
     widths = [max(len(str(name)), *(len(row[i]) for row in cells)) + 2 for i, name in enumerate(f.columns)]
     total = sum(widths)
     drawn = ax.table(
@@ -354,7 +354,13 @@ def _draw_heat_map(ax: Axes, f: HeatMap) -> None:
         for r, c in np.ndindex(*values.shape):
             ink = "white" if values[r, c] < middle else "black"
             ax.text(
-                c, r, words.number(float(values[r, c]), 2), ha="center", va="center", fontsize=8, color=ink
+                c,
+                r,
+                formatting.number(float(values[r, c]), 2),
+                ha="center",
+                va="center",
+                fontsize=8,
+                color=ink,
             )
 
 

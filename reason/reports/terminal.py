@@ -17,7 +17,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from reason.methods.figures import Figure, HeatMap, Lines, Table, Tokens
-from reason.reports import words
+from reason.reports import formatting
 
 _SHADES = " ░▒▓█"
 _ASCII_SHADES = " .:*#"
@@ -59,7 +59,7 @@ class _TableView:
             )
             table.add_column(Text(name), justify="right" if numeric else "left", overflow="fold")
         for row in self.f.rows:
-            table.add_row(*(Text(words.cell(value)) for value in row))
+            table.add_row(*(Text(formatting.cell(value)) for value in row))
         yield Group(title(self.f.title), table, *note(self.f.note), Text())
 
 
@@ -80,7 +80,7 @@ class _LinesView:
         low, high = min(values), max(values)
         if low == high:
             low, high = low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1)
-        labels = [words.number(v) for v in (high, (low + high) / 2, low)]
+        labels = [formatting.number(v) for v in (high, (low + high) / 2, low)]
         margin = max(map(cell_len, labels))
         width = max(16, min(options.max_width - margin - 3, 72))
         marks = _ASCII_MARKERS if options.ascii_only else _MARKERS
@@ -113,7 +113,7 @@ class _LinesView:
             for character, colour in line:
                 text.append(character, style=colour)
             yield text
-        left, right = words.tick(first), words.tick(last)
+        left, right = formatting.tick(first), formatting.tick(last)
         gap = max(1, width - cell_len(left) - cell_len(right) - cell_len(f.x_label))
         yield Text(" " * (margin + 2) + left + " " * (gap // 2) + f.x_label + " " * (gap - gap // 2) + right)
         legend = Text()
@@ -154,7 +154,7 @@ class _HeatMapView:
 
 
 def _shade(share: float) -> Style:
-    back, ink = words.shade(share)
+    back, ink = formatting.shade(share)
     return Style.parse(f"{ink} on {back}")
 
 
@@ -176,8 +176,8 @@ class _TokensView:
                 text.append(f"{body}({shown}){token[len(body) :]}")
         scale = Text()
         if _coloured(console):
-            scale.append(f" {words.tick(f.low)} ", style=_shade(0))
-            scale.append(f" {words.tick(f.high)} ", style=_shade(1))
+            scale.append(f" {formatting.tick(f.low)} ", style=_shade(0))
+            scale.append(f" {formatting.tick(f.high)} ", style=_shade(1))
             scale.append(f" {f.legend}" if f.legend else "")
         elif f.legend:
             scale.append(f"(number): {f.legend}")

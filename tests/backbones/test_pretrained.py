@@ -16,7 +16,7 @@ import torch
 
 from reason.backbones.config import RecursiveConfig
 from reason.backbones.decoder import RecursiveDecoder
-from reason.backbones.pretrained import Causal, open_causal
+from reason.backbones.pretrained import CausalLM, open_causal
 from reason.backbones.shape import Scaling
 from reason.backbones.source import CARRIED, kind
 from reason.backbones.tokens import END, Tokens
@@ -187,7 +187,7 @@ def test_the_digest_is_of_sizes_weights_and_tokenizer(folder, tmp_path):
 
 def test_weights_are_read_when_asked_for(folder):
     causal = open_causal(str(folder))
-    assert isinstance(causal, Causal) and len(causal.tensors) == len(list(causal.tensors)) == 3 * 8 + 3
+    assert isinstance(causal, CausalLM) and len(causal.tensors) == len(list(causal.tensors)) == 3 * 8 + 3
     assert causal.tensors["layers.2.key_value.weight"].shape == (2 * 2 * 8, 32)
     with pytest.raises(KeyError):
         causal.tensors["layers.3.key_value.weight"]

@@ -19,7 +19,7 @@ def ask(reason, monkeypatch):
 
 
 def test_policies_are_a_sweep_axis_over_one_model(reason, tiny, store):
-    said = reason("sweep", "latent", *tiny, "latent.policy=fixed,cos,router", "seed=0")
+    said = reason("sweep", "latent", *tiny, "latent.policy=fixed,cos,router", "seed=0", "dataset.fit=0.7")
     assert said.code == 0, said.err
     trials = [run for run in RunFolder.all("runs") if run.identity["kind"] == "run"]
     assert len(trials) == 3 and sum(run.identity["trained_by"] is None for run in trials) == 1

@@ -49,7 +49,7 @@ class TestRun:
 
     def test_it_answers_requests(self, ran, reason, monkeypatch):
         (folder,) = runs()
-        document = load(folder).session.dataset.corpus.parts["test"].text[0]
+        document = load(folder).session.ctx.dataset.corpus.parts["test"].text[0]
         prompt = " ".join(document.split()[:4])
         shallow, whole, again, foreign, empty, strange = ask(
             reason, monkeypatch,

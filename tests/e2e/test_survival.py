@@ -121,7 +121,7 @@ def test_two_ranks_judge_a_model_as_one_does(reason, tiny, store):
     assert files == sorted(p.name for p in (two / "rows").iterdir()) and "test-depth2.arrow" in files
     for name in files:
         mine, theirs = (feather.read_table(r / "rows" / name) for r in (one, two))
-        assert mine.schema == theirs.schema and mine.num_rows == 40
+        assert mine.schema == theirs.schema and mine.num_rows == (32 if name.startswith("valid") else 40)
         for column in mine.column_names:
             if pa.types.is_floating(mine.schema.field(column).type):
                 np.testing.assert_allclose(theirs.column(column), mine.column(column), rtol=1e-5, atol=1e-6)

@@ -10,9 +10,9 @@ import torch
 
 from reason.methods.base import Step
 from reason.methods.mor.cache import MoRCache
-from reason.methods.mor.generate import Request, generate
+from reason.methods.mor.generate import GenerationRequest, generate
 from reason.methods.mor.objective import losses
-from reason.methods.mor.routes import Above, Known, TopK
+from reason.methods.mor.routes import AboveThreshold, KnownDepths, TopK
 from reason.methods.mor.scheduler import Scheduler
 
 _spec = importlib.util.spec_from_file_location(
@@ -32,18 +32,18 @@ def batch(rows=3, length=40):
     return {"tokens": tokens, "targets": tokens.roll(-1, 1), "length": torch.full((rows,), length)}
 
 
-@pytest.mark.parametrize("memory", ["recursion", "sharing", "hybrid", "deepest", "propagate"])
+@pytest.mark.parametrize("kv_mode", ["recursion", "sharing", "hybrid", "deepest", "propagate"])
 @pytest.mark.parametrize(
-    "route", [TopK([1, 0.6, 0.3]), Above([0.0, 0.0]), Known(2)], ids=["topk", "above", "known"]
+    "route", [TopK([1, 0.6, 0.3]), AboveThreshold([0.0, 0.0]), KnownDepths(2)], ids=["topk", "above", "known"]
 )
-def test_states_are_those_of_the_cpu(route, memory):
+def test_states_are_those_of_the_cpu(route, kv_mode):
     model, tokens = small.network(), batch()["tokens"]
-    real = torch.tensor([40, 31, 7])
+    lengths = torch.tensor([40, 31, 7])
     with torch.no_grad():
-        here = model(tokens, route, real=real, memory=memory)
-        there = model.cuda()(tokens.cuda(), route, real=real.cuda(), memory=memory)
+        here = model(tokens, route, lengths=lengths, kv_mode=kv_mode)
+        there = model.cuda()(tokens.cuda(), route, lengths=lengths.cuda(), kv_mode=kv_mode)
     assert torch.equal(there.depth.cpu(), here.depth)
-    inside = torch.arange(40) < real[:, None]
+    inside = torch.arange(40) < lengths[:, None]
     torch.testing.assert_close(there.states.cpu()[inside], here.states[inside], rtol=1e-4, atol=1e-4)
 
 
@@ -67,7 +67,7 @@ def test_it_trains_in_bf16(routing):
 
 def test_the_same_text_is_written_alone_and_in_company():
     model = small.network().cuda()
-    requests = [Request(small.text(9, seed=s), 12, Above([0.0, 0.0])) for s in range(5)]
+    requests = [GenerationRequest(small.text(9, seed=s), 12, AboveThreshold([0.0, 0.0])) for s in range(5)]
     alone = [generate(model, request) for request in requests]
     together = Scheduler(model, MoRCache(model), rows=3).run(requests)
     cpu = [generate(model.cpu(), request) for request in requests]

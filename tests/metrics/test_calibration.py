@@ -14,9 +14,9 @@ from reason.metrics.calibration import (
     EXCLUDED,
     expected_calibration_error,
     fit_temperature,
-    quantile_above,
     steps_taken,
     threshold_for_mean_steps,
+    threshold_for_share,
 )
 
 # --- temperatures -----------------------------------------------------------------------------------
@@ -122,12 +122,12 @@ def test_what_has_no_calibration_error_is_refused(confidence, correct, bins, say
 @given(st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=40, unique=True), st.floats(0, 1))
 def test_the_share_lies_above_the_quantile(scores, share):
     column = np.array(scores, np.float32)
-    assert (column > np.float32(quantile_above(column, share))).sum() == round(share * len(scores))
+    assert (column > np.float32(threshold_for_share(column, share))).sum() == round(share * len(scores))
 
 
 def test_all_scores_lie_above_where_all_of_them_are_to():
-    assert quantile_above(np.array([0.5, 0.7]), 1.0) < -1e20
-    assert quantile_above(np.zeros(0), 0.3) == 0.0
+    assert threshold_for_share(np.array([0.5, 0.7]), 1.0) < -1e20
+    assert threshold_for_share(np.zeros(0), 0.3) == 0.0
 
 
 @given(

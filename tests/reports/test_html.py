@@ -15,7 +15,7 @@ from report_folders import FIGURES
 from reason.cli.inspect import inspect
 from reason.errors import ConfigError
 from reason.methods.figures import HeatMap, Lines, Table, Tokens
-from reason.reports import words
+from reason.reports import formatting
 from reason.reports.html import STEPS, about, check_page, page
 from reason.reports.svg import chart
 from reason.reports.terminal import _shade
@@ -224,7 +224,7 @@ def test_heat_maps_without_cells_or_range_or_number():
 
 def test_shades_are_the_terminals_and_legible_in_both_settings():
     for i in range(STEPS):
-        back, ink = words.shade(i / (STEPS - 1))
+        back, ink = formatting.shade(i / (STEPS - 1))
         there = _shade(i / (STEPS - 1)).bgcolor
         assert there is not None and there.triplet is not None and there.triplet.hex == back
         assert contrast(back, ink) >= 4.5

@@ -12,11 +12,10 @@ import pytest
 from report_folders import FIGURES
 from rich.console import Console
 
-from reason.methods.figures import HeatMap, Lines, Table
-from reason.reports import words
+from reason.methods.figures import HeatMap, Lines, Table, as_dict
+from reason.reports import formatting
 from reason.reports.comparison import compare
-from reason.reports.figures import as_dict
-from reason.reports.tables import comparison, run_summary
+from reason.reports.summaries import comparison, run_summary
 from reason.reports.terminal import figure
 
 
@@ -112,8 +111,8 @@ def test_comparison_keeps_accuracy_and_difference_at_80_columns(store):
     text = drawn(comparison(table))
     assert fits(text, 80) and "\x1b" not in text
     for e in table.entries:
-        assert words.interval(e.accuracy) in text and re.search(rf"^{e.label} ", text, re.M)
-        assert e.difference is None or words.difference(e.difference) in text
+        assert formatting.interval(e.accuracy) in text and re.search(rf"^{e.label} ", text, re.M)
+        assert e.difference is None or formatting.difference(e.difference) in text
     assert "≈" in text and "▲" in text and "▼" in text and "Not shown for want of room" in text
     assert "latent base, paired over 300 users and 3 seeds" in text
     wide = drawn(comparison(table), width=200)
@@ -127,7 +126,7 @@ def test_comparison_keeps_accuracy_and_difference_at_80_columns(store):
      (0.00001234, "1.23e-05"), (-0.5, "-0.500")],
 )  # fmt: skip
 def test_numbers_have_about_three_digits(value, text):
-    assert words.number(value) == text
+    assert formatting.number(value) == text
 
 
 def test_output_is_light_to_import_and_plain_in_a_pipe():

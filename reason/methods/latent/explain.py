@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -136,17 +135,3 @@ def category_mass(probability: Tensor, categories: Sequence[Sequence[str]]) -> d
     columns = [*names, "none"] if share[:, -1].any() else [*names]
     ranked = sorted(range(len(columns)), key=lambda column: -float(mass[-1, column]))
     return {columns[column]: mass[:, column].tolist() for column in ranked}
-
-
-def spearman(a: Tensor, b: Tensor) -> float | None:
-    """Rank correlation of two (n,), ties sharing their rank; None where one of them does not vary."""
-    x, y = (_ranks(v.double().cpu().numpy()) for v in (a, b))
-    if x.std() == 0 or y.std() == 0:
-        return None
-    return float(np.corrcoef(x, y)[0, 1])
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """(n,) -> (n,), equal values at the middle of their places."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts + 1) / 2)[inverse]

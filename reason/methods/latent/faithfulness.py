@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from reason.errors import DataError
-from reason.methods.latent.explain import Explainer, spearman
+from reason.methods.latent.explain import Explainer
+from reason.metrics.association import spearman
 from reason.metrics.statistics import (
     Difference,
     ExampleScores,
@@ -101,7 +102,7 @@ def faithfulness(
         for (name, values), lost in zip(learned.items(), fall.tolist(), strict=False):
             falls.setdefault(name, []).append(lost)
             for kept, other in ((agreement, learned["occlusion"]), (same, unlearned[name])):
-                if (rho := spearman(values, other)) is not None:
+                if (rho := spearman(values.cpu().numpy(), other.cpu().numpy())) is not None:
                     kept.setdefault(name, []).append(rho)
     del agreement["occlusion"]  # with itself
     ids = chosen.astype(str)

@@ -21,8 +21,9 @@ from reason.errors import DataError, nearest
 from reason.methods.base import Context
 from reason.methods.figures import Figure, HeatMap, Table
 from reason.methods.latent import objective
-from reason.methods.latent.explain import Explainer, Trace, category_mass, nearest_items, spearman
+from reason.methods.latent.explain import Explainer, Trace, category_mass, nearest_items
 from reason.methods.latent.recommender import Recommender
+from reason.metrics.association import spearman
 
 if TYPE_CHECKING:
     from reason.backbones.encoder import SequenceEncoder
@@ -232,7 +233,7 @@ def _history(r: Explanation) -> Table:
     if skip:
         far = int(effect[:skip].abs().argmax())
         notes.append(f"Largest effect of an older item: {named[far]}, {cells[far]}.")
-    if attention is not None and (rho := spearman(attention, effect)) is not None:
+    if attention is not None and (rho := spearman(attention.cpu().numpy(), effect.cpu().numpy())) is not None:
         notes.append(f"Rank correlation of attention and effect over the {n} items read: {rho:.2f}.")
     return Table(title, columns, rows[skip:], _join(*notes))
 

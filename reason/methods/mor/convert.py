@@ -1,8 +1,8 @@
-"""From a language model that works to a recursive one: what its shared layers begin as.
+"""Conversion of a pretrained language model into a recursive one: initialising its shared layers.
 
-Where they begin is after the reference code of Bae et al., arXiv 2507.10524; what each use of a shared layer keeps
-of its own (``mor.lora``) after "Relaxed Recursive Transformers", Bae et al., arXiv 2410.20672. The first and the
-last layer stay as they are where the scheme has private ends; with one recursion every layer does.
+Initialisation is after the reference code of Bae et al., arXiv 2507.10524; the low-rank correction of each use
+of a shared layer (``mor.lora``) after "Relaxed Recursive Transformers", Bae et al., arXiv 2410.20672. The first and the
+last layer are copied where the scheme has private ends; with one recursion every layer does.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from reason.backbones.config import RecursiveConfig
 from reason.backbones.decoder import RecursiveDecoder
-from reason.backbones.pretrained import Causal
+from reason.backbones.pretrained import CausalLM
 from reason.backbones.sharing import Scheme, Sharing
 from reason.errors import ConfigError
 from reason.methods.mor.config import Init
@@ -23,16 +23,16 @@ from reason.methods.mor.config import Init
 
 @dataclass(frozen=True)
 class Layout:
-    """Which layers of a source become which.
+    """Which layers of a source initialise which layers of the recursive network.
 
-    origins: of each physical layer, the source's layers it begins as the mean of; none: at random.
-    stands: of each of the L unrolled layers, the source's layer in whose place it is.
-    note: what was left out or repeated, for people; "" if nothing.
+    origins: for each physical layer, the source's layers whose mean it starts from; none: random.
+    counterparts: for each of the L unrolled layers, the layer of the source that it stands for.
+    note: which layers were left out or repeated, for people; "" if none.
     """
 
     sharing: Sharing
     origins: list[tuple[int, ...]]
-    stands: list[int]
+    counterparts: list[int]
     note: str = ""
 
     @classmethod
@@ -47,16 +47,16 @@ class Layout:
         middle = layers - ends
         if middle < recursions:
             raise ConfigError(
-                f"The source has {max(middle, 0)} layers that could be shared, too few for {recursions} recursions.",
+                f"The source has {max(middle, 0)} layers that can be shared, too few for {recursions} recursions.",
                 f"Use train_depth={middle} or less." if middle > 0 else "Use backbone.sharing=cycle, or a deeper source.",
             )  # fmt: skip
         block = int(middle / recursions + 0.5)
         sharing = Sharing(scheme, ends + block * recursions, recursions)
         first = ends // 2
         spread = [first + i for i in evenly(middle, block * recursions)]
-        stands = [0, *spread, layers - 1] if ends else spread
+        counterparts = [0, *spread, layers - 1] if ends else spread
         tied: list[list[int]] = [[] for _ in range(sharing.unique)]
-        for index, source in zip(sharing.physical, stands, strict=True):
+        for index, source in zip(sharing.physical, counterparts, strict=True):
             tied[index].append(source)
         if recursions > 1 and init != "average":
             some = {
@@ -64,19 +64,22 @@ class Layout:
             }.get(init)  # fmt: skip
             tied[first : first + block] = [[]] * block if some is None else [[first + i] for i in some]
         return cls(
-            sharing, [tuple(one) for one in tied], stands, _changed(range(first, first + middle), spread)
+            sharing,
+            [tuple(one) for one in tied],
+            counterparts,
+            _changed(range(first, first + middle), spread),
         )
 
 
-def evenly(among: int, count: int) -> list[int]:
+def evenly(candidates: int, count: int) -> list[int]:
     """``count`` of the numbers below ``among``, from first to last in equal steps, rounded; repeated if there are more."""
     if count == 1:
         return [0]
-    return [int(i * (among - 1) / (count - 1) + 0.5) for i in range(count)]
+    return [int(i * (candidates - 1) / (count - 1) + 0.5) for i in range(count)]
 
 
 def _changed(there: Sequence[int], spread: Sequence[int]) -> str:
-    """What became of layers that do not go up evenly."""
+    """What happened to layers that do not divide evenly."""
     gone = [i for i in there if i not in spread]
     again = sorted({i for i in spread if spread.count(i) > 1})
     if not (gone or again):
@@ -87,44 +90,44 @@ def _changed(there: Sequence[int], spread: Sequence[int]) -> str:
 
 
 def convert(
-    causal: Causal, layout: Layout, make: Callable[..., RecursiveDecoder], lora: int = 0
+    causal: CausalLM, layout: Layout, make: Callable[..., RecursiveDecoder], lora: int = 0
 ) -> RecursiveDecoder:
-    """The recursive network, filled.
+    """The recursive network, initialised from the source.
 
     Args:
         make: builds a ``RecursiveDecoder`` with the scheme of the layout, given its sizes.
-        lora: rank of what each use of a shared layer has beyond it; it begins as near to the source as that allows.
+        lora: rank of the correction of each use of a shared layer; it starts as near to the source as that rank allows.
     """
     shape, recursions = replace(causal.shape, layers=layout.sharing.layers), layout.sharing.recursions
     decoder = make(shape=shape, recursions=recursions, lora=lora if recursions > 1 else 0)
     decoder.fill(causal.tensors, layout.origins)
-    return decoder if decoder.corrections is None else decoder.correct(causal.tensors, layout.stands)
+    return decoder if decoder.corrections is None else decoder.correct(causal.tensors, layout.counterparts)
 
 
 class Teacher:
-    """The source as it is, frozen and in float32. Not a module: nothing of it is trained, saved or sharded. Read when
-    it is first asked."""
+    """The source itself, frozen and in float32. Not a module: nothing of it is trained, saved or sharded. Its weights are
+    read at the first use."""
 
-    def __init__(self, causal: Causal):
+    def __init__(self, causal: CausalLM):
         self.causal = causal
         self._decoder: RecursiveDecoder | None = None
 
     @torch.no_grad()
     def states(self, tokens: Tensor) -> Tensor:
-        """(B, T) -> (B, T, D), which its head reads."""
+        """Tokens (B, T) -> the states (B, T, D) that its head reads."""
         with torch.autocast(tokens.device.type, enabled=False):
             return self._network(tokens.device)(tokens)
 
     @property
     def head_weight(self) -> Tensor:
-        """(V, D), where ``states`` was asked last."""
+        """(V, D), on the device of the last call of ``states``."""
         assert self._decoder is not None
         head = self._decoder.embed if self._decoder.head is None else self._decoder.head
         return head.weight.detach()
 
     def _network(self, device: torch.device) -> RecursiveDecoder:
         if self._decoder is None:
-            with torch.random.fork_rng(devices=[]):  # whoever asks first draws on as if nobody had
+            with torch.random.fork_rng(devices=[]):  # building it leaves the random state as it was
                 config = RecursiveConfig(sharing="cycle")
                 self._decoder = RecursiveDecoder(config, shape=self.causal.shape, recursions=1)
             self._decoder.fill(self.causal.tensors).requires_grad_(False)

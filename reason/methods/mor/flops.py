@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Shape:
-    """Sizes of one network with a looped block."""
+class DecoderFlops:
+    """FLOPs of the parts of a decoder with a looped block, by its sizes."""
 
     width: int  # D
     heads: int
@@ -25,11 +25,11 @@ class Shape:
     vocab: int
     block: int  # b, layers that are looped
     ends: int  # layers that run once: 2 with private ends, else 0
-    lora: int = 0  # rank of what each use of a looped layer has beyond it
+    lora: int = 0  # rank of the correction of each use of a looped layer
 
     @property
     def layer(self) -> int:
-        """Of one token through the products of one layer, attention's own left out."""
+        """Of one token through the linear maps of one layer, without attention to keys."""
         q = 2 * self.width * self.heads * self.head_dim
         return 2 * q + self.keys_values + 6 * self.width * self.ffn
 
@@ -39,7 +39,7 @@ class Shape:
 
     @property
     def correction(self) -> int:
-        """Of one token through the corrections of a looped layer: two thin products beside each."""
+        """Of one token through the corrections of a looped layer: two thin products for each linear map."""
         q, inner = self.heads * self.head_dim, (self.width, self.ffn)
         sides = [(self.width, q), (q, self.width), inner, inner, inner]
         return self.keys_values_correction + sum(2 * min(self.lora, *pair) * sum(pair) for pair in sides)
@@ -51,7 +51,7 @@ class Shape:
 
     @property
     def pair(self) -> int:
-        """Of one query looking at one key, and taking its value."""
+        """Of one query attending to one key and its value."""
         return 4 * self.heads * self.head_dim
 
     @property
@@ -95,29 +95,29 @@ def steps_within(budget: float, per_token: float, tokens_per_step: int) -> float
 
 
 def executed(
-    shape: Shape, context: int, counts: Sequence[int], *, memory: str = "recursion", router: int = 0, head: bool = True
+    sizes: DecoderFlops, context: int, counts: Sequence[int], *, kv_mode: str = "recursion", router: int = 0, head: bool = True
 ) -> float:  # fmt: skip
     """Forward operations of one sequence of ``context`` tokens, of which ``counts[r]`` take step r + 1.
 
-    Attention is counted by the pairs that the causal mask admits. memory: what later steps look at (``memory.KINDS``):
-    but for "recursion", at all earlier tokens; with "sharing" they compute no K and V, and with "propagate" those of
-    the tokens that have just left besides. router: operations of scoring one token once; the tokens that took step r
+    Attention is counted by the pairs that the causal mask admits. kv_mode: which keys later steps attend to (``visible_keys.KV_MODES``):
+    except for "recursion", those of all earlier tokens; with "sharing" they compute no K and V, and with "propagate" also those of
+    the tokens that have just exited. router: operations of scoring one token once; the tokens that took step r
     are scored for the next one.
     """
-    whole, looped = context * (context + 1) // 2, shape.layer + shape.correction
-    total = float(shape.ends * (context * shape.layer + whole * shape.pair))
+    whole, looped = context * (context + 1) // 2, sizes.layer + sizes.correction
+    total = float(sizes.ends * (context * sizes.layer + whole * sizes.pair))
     for r, k in enumerate(counts):
-        # Which positions stay is not known here: on average they see half of the text.
-        reach = k if memory == "recursion" or not r else context
-        made = 0  # tokens whose K and V this step computes beyond or short of the k that take it
-        if r and memory == "sharing":
-            made = -k
-        elif r and memory == "propagate":
-            made = counts[r - 1] - k
-        keys_values = shape.keys_values + shape.keys_values_correction
-        total += shape.block * (k * looped + made * keys_values + k * (reach + 1) / 2 * shape.pair)
+        # Which positions stay active is not known here: on average they see half of the text.
+        reach = k if kv_mode == "recursion" or not r else context
+        computed = 0  # tokens whose K and V this step computes beyond (or short of) the k that take it
+        if r and kv_mode == "sharing":
+            computed = -k
+        elif r and kv_mode == "propagate":
+            computed = counts[r - 1] - k
+        keys_values = sizes.keys_values + sizes.keys_values_correction
+        total += sizes.block * (k * looped + computed * keys_values + k * (reach + 1) / 2 * sizes.pair)
     total += router * sum([context, *counts][: len(counts)])
-    return total + (context * shape.head if head else 0)
+    return total + (context * sizes.head if head else 0)
 
 
 # --- capacities -------------------------------------------------------------------------------------
@@ -128,12 +128,12 @@ def balanced(recursions: int) -> list[float]:
     return [(recursions - r) / recursions for r in range(recursions)]
 
 
-def kept(capacity: float, tokens: int) -> int:
-    """k_r = max(1, floor(c_r T)), of the whole length whatever the step before kept."""
+def top_k_size(capacity: float, tokens: int) -> int:
+    """k_r = max(1, floor(c_r T)), of the whole length, however many tokens the step before kept."""
     return max(1, math.floor(capacity * tokens + 1e-9))
 
 
-def warmed(capacity: float, step: int, steps: int) -> float:
+def warmup_capacity(capacity: float, step: int, steps: int) -> float:
     """Capacity during a cosine warm-up from 1 over ``steps`` optimiser steps; 0 = none."""
     if steps <= 0 or step >= steps:
         return capacity

@@ -1,108 +1,117 @@
-"""The health of a router: numbers of a window of text, and how far they may lie from what validation text shows.
+"""The health of a router: statistics of a window of text, and how far they may lie from those of validation text.
 
-A limit is no matter of taste. Windows of the same size are drawn from validation text, document by document, and
+Limits are not set by hand. Windows of the same size are drawn from validation text, document by document, and
 each statistic may differ from its median there as far as ``CLEAN`` of all windows do in their most unusual one, and
-as far again because other documents differ more. So clean text alarms rarely, over all statistics together.
+as far again because other documents differ more. So clean text seldom raises an alert, over all statistics together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from reason.datasets.packing import Cases
-from reason.methods.mor import judge
+from reason.methods.mor.network import MixtureOfRecursions
+from reason.methods.mor.outcomes import token_nll
 from reason.methods.mor.router import max_violation, normalised_entropy
-from reason.methods.mor.routes import Known, Route, TopK
+from reason.methods.mor.routes import KnownDepths, Route, TopK
 from reason.methods.mor.trace import RoutingTrace, trace
+from reason.metrics.association import auroc, population_stability_index
 
-if TYPE_CHECKING:
-    from reason.methods.mor.network import MixtureOfRecursions
-
-WINDOW = 4096  # tokens of a window
+WINDOW_TOKENS = 4096  # tokens of a window of text
 DRAWS = 300  # windows that limits are found with
-CLEAN, SLACK = 0.99, 2.0
-EACH = 4  # sequences at most of a document, so that a window holds several
-OFTEN = 8  # sequences that must have a position before it can be called dead
-SHARE = 1e-3  # a depth rarer than this counts as this rare in the PSI
-DRIFT = 512  # tokens of requests over which drift is judged
+CLEAN_SHARE, SLACK = 0.99, 2.0
+SEQUENCES_PER_DOCUMENT = 4  # sequences of a document at most, so that a window holds several documents
+MIN_SEQUENCES = 8  # sequences that a position must occur in before it can be called dead
+DRIFT_TOKENS = 512  # tokens of requests over which drift is measured
 
 
 @dataclass
-class Watched:
-    """S sequences of T positions, N_r recursions: what was decided, and what would have been."""
+class RoutingSample:
+    """The routing of S sequences of T positions with N_r recursions, beside that of top-k and of full depth."""
 
     depth: np.ndarray  # (S, T) int8, 0 at padding
-    logits: np.ndarray  # (S, N_r, T) float16, NaN where a token was no candidate
-    broken: np.ndarray  # (S, T) bool
-    case: np.ndarray  # (S,) document of each
-    ahead: np.ndarray | None = None  # (S, T) depth that top-k would give
-    asked: np.ndarray | None = None  # (S, T) bool, a loss is taken here
-    nll: np.ndarray | None = None  # (S, T) nats, 0 where not asked
-    full: np.ndarray | None = None  # (S, T) nats at full depth
+    logits: np.ndarray  # (S, N_r, T) float16, NaN where a token was not a candidate
+    fallback: np.ndarray  # (S, T) bool, an output of a router was not finite
+    case: np.ndarray  # (S,) document of each sequence
+    top_k_depth: np.ndarray | None = None  # (S, T) depth by top-k
+    is_target: np.ndarray | None = None  # (S, T) bool, there is a target
+    nll: np.ndarray | None = None  # (S, T) nats, 0 without a target
+    full_nll: np.ndarray | None = None  # (S, T) nats at full depth
 
     @classmethod
-    def of(cls, traces: Sequence[RoutingTrace], case: np.ndarray) -> Watched:
+    def of(cls, traces: Sequence[RoutingTrace], case: np.ndarray) -> RoutingSample:
         """Of traces of equally long sequences."""
-        depth, logits, broken = (
+        depth, logits, fallback = (
             np.concatenate([getattr(t, name).cpu().numpy() for t in traces])
-            for name in ("depth", "logits", "broken")
+            for name in ("depth", "logits", "fallback")
         )
-        return cls(depth, logits, broken, case)
+        return cls(depth, logits, fallback, case)
 
-    def pick(self, rows: np.ndarray) -> Watched:
+    def select(self, rows: np.ndarray) -> RoutingSample:
         """These sequences."""
         return replace(self, **{k: v[rows] for k, v in vars(self).items() if v is not None})
 
 
 @torch.no_grad()
-def watch(
+def observe(
     model: MixtureOfRecursions, windows: Mapping[str, Tensor], route: Callable[[Tensor], Route | None], cap: int,
     *, size: int, device: torch.device, whole: bool = True,
-) -> Watched:  # fmt: skip
-    """Run windows (``Cases.batch``), ``size`` at a time: under ``route(tokens)``, and where ``whole`` says so under
-    top-k and at full depth too."""
-    memory, expert = model.config.memory, bool(model.by_step) and cap > 1
-    traces, told, full, ahead, asked = [], [], [], [], []
+) -> RoutingSample:  # fmt: skip
+    """Run windows (``Cases.batch``), ``size`` at a time: under ``route(tokens)``, and if ``whole`` is true also under top-k
+    and at full depth."""
+    kv_mode, expert = model.config.memory, bool(model.by_step) and cap > 1
+    traces, nll, full_nll, top_k_depth, is_target = [], [], [], [], []
     for a in range(0, len(windows["tokens"]), size):
-        tokens, targets, real = (windows[k][a : a + size].to(device) for k in ("tokens", "targets", "length"))
-        way = route(tokens)
-        routed = model(tokens, way, real=real, cap=cap, memory=memory)
-        traces.append(trace(model, routed, way))
-        told.append(judge.tell(model, routed, targets).nll)
-        asked.append((targets >= 0).cpu().numpy())
+        tokens, targets, lengths = (
+            windows[k][a : a + size].to(device) for k in ("tokens", "targets", "length")
+        )
+        route_of = route(tokens)
+        routed = model(tokens, route_of, lengths=lengths, cap=cap, kv_mode=kv_mode)
+        traces.append(trace(model, routed, route_of))
+        nll.append(token_nll(model, routed.states, targets))
+        is_target.append((targets >= 0).cpu().numpy())
         if whole:
-            deepest = model(tokens, Known(cap), real=real, cap=cap, memory=memory)
-            full.append(judge.tell(model, deepest, targets).nll)
+            deepest = model(tokens, KnownDepths(cap), lengths=lengths, cap=cap, kv_mode=kv_mode)
+            full_nll.append(token_nll(model, deepest.states, targets))
         if whole and expert:
             top = TopK(model.config.shares(model.recursions))
-            ahead.append(model(tokens, top, real=real, cap=cap, memory=memory).depth.cpu().numpy())
-    seen = Watched.of(traces, windows["case"].numpy())
-    seen.nll, seen.asked = np.concatenate(told), np.concatenate(asked)
-    seen.full = np.concatenate(full) if full else None
-    seen.ahead = np.concatenate(ahead) if ahead else None
-    return seen
+            top_k_depth.append(
+                model(tokens, top, lengths=lengths, cap=cap, kv_mode=kv_mode).depth.cpu().numpy()
+            )
+    observed = RoutingSample.of(traces, windows["case"].numpy())
+    observed.nll, observed.is_target = np.concatenate(nll), np.concatenate(is_target)
+    observed.full_nll = np.concatenate(full_nll) if full_nll else None
+    observed.top_k_depth = np.concatenate(top_k_depth) if top_k_depth else None
+    return observed
 
 
 def sample(cases: Cases, order: np.ndarray, tokens: int) -> dict[str, Tensor]:
-    """``Cases.batch`` of documents in this ``order``, ``EACH`` sequences spread over each, until they hold ``tokens``."""
-    some = np.minimum(cases.tokens, EACH * cases.context)[order]
+    """``Cases.batch`` of documents in this ``order``, ``SEQUENCES_PER_DOCUMENT`` spread over each, until they hold
+    ``tokens``."""
+    some = np.minimum(cases.tokens, SEQUENCES_PER_DOCUMENT * cases.context)[order]
     batch = cases.batch(order[: int(np.searchsorted(np.cumsum(some), tokens)) + 1])
     case = batch["case"].numpy()
     rows = []
     for document in range(int(case[-1]) + 1):
         of = np.flatnonzero(case == document)
-        rows.append(of[np.unique(np.linspace(0, len(of) - 1, min(EACH, len(of))).round().astype(np.int64))])
+        rows.append(
+            of[
+                np.unique(
+                    np.linspace(0, len(of) - 1, min(SEQUENCES_PER_DOCUMENT, len(of))).round().astype(np.int64)
+                )
+            ]
+        )
     return {name: column[torch.from_numpy(np.concatenate(rows))] for name, column in batch.items()}
 
 
-def windows_of(case: np.ndarray, length: np.ndarray, tokens: int, rng: np.random.Generator) -> np.ndarray:
-    """Sequences of documents drawn at random, as many as hold ``tokens``; all of them where there are fewer."""
+def draw_windows(case: np.ndarray, length: np.ndarray, tokens: int, rng: np.random.Generator) -> np.ndarray:
+    """Indices of sequences of documents drawn at random, until they hold ``tokens``; all of them where there are fewer."""
     rows, total = [], 0
     for document in rng.permutation(np.unique(case)):
         for row in np.flatnonzero(case == document):
@@ -113,32 +122,32 @@ def windows_of(case: np.ndarray, length: np.ndarray, tokens: int, rng: np.random
     return np.array(rows)
 
 
-# --- numbers ------------------------------------------------------------------------------------------
+# --- statistics ------------------------------------------------------------------------------------------
 
 
-def health(seen: Watched, shares: Sequence[float] | None = None) -> dict[str, float]:
-    """Numbers of a window by name; those that cannot be had are absent.
+def health(observed: RoutingSample, shares: Sequence[float] | None = None) -> dict[str, float]:
+    """Statistics of a window by name; those that cannot be computed are absent.
 
-    shares: of tokens that leave after 1, 2, ... recursions on validation text: what the PSI compares with.
+    shares: of tokens that exit after 1, 2, ... recursions on validation text: what the PSI compares with.
     """
-    N = seen.logits.shape[1]
-    inside = seen.depth > 0
-    depth = seen.depth[inside].astype(np.int64)
+    N = observed.logits.shape[1]
+    inside = observed.depth > 0
+    depth = observed.depth[inside].astype(np.int64)
     load = np.bincount(depth, minlength=N + 1)[1:]
     found = {"mean depth": float(depth.mean())}
     if N > 1:
         found["entropy of depths"] = normalised_entropy(load.tolist())
         found["imbalance"] = max_violation(load.tolist())
-        found["explained by position"] = by_position(seen.depth)
+        found["explained by position"] = variance_by_position(observed.depth)
         usual = (
             0 if shares is None else int(np.flatnonzero(shares)[-1]) + 1
-        )  # a depth that nobody takes any more counts
-        found["dead positions"] = dead(seen.depth, max(usual, int(depth.max())))
+        )  # a depth that no token takes any more counts
+        found["dead positions"] = dead_positions(observed.depth, max(usual, int(depth.max())))
     if shares is not None:
-        found["PSI"] = psi(load, shares)
-    found["fallbacks"] = float(seen.broken[inside].mean())
+        found["PSI"] = population_stability_index(load, shares)
+    found["fallbacks"] = float(observed.fallback[inside].mean())
     for step in range(N):
-        scores = seen.logits[:, step].astype(np.float32)
+        scores = observed.logits[:, step].astype(np.float32)
         candidate = np.isfinite(scores)
         if candidate.any():
             found[f"logit RMS {step + 1}"] = float(np.sqrt(np.square(scores[candidate]).mean()))
@@ -146,37 +155,16 @@ def health(seen: Watched, shares: Sequence[float] | None = None) -> dict[str, fl
         if not step:
             continue
         found[f"kept {step + 1}"] = float((depth > step).mean())
-        if seen.ahead is not None:
-            chosen = seen.ahead > step
-            found[f"agrees with top-k {step + 1}"] = float(((seen.depth > step) == chosen)[inside].mean())
+        if observed.top_k_depth is not None:
+            chosen = observed.top_k_depth > step
+            found[f"agrees with top-k {step + 1}"] = float(((observed.depth > step) == chosen)[inside].mean())
             found[f"AUROC {step + 1}"] = auroc(scores[candidate], chosen[candidate])
-    if seen.full is not None and seen.nll is not None and seen.asked is not None:
-        found["regret"] = float(np.maximum(seen.nll - seen.full, 0)[seen.asked].mean())
+    if observed.full_nll is not None and observed.nll is not None and observed.is_target is not None:
+        found["regret"] = float(np.maximum(observed.nll - observed.full_nll, 0)[observed.is_target].mean())
     return {name: value for name, value in found.items() if not np.isnan(value)}
 
 
-def auroc(scores: np.ndarray, chosen: np.ndarray) -> float:
-    """How often one of those chosen scores above one of the others, ties half; NaN where either are none."""
-    p, n = int(chosen.sum()), int((~chosen).sum())
-    if not p or not n:
-        return float("nan")
-    return float((ranks(scores)[chosen].sum() - p * (p + 1) / 2) / (p * n))
-
-
-def ranks(values: np.ndarray) -> np.ndarray:
-    """(n,) ranks from 1, those of equal values their mean."""
-    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(count) - (count - 1) / 2)[place]
-
-
-def psi(counts: np.ndarray | Sequence[float], shares: Sequence[float]) -> float:
-    """Population stability index of a histogram against reference shares: sum of (p - q) ln(p / q)."""
-    p = np.maximum(np.asarray(counts, np.float64) / max(float(np.sum(counts)), 1), SHARE)
-    q = np.maximum(np.asarray(shares, np.float64), SHARE)
-    return float(((p - q) * np.log(p / q)).sum())
-
-
-def by_position(depth: np.ndarray) -> float:
+def variance_by_position(depth: np.ndarray) -> float:
     """The share of the variance of depths (S, T; 0 at padding) that their position alone explains, less what chance does.
 
     Positions have a mean each, which explains (positions - 1) / (tokens - 1) of any noise: epsilon squared takes that off.
@@ -194,9 +182,10 @@ def by_position(depth: np.ndarray) -> float:
     return 1 - within / (n - k) / (total / (n - 1))
 
 
-def dead(depth: np.ndarray, deepest: int) -> float:
-    """The share of positions that no sequence of (S, T) takes to the deepest recursion; NaN where too few have a position."""
-    often = (depth > 0).sum(0) >= OFTEN
+def dead_positions(depth: np.ndarray, deepest: int) -> float:
+    """The share of positions that no sequence of (S, T) takes to the deepest recursion; NaN where too few sequences have a
+    position."""
+    often = (depth > 0).sum(0) >= MIN_SEQUENCES
     if not often.any():
         return float("nan")
     return float(1 - (depth == deepest).any(0)[often].mean())
@@ -214,39 +203,43 @@ def transitions(depth: np.ndarray, recursions: int) -> np.ndarray:
 # --- limits -------------------------------------------------------------------------------------------
 
 
-class Kind(NamedTuple):
-    side: int  # alarms only above (1), only below (-1), or both (0)
-    least: float  # a difference that is worth no alarm
-    saying: str  # what it means, where it is above and below
+class Statistic(NamedTuple):
+    """A statistic of health: when it raises an alert, and what that means."""
+
+    side: int  # alerts only above its limits (1), only below (-1), or both (0)
+    smallest: float  # a difference that is not worth an alert
+    meaning: str  # a sentence for people
     least_of_all: float = 0.0
     most_of_all: float | None = 1.0  # None: the number of recursions
 
     def span(self, recursions: int) -> tuple[float, float]:
-        """Between which values it lies, whatever happens."""
+        """The values between which it always lies."""
         return self.least_of_all, float(recursions) if self.most_of_all is None else self.most_of_all
 
 
-KINDS = {
-    "mean depth": Kind(0, 0.05, "tokens take {more} recursions than on validation text", 1.0, None),
-    "entropy of depths": Kind(-1, 0.03, "the depths collapse to few"),
-    "imbalance": Kind(1, 0.05, "one depth takes most tokens", 0.0, None),
-    "explained by position": Kind(1, 0.03, "depth follows the position and not the text"),
-    "dead positions": Kind(1, 0.05, "some positions never go deepest"),
-    "PSI": Kind(1, 0.02, "the depths are spread otherwise than on validation text", 0.0, np.inf),
-    "fallbacks": Kind(1, 0.0, "the router says what is no number: these tokens go all the way"),
-    "logit RMS": Kind(0, 0.05, "the scores are {larger} than on validation text", 0.0, np.inf),
-    "mean logit": Kind(0, 0.05, "the scores lie {higher} than on validation text", -np.inf, np.inf),
-    "kept": Kind(0, 0.02, "a step keeps {more} tokens than on validation text"),
-    "agrees with top-k": Kind(-1, 0.02, "the router does not foresee whom top-k chooses"),
-    "AUROC": Kind(-1, 0.02, "scores do not part those whom top-k chooses from the others"),
-    "regret": Kind(1, 0.01, "leaving early costs more than on validation text", 0.0, np.inf),
+STATISTICS = {
+    "mean depth": Statistic(0, 0.05, "tokens take {more} recursions than on validation text", 1.0, None),
+    "entropy of depths": Statistic(-1, 0.03, "the depths collapse to a few"),
+    "imbalance": Statistic(1, 0.05, "one depth takes most tokens", 0.0, None),
+    "explained by position": Statistic(1, 0.03, "depth follows the position and not the text"),
+    "dead positions": Statistic(1, 0.05, "some positions never reach the deepest recursion"),
+    "PSI": Statistic(1, 0.02, "the depths are distributed differently than on validation text", 0.0, np.inf),
+    "fallbacks": Statistic(1, 0.0, "the router returned NaN or infinity: these tokens ran at full depth"),
+    "logit RMS": Statistic(0, 0.05, "the scores are {larger} than on validation text", 0.0, np.inf),
+    "mean logit": Statistic(
+        0, 0.05, "the scores are {higher} than on validation text on average", -np.inf, np.inf
+    ),
+    "kept": Statistic(0, 0.02, "a step keeps {more} tokens than on validation text"),
+    "agrees with top-k": Statistic(-1, 0.02, "the router does not predict which tokens top-k chooses"),
+    "AUROC": Statistic(-1, 0.02, "the scores do not separate the tokens that top-k chooses from the others"),
+    "regret": Statistic(1, 0.01, "exiting early costs more than on validation text", 0.0, np.inf),
 }
 WORDS = {"more": ("more", "fewer"), "larger": ("larger", "smaller"), "higher": ("higher", "lower")}
 
 
-def kind(name: str) -> Kind:
-    """Of a statistic, whose name may end in a step."""
-    return KINDS[name.rstrip("0123456789 ")]
+def statistic(name: str) -> Statistic:
+    """By its name, which may end in a step."""
+    return STATISTICS[name.rstrip("0123456789 ")]
 
 
 class Alert(NamedTuple):
@@ -257,53 +250,61 @@ class Alert(NamedTuple):
 
 
 def alerts(found: Mapping[str, float], reference: Mapping[str, Any]) -> list[Alert]:
-    """What lies beyond its limit. reference: as ``refer`` gives it."""
-    told = []
+    """Statistics beyond their limits. reference: as returned by ``fit_reference``."""
+    raised = []
     for name, value in found.items():
         low, high = reference["limits"].get(name, (None, None))
         for limit, side in ((high, 0), (low, 1)):
             if limit is not None and (value < limit if side else value > limit):
                 words = {key: pair[side] for key, pair in WORDS.items()}
-                told.append(Alert(name, value, float(limit), kind(name).saying.format(**words)))
-    return told
+                raised.append(Alert(name, value, float(limit), statistic(name).meaning.format(**words)))
+    return raised
 
 
-def refer(seen: Watched) -> dict[str, Any]:
-    """The reference: shares of the depths, and of each statistic its limits and what is usual, over windows of clean text.
+def fit_reference(observed: RoutingSample) -> dict[str, Any]:
+    """The reference: shares of the depths, and the limits and usual values of each statistic, over windows of clean text.
 
     tokens: of a window. limits: {name: (low or null, high or null)}. usual: {name: (5%, 50%, 95%)}. drift: the PSI
     that ``DRIFT`` tokens of any documents may have.
     """
-    inside, N = seen.depth > 0, seen.logits.shape[1]
+    inside, N = observed.depth > 0, observed.logits.shape[1]
     length = inside.sum(1)
-    load = np.bincount(seen.depth[inside].astype(np.int64), minlength=N + 1)[1:]
+    load = np.bincount(observed.depth[inside].astype(np.int64), minlength=N + 1)[1:]
     shares = (load / max(load.sum(), 1)).tolist()
     rng = np.random.default_rng(0)
-    size = min(WINDOW, int(length.sum()) // 2)
-    windows = [seen.pick(windows_of(seen.case, length, size, rng)) for _ in range(DRAWS)]
+    size = min(WINDOW_TOKENS, int(length.sum()) // 2)
+    windows = [observed.select(draw_windows(observed.case, length, size, rng)) for _ in range(DRAWS)]
     drawn = [health(w, shares) for w in windows]
     names = [n for n in drawn[0] if all(n in one for one in drawn)]
     values = np.array([[one[name] for name in names] for one in drawn])  # (windows, statistics)
     low, middle, high = np.quantile(values, [0.05, 0.5, 0.95], axis=0)
-    least = np.array([kind(name).least for name in names])
-    side = np.array([kind(name).side for name in names])
-    up, down = np.maximum(high - middle, least), np.maximum(middle - low, least)
+    smallest = np.array([statistic(name).smallest for name in names])
+    side = np.array([statistic(name).side for name in names])
+    up, down = np.maximum(high - middle, smallest), np.maximum(middle - low, smallest)
     with np.errstate(divide="ignore", invalid="ignore"):
-        odd = np.where(values > middle, (values - middle) / up, (middle - values) / down)
-    odd = np.where((side > 0) & (values < middle) | (side < 0) & (values > middle), 0.0, np.nan_to_num(odd))
-    far = SLACK * max(1.0, float(np.quantile(odd.max(1), CLEAN)))
+        deviation = np.where(values > middle, (values - middle) / up, (middle - values) / down)
+    deviation = np.where(
+        (side > 0) & (values < middle) | (side < 0) & (values > middle), 0.0, np.nan_to_num(deviation)
+    )
+    far = SLACK * max(1.0, float(np.quantile(deviation.max(1), CLEAN_SHARE)))
     limits = {}
     for name, m, u, d, s in zip(names, middle, up, down, side, strict=True):
-        (bottom, top), one = kind(name).span(N), far * np.array([d, u])
+        (bottom, top), one = statistic(name).span(N), far * np.array([d, u])
         low_at, high_at = float(m - one[0]), float(m + one[1])
-        limits[name] = (  # what no window can pass is no limit
+        limits[name] = (  # a limit that no window can pass is left out
             low_at if s <= 0 and low_at > bottom else None,
             high_at if s >= 0 and high_at < top else None,
         )
-    few = [seen.pick(windows_of(seen.case, length, min(DRIFT, size), rng)).depth for _ in range(DRAWS)]
-    drifts = [psi(np.bincount(d[d > 0].astype(np.int64), minlength=N + 1)[1:], shares) for d in few]
+    few = [
+        observed.select(draw_windows(observed.case, length, min(DRIFT_TOKENS, size), rng)).depth
+        for _ in range(DRAWS)
+    ]
+    drifts = [
+        population_stability_index(np.bincount(d[d > 0].astype(np.int64), minlength=N + 1)[1:], shares)
+        for d in few
+    ]
     usual = {n: (float(a), float(b), float(c)) for n, a, b, c in zip(names, low, middle, high, strict=True)}
     return {
         "tokens": size, "shares": shares, "limits": limits, "usual": usual,
-        "drift": SLACK * float(np.quantile(drifts, CLEAN)),
+        "drift": SLACK * float(np.quantile(drifts, CLEAN_SHARE)),
     }  # fmt: skip

@@ -1,7 +1,7 @@
-"""Audit records: how a text was written, so that it can be looked into and written again exactly.
+"""Audit records: how a text was generated, so that it can be examined and replayed exactly.
 
-A record is one line of JSON in ``audit.jsonl``. The depths of its tokens are all that a replay needs beside the model:
-known depths lead every token through the steps that it took, whatever decided them then.
+A record is one line of JSON in ``audit.jsonl``. Beside the model, a replay needs only the depths of the tokens: known
+depths take every token through the same steps again, whatever decided them before.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,19 +20,17 @@ from torch import Tensor
 from reason.errors import DataError
 from reason.files import append_json_lines
 from reason.methods.mor.cache import MoRCache
-from reason.methods.mor.generate import Generation, Request, Sampling, generate
-from reason.methods.mor.routes import Known
+from reason.methods.mor.generate import Generation, GenerationRequest, Sampling, generate
+from reason.methods.mor.network import MixtureOfRecursions
+from reason.methods.mor.routes import KnownDepths
 from reason.methods.mor.trace import RoutingTrace, trace
 
-if TYPE_CHECKING:
-    from reason.methods.mor.network import MixtureOfRecursions
-
 FILE = "audit.jsonl"  # in the folder of the run
-NEEDED = ("model", "kv", "cap", "sampling", "stop", "prompt", "written", "stopped", "depth")  # by a replay
+REQUIRED = ("model", "kv", "cap", "sampling", "stop", "prompt", "written", "stopped", "depth")  # for a replay
 
 
-def identity(model: MixtureOfRecursions) -> str:
-    """SHA-256 of the names, types and values of all weights: what a record was made with."""
+def model_digest(model: MixtureOfRecursions) -> str:
+    """SHA-256 of the names, types and values of all weights."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         whole = tensor.detach().cpu().contiguous()
@@ -41,26 +39,28 @@ def identity(model: MixtureOfRecursions) -> str:
     return digest.hexdigest()
 
 
-def look(model: MixtureOfRecursions, kind: str, text: Sequence[int], depth: np.ndarray) -> RoutingTrace:
-    """What the routers said of a text of known depths (T,), read once more at a time."""
+def trace_again(
+    model: MixtureOfRecursions, kv_mode: str, text: Sequence[int], depth: np.ndarray
+) -> RoutingTrace:
+    """The trace of a text of known depths (T,), from one more pass over all of it."""
     known = torch.from_numpy(depth)
     tokens = torch.tensor([list(text[: len(depth)])], device=model.decoder.embed.weight.device)
-    route = Known(known.to(tokens.device))
-    return trace(model, model(tokens, route, memory=kind), None)
+    route = KnownDepths(known.to(tokens.device))
+    return trace(model, model(tokens, route, kv_mode=kv_mode), None)
 
 
 def record_of(
-    model: MixtureOfRecursions, name: str, request: Request, done: Generation, **more: Any
+    model: MixtureOfRecursions, digest: str, request: GenerationRequest, done: Generation, **more: Any
 ) -> dict[str, Any]:
-    """The record of a text. name: ``identity``; more: what else it tells."""
-    kind, sampling = model.config.memory, request.sampling
-    seen = look(model, kind, [*request.prompt, *done.tokens], done.depth)
+    """The record of a generated text. digest: ``model_digest``; more: further keys."""
+    kv_mode, sampling = model.config.memory, request.sampling
+    routing = trace_again(model, kv_mode, [*request.prompt, *done.tokens], done.depth)
     return {
-        "model": name, "kv": kind, "cap": request.cap,
+        "model": digest, "kv": kv_mode, "cap": request.cap,
         "sampling": {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": sampling.seed},
         "stop": sorted(request.stop), "prompt": list(request.prompt), "written": done.tokens, "stopped": done.stopped,
-        "depth": runs(done.depth), "counts": seen.counts[0].tolist(), "logits": pack(seen.logits[0]),
-        "kv_bytes": MoRCache(model).needed(done.depth), **more,
+        "depth": run_lengths(done.depth), "counts": routing.counts[0].tolist(), "logits": quantize(routing.logits[0]),
+        "kv_bytes": MoRCache(model).bytes_needed(done.depth), **more,
     }  # fmt: skip
 
 
@@ -69,24 +69,24 @@ def append(path: Path, record: Mapping[str, Any]) -> None:
     append_json_lines(path, [record])
 
 
-def replay(model: MixtureOfRecursions, name: str, record: Any) -> tuple[bool, list[int]]:
-    """Write a record's text again by its depths: whether tokens and depths are the same, and the tokens.
+def replay(model: MixtureOfRecursions, digest: str, record: Any) -> tuple[bool, list[int]]:
+    """Generate a record's text again by its depths: whether tokens and depths are the same, and the tokens.
 
     Raises:
-        DataError: no record, or one of another model.
+        DataError: not a record, or one of another model.
     """
-    if not isinstance(record, dict) or (gone := [key for key in NEEDED if key not in record]):
-        missing = f": it has no {gone[0]!r}" if isinstance(record, dict) else ""
-        raise DataError(f'"replay" is no audit record{missing}.', f"Give it a line of {FILE}.")
-    if record["model"] != name:
+    if not isinstance(record, dict) or (missing_keys := [key for key in REQUIRED if key not in record]):
+        missing = f": it has no {missing_keys[0]!r}" if isinstance(record, dict) else ""
+        raise DataError(f'"replay" is not an audit record{missing}.', f"Give it a line of {FILE}.")
+    if record["model"] != digest:
         raise DataError(
-            f"The record is of another model ({str(record['model'])[:8]}, here {name[:8]}): it would write other text.",
-            "Replay it with the run that wrote it.",
+            f"The record is of another model ({str(record['model'])[:8]}, this one is {digest[:8]}), which generates other text.",
+            "Replay it with the run that recorded it.",
         )
     try:
-        prompt, written, depth = record["prompt"], record["written"], unrun(record["depth"])
-        request = Request(
-            prompt, len(written) + record["stopped"], Known(torch.from_numpy(depth)), record["cap"],
+        prompt, written, depth = record["prompt"], record["written"], expand_run_lengths(record["depth"])
+        request = GenerationRequest(
+            prompt, len(written) + record["stopped"], KnownDepths(torch.from_numpy(depth)), record["cap"],
             Sampling(**record["sampling"]), frozenset(record["stop"]),
         )  # fmt: skip
         done = generate(model, request, cache=MoRCache(model, record["kv"]))
@@ -96,20 +96,20 @@ def replay(model: MixtureOfRecursions, name: str, record: Any) -> tuple[bool, li
     return same and np.array_equal(done.depth, depth), done.tokens
 
 
-# --- small forms --------------------------------------------------------------------------------------
+# --- compact encodings --------------------------------------------------------------------------------------
 
 
-def runs(depth: np.ndarray) -> list[list[int]]:
-    """Depths run by run: [depth, how many tokens have it]."""
+def run_lengths(depth: np.ndarray) -> list[list[int]]:
+    """Run-length encoding of depths: [depth, how many tokens in a row have it]."""
     return [[int(d), len(list(same))] for d, same in itertools.groupby(depth.tolist())]
 
 
-def unrun(listed: Sequence[Sequence[int]]) -> np.ndarray:
-    """The depths (T,) int64 of ``runs``."""
+def expand_run_lengths(listed: Sequence[Sequence[int]]) -> np.ndarray:
+    """The depths (T,) int64 of ``run_lengths``."""
     return np.repeat(*np.array(listed, np.int64).reshape(-1, 2).T)
 
 
-def pack(logits: Tensor) -> dict[str, Any]:
+def quantize(logits: Tensor) -> dict[str, Any]:
     """Logits (N_r, T), NaN where none, in 8 bits: ``low + (byte - 1) step``, byte 0 where none; base64 of each recursion."""
     value = logits.float().cpu().numpy()
     known = np.isfinite(value)
@@ -119,7 +119,7 @@ def pack(logits: Tensor) -> dict[str, Any]:
     return {"low": low, "step": step, "bytes": [base64.b64encode(row.tobytes()).decode() for row in byte]}
 
 
-def unpack(packed: Mapping[str, Any]) -> np.ndarray:
-    """(N_r, T) float64, NaN where none: what ``pack`` kept, within half a step."""
+def dequantize(packed: Mapping[str, Any]) -> np.ndarray:
+    """(N_r, T) float64, NaN where none: the logits given to ``quantize``, within half a step."""
     byte = np.stack([np.frombuffer(base64.b64decode(row), np.uint8) for row in packed["bytes"]])
     return np.where(byte > 0, packed["low"] + (byte.astype(np.float64) - 1) * packed["step"], np.nan)

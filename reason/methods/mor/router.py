@@ -1,11 +1,11 @@
-"""Routers: who scores tokens, who turns scores into sets, and what teaches them.
+"""Routers: scoring tokens, turning scores into sets of tokens, and the losses that train routers.
 
 Bae et al., arXiv 2507.10524, sections 2.2 and appendix. A *router* maps states to logits. A *route*
 turns logits into the set of tokens that take the next recursion:
 
 - ``top_k``: the k_r best of the tokens that took the step before, per sequence. It looks at all scores
   of a sequence, later ones too: for training and for offline comparison, never for decoding.
-- ``above``: those whose logit is above the step's threshold. Causal.
+- ``above_threshold``: those whose logit is above the step's threshold. Causal.
 - depths that are known at entry (token-choice, fixed, replay): ``depth >= r``. Causal.
 """
 
@@ -35,7 +35,7 @@ class Router(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         with torch.autocast(
             states.device.type, enabled=False
-        ):  # near-ties decide who is computed: never in 16 bits
+        ):  # near-ties decide which tokens are computed: never in 16 bits
             x = states.float()
             for i, layer in enumerate(self.layers):
                 x = F.linear(F.gelu(x) if i else x, layer.weight.float())
@@ -58,6 +58,17 @@ def gate(logits: Tensor, kind: str, alpha: float) -> Tensor:
     return torch.full_like(logits, alpha)
 
 
+# A logit beyond doubt.
+CERTAIN = 100.0
+
+
+def deepest_if_nonfinite(logits: Tensor) -> Tensor:
+    """(n, m) logits, rows that are not finite replaced by the deepest choice: a broken router costs time, not text."""
+    certain = torch.full_like(logits[:1], -CERTAIN)
+    certain[:, -1] = CERTAIN
+    return torch.where(logits.isfinite().all(-1, keepdim=True), logits, certain)
+
+
 # --- scores to sets ---------------------------------------------------------------------------------
 
 
@@ -71,16 +82,17 @@ def top_k(logits: Tensor, k: int) -> Tensor:
     return best.sort(dim=1).values
 
 
-def above(logits: Tensor, threshold: float) -> Tensor:
+def above_threshold(logits: Tensor, threshold: float) -> Tensor:
     """bool, as logits: above the threshold."""
     return logits > threshold
 
 
-# --- what teaches a router --------------------------------------------------------------------------
+# --- losses and balance of routers --------------------------------------------------------------------------
 
 
-def foresee(logits: Tensor, chosen: Tensor) -> Tensor:
-    """Binary cross-entropy, summed, of predicting which candidates the top-k will choose. Both (...), chosen bool."""
+def auxiliary_loss(logits: Tensor, chosen: Tensor) -> Tensor:
+    """The auxiliary loss of expert-choice: binary cross-entropy, summed, of predicting which candidates the top-k will
+    choose. Both (...), chosen bool."""
     return F.binary_cross_entropy_with_logits(logits, chosen.to(logits.dtype), reduction="sum")
 
 

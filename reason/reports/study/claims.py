@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from reason.metrics.statistics import Difference, paired_difference
-from reason.reports import words
+from reason.reports import formatting
 from reason.reports.study import Study
 from reason.reports.study.cohorts import Group, contrast, cut, within
 from reason.reports.study.models import Model, Outcome, Tested, tested
@@ -179,7 +179,7 @@ def _difference(study: Study, test: Mapping[str, Any]) -> _Judged:
             raise ValueError(f"nothing was trained for more than {model.train_depth}")
     d = _gain(study, a, b)
     share = f" ({d.value / b.entry.accuracy.value:+.1%})" if b.entry.accuracy.value else ""
-    return _Judged(f"to {name}: {words.difference(d)}{share}", [d])
+    return _Judged(f"to {name}: {formatting.difference(d)}{share}", [d])
 
 
 def _best_trained(study: Study, test: Mapping[str, Any]) -> _Judged:
@@ -196,7 +196,7 @@ def _best_trained(study: Study, test: Mapping[str, Any]) -> _Judged:
         raise ValueError(f"it was trained for {model.train_depth} only")
     gains = [_gain(study, mine, other) for _, other in others]
     told = "; ".join(
-        f"to {depth}: {words.difference(d)}" for (depth, _), d in zip(others, gains, strict=True)
+        f"to {depth}: {formatting.difference(d)}" for (depth, _), d in zip(others, gains, strict=True)
     )
     return _Judged(told, gains)
 
@@ -216,9 +216,7 @@ def _contrast(study: Study, test: Mapping[str, Any]) -> _Judged:
     other, name = _reference(model, test["to"])
     more, less = (groups[0], groups[-1]) if test["more"] == "first" else (groups[-1], groups[0])
     d = _towards(contrast(mine, other, more, less), study.sign)
-    told = (
-        f"gain over {name} at {test['column']} {more.label} less that at {less.label}: {words.difference(d)}"
-    )
+    told = f"gain over {name} at {test['column']} {more.label} less that at {less.label}: {formatting.difference(d)}"
     return _Judged(told, [d])
 
 
@@ -231,7 +229,7 @@ def _group(study: Study, test: Mapping[str, Any]) -> _Judged:
     if found is None:
         raise ValueError(f"{test['column']} {group.label} holds too few, or no seed in common")
     d = _towards(found, study.sign)
-    told = f"gain over {name} at {test['column']} {group.label}: {words.difference(d)}"
+    told = f"gain over {name} at {test['column']} {group.label}: {formatting.difference(d)}"
     return _Judged(told, [d if test["better"] else _towards(d, -1)])
 
 
@@ -246,7 +244,7 @@ def _oracle(study: Study, test: Mapping[str, Any]) -> _Judged:
     percent += (
         f"{luck.value:+.0%} [{luck.low:+.0%}, {luck.high:+.0%}] from {null.runs} base runs; " if luck else ""
     )
-    return _Judged(f"{percent}excess over that luck: {words.difference(null.excess)}", [null.excess])
+    return _Judged(f"{percent}excess over that luck: {formatting.difference(null.excess)}", [null.excess])
 
 
 _CLOCKS = {"request": ("latency_p50_ms", 1), "batch": ("throughput_per_s", -1)}

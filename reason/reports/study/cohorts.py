@@ -9,7 +9,7 @@ import numpy as np
 
 from reason.methods.base import Cohort
 from reason.metrics.statistics import Difference, ExampleScores, blend, paired_difference
-from reason.reports import words
+from reason.reports import formatting
 from reason.reports.study.models import Evidence, Model, Outcome, Tested, compared, pooled, tested
 
 QUARTERS = 4
@@ -80,17 +80,17 @@ def cut(values: np.ndarray, edges: Sequence[float] = ()) -> list[Group]:
 
 
 def _span(low: float, high: float) -> str:
-    return words.tick(low) if low == high else f"{words.tick(low)} to {words.tick(high)}"
+    return formatting.tick(low) if low == high else f"{formatting.tick(low)} to {formatting.tick(high)}"
 
 
 def _bins(i: int, edges: Sequence[float], values: np.ndarray) -> str:
     if i == 0:
-        return f"up to {words.tick(edges[0])}"
+        return f"up to {formatting.tick(edges[0])}"
     if i == len(edges):
-        return f"above {words.tick(edges[-1])}"
+        return f"above {formatting.tick(edges[-1])}"
     if np.all(values == np.round(values)):  # counts: 6 to 10 rather than above 5, up to 10
         return _span(edges[i - 1] + 1, edges[i])
-    return f"above {words.tick(edges[i - 1])}, up to {words.tick(edges[i])}"
+    return f"above {formatting.tick(edges[i - 1])}, up to {formatting.tick(edges[i])}"
 
 
 def cohort(model: Model, by: Cohort, evidence: Evidence) -> CohortResult:

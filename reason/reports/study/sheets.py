@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from reason.metrics.statistics import Interval
-from reason.reports import words
+from reason.reports import formatting
 from reason.reports.study import Study
 from reason.reports.study.cohorts import FEWEST, CohortResult
 from reason.reports.study.models import MEANS, Tested
@@ -15,7 +15,7 @@ from reason.reports.study.oracle import Oracle
 from reason.reports.study.policies import PolicyResult
 from reason.reports.study.shares import AT_RANDOM, ShareResult
 from reason.reports.study.triangle import Line
-from reason.reports.tables import _Column, _Signs
+from reason.reports.summaries import _Column, _Signs
 
 UNICODE = _Signs("◂", "▲", "▼", "≈")
 
@@ -55,11 +55,11 @@ def mark(test: Tested | None, sign: int, signs: _Signs) -> str:
     if test is None:
         return ""
     verdict = test.verdict(sign)
-    return f"{words.difference(test.difference)} {({'better': signs.better, 'worse': signs.worse}).get(verdict, signs.unclear)}"
+    return f"{formatting.difference(test.difference)} {({'better': signs.better, 'worse': signs.worse}).get(verdict, signs.unclear)}"
 
 
 def _p(test: Tested | None) -> str:
-    return words.probability(test.p) if test else ""
+    return formatting.probability(test.p) if test else ""
 
 
 def _value(number: float | None) -> str:
@@ -126,7 +126,11 @@ def _answer(study: Study, signs: _Signs, width: int | None) -> Made:
 def _times(least: float | None, deep: float | None) -> str:
     if least is None or deep is None:
         return ""
-    return words.number(deep) if least == deep else f"{words.number(least)} to {words.number(deep)}"
+    return (
+        formatting.number(deep)
+        if least == deep
+        else f"{formatting.number(least)} to {formatting.number(deep)}"
+    )
 
 
 def _sentence(study: Study, place: int) -> str:
@@ -188,7 +192,7 @@ def _triangle(study: Study, signs: _Signs, width: int | None) -> Made:
 
     all_cells = [c for line in lines for c in line.cells.values()]
     most = max((2 if c.best else 1 if c.chosen else 0 for c in all_cells), default=0)
-    whole, notes = columns(words.interval), []
+    whole, notes = columns(formatting.interval), []
     if width is not None and sum(c.width + 2 for c in whole) - 2 > width:
         whole = columns(lambda i: f"{i.value:.4f}")
         notes.append("The intervals found no room; --json or a wider window has them.")
@@ -215,9 +219,9 @@ def _beside(lines: list[Line]) -> Sheet | None:
         _Column("", ["" if i and rows[i - 1][0] is line else line.label for i, (line, _, _) in enumerate(rows)], right=False),
         _Column("trained for", ["base" if line.base else str(line.train_depth) for line, _, _ in rows], 9),
         _Column("at", [str(d) for _, d, _ in rows]),
-        *(_Column(n, [words.number(c.means.get(n)) for _, _, c in rows]) for n in means),
-        *(_Column(n, [words.number(c.overall.get(n)) for _, _, c in rows], i + 1) for i, n in enumerate(overall)),
-        _Column("ms", [words.number(c.ms) for _, _, c in rows], 8),
+        *(_Column(n, [formatting.number(c.means.get(n)) for _, _, c in rows]) for n in means),
+        *(_Column(n, [formatting.number(c.overall.get(n)) for _, _, c in rows], i + 1) for i, n in enumerate(overall)),
+        _Column("ms", [formatting.number(c.ms) for _, _, c in rows], 8),
     ]  # fmt: skip
     notes = [f"{n}: {MEANS[n]}." for n in means]
     return Sheet("What the answers are like", columns, notes)
@@ -281,9 +285,9 @@ def _one_oracle(study: Study, o: Oracle) -> Sheet:
     null, example = o.null, study.evidence.table.units["example"]
     fewer = null is not None and null.runs < len(o.depths)
     rows = [
-        (f"one for all (depth {o.fixed})", words.interval(o.fixed_accuracy),
+        (f"one for all (depth {o.fixed})", formatting.interval(o.fixed_accuracy),
          _value(null.oracle.value - study.sign * null.gain.value) if null else ""),
-        ("the best for each", words.interval(o.oracle), words.interval(null.oracle) if null else ""),
+        ("the best for each", formatting.interval(o.oracle), formatting.interval(null.oracle) if null else ""),
         ("its gain", _gain(o.gain), _gain(null.gain) if null else ""),
         ("... over the base", _percent(o.over_base), _percent(null.over_base) if null else ""),
     ]  # fmt: skip
@@ -291,7 +295,7 @@ def _one_oracle(study: Study, o: Oracle) -> Sheet:
         rows.append((f"gain, best of {null.runs}", _gain(null.model_gain), _gain(null.gain)))
     notes = []
     if null:
-        rows.append(("excess over luck", words.difference(null.excess), ""))
+        rows.append(("excess over luck", formatting.difference(null.excess), ""))
         told = f"The gain of choosing a depth for each is {null.verdict}."
         if fewer:
             told += f" Only {null.runs} base runs are there, so {null.runs} depths are set beside them, over all choices of these."
@@ -337,7 +341,7 @@ def _policy(study: Study, mine: list[PolicyResult], recovered: dict[str, Interva
     columns = [
         _Column("policy", [p.policy for p in mine], right=False),
         _Column("depth", [f"{p.mean_depth:.2f}" for p in mine]),
-        _Column(f"{study.evidence.table.accuracy} [95%]", [words.interval(p.accuracy) for p in mine], 2),
+        _Column(f"{study.evidence.table.accuracy} [95%]", [formatting.interval(p.accuracy) for p in mine], 2),
         _Column("to chance [95%]", [mark(p.to_mixture, sign, signs) for p in mine], right=False),
         _Column("p", [_p(p.to_mixture) for p in mine], 4),
         _Column(f"to depth {mine[0].fixed} [95%]", [mark(p.to_fixed, sign, signs) for p in mine], 1, right=False),
@@ -345,7 +349,7 @@ def _policy(study: Study, mine: list[PolicyResult], recovered: dict[str, Interva
         _Column("to the line [95%]", [mark(p.to_line, sign, signs) for p in mine], 3, right=False),
         _Column("p", [_p(p.to_line) for p in mine], 6),
         _Column("recovered", [_percent(recovered.get(p.policy)) for p in mine], 8),
-        _Column("ms", [words.number(p.ms) for p in mine], 7),
+        _Column("ms", [formatting.number(p.ms) for p in mine], 7),
         _Column("given depth", [", ".join(f"{d:g}: {s:.0%}" for d, s in p.shares.items()) for p in mine], 9, right=False),
     ]  # fmt: skip
     notes = [
@@ -385,7 +389,7 @@ def _shares(study: Study, mine: list[ShareResult], signs: _Signs) -> Sheet:
         _Column("p", [_p(s.to_none) for s in mine], 5),
         _Column("to random [95%]", [mark(s.to_random, sign, signs) for s in mine], 2, right=False),
         _Column("p", [_p(s.to_random) for s in mine], 6),
-        _Column("ms", [words.number(s.ms) for s in mine], 0),
+        _Column("ms", [formatting.number(s.ms) for s in mine], 0),
     ]
     rules = {i for i in range(len(mine) - 1) if mine[i].chosen != mine[i + 1].chosen}
     example = study.evidence.table.units["example"]

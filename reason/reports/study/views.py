@@ -9,7 +9,7 @@ from rich.text import Text
 
 from reason.reports.study import SECTIONS, Study
 from reason.reports.study.sheets import UNICODE, Sheet, section
-from reason.reports.tables import _fitted, _Signs
+from reason.reports.summaries import _fitted, _Signs
 from reason.reports.terminal import title
 
 HEADINGS = {

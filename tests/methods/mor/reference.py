@@ -38,7 +38,7 @@ def sets(
     return active & (depth > step)
 
 
-def forward(model, tokens: Tensor, route, real: int, memory: str = "recursion", cap: int | None = None):
+def forward(model, tokens: Tensor, route, real: int, kv_mode: str = "recursion", cap: int | None = None):
     """One sequence (T,) -> states after the loop (T, D), depth (T,)."""
     decoder, config, T = model.decoder, model.config, len(tokens)
     rope = decoder.rope(torch.arange(T))
@@ -63,17 +63,17 @@ def forward(model, tokens: Tensor, route, real: int, memory: str = "recursion", 
             q = layer.queries(f, rope)
             k, v = layer.keys_values(f, rope)
             took = active[:, None, None]
-            if memory == "recursion" or step == 0:
+            if kv_mode == "recursion" or step == 0:
                 sees = causal & active
             else:
                 sees = causal & (torch.arange(T) < real)
-                if memory == "sharing":
+                if kv_mode == "sharing":
                     k, v = first[j]
-                elif memory == "hybrid":
+                elif kv_mode == "hybrid":
                     k, v = torch.where(took, k, first[j][0]), torch.where(took, v, first[j][1])
-                elif memory == "deepest":
+                elif kv_mode == "deepest":
                     k, v = torch.where(took, k, latest[j][0]), torch.where(took, v, latest[j][1])
-                elif memory == "propagate":
+                elif kv_mode == "propagate":
                     gone_k, gone_v = layer.keys_values(before, rope)
                     k, v = torch.where(took, k, gone_k), torch.where(took, v, gone_v)
             if step == 0:

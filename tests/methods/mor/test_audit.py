@@ -10,9 +10,9 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from reason.methods.mor import judge
-from reason.methods.mor.audit import COLUMNS, audit, deal, overall, sampled, spearman, sums
-from reason.methods.mor.routes import Above, Known
+from reason.methods.mor.audit import COLUMNS, audit, overall, sample_documents, shuffle_depths, sums
+from reason.methods.mor.outcomes import routed_outcomes
+from reason.methods.mor.routes import AboveThreshold, KnownDepths
 
 _spec = importlib.util.spec_from_file_location("mor_small", Path(__file__).with_name("small.py"))
 small = importlib.util.module_from_spec(_spec)
@@ -65,12 +65,12 @@ def test_an_audit_is_the_network_run_depth_by_depth(keys):
     length = torch.tensor([14, 9])
     targets[1, 9:] = -100
     batch = {"tokens": tokens, "targets": targets, "length": length, "case": torch.tensor([0, 1])}
-    memory = model.config.memory
-    route = None if "routing" in keys else Above([-0.3, 0.1])
+    kv_mode = model.config.memory
+    route = None if "routing" in keys else AboveThreshold([-0.3, 0.1])
     with torch.no_grad():
-        told = judge.tell(model, model(tokens, route, real=length, memory=memory), targets)
+        told = routed_outcomes(model, model(tokens, route, lengths=length, kv_mode=kv_mode), targets)
         at_depth = np.stack([
-            judge.tell(model, model(tokens, Known(d), real=length, memory=memory), targets).nll for d in (1, 2, 3)
+            routed_outcomes(model, model(tokens, KnownDepths(d), lengths=length, kv_mode=kv_mode), targets).nll for d in (1, 2, 3)
         ])  # fmt: skip
         got = audit(model, batch, told, 3, size=1, device=CPU, seed=0)
     asked = targets.numpy() >= 0
@@ -87,7 +87,7 @@ def test_full_depth_costs_nothing():
     targets = tokens.roll(-1, 1)
     batch = {"tokens": tokens, "targets": targets, "length": torch.tensor([10]), "case": torch.tensor([0])}
     with torch.no_grad():
-        told = judge.tell(model, model(tokens, Known(3)), targets)
+        told = routed_outcomes(model, model(tokens, KnownDepths(3)), targets)
     got = audit(model, batch, told, 3, size=4, device=CPU, seed=0)
     assert got["audit_regret"][0] == pytest.approx(0, abs=1e-5) and got["audit_under"][0] == 0
     assert got["audit_rank"][0] == 0  # depths that do not vary follow nothing
@@ -95,20 +95,13 @@ def test_full_depth_costs_nothing():
 
 def test_depths_are_dealt_out_within_documents():
     depth = np.array([[1, 2, 3, 0], [3, 3, 1, 2], [1, 1, 1, 0]])
-    got = deal(depth, np.array([0, 0, 1]), np.random.default_rng(0))
+    got = shuffle_depths(depth, np.array([0, 0, 1]), np.random.default_rng(0))
     assert ((got > 0) == (depth > 0)).all() and not (got == depth).all()
     assert sorted(got[:2].ravel()) == sorted(depth[:2].ravel()) and (got[2] == depth[2]).all()
 
 
-def test_spearman_is_scipys():
-    rng = np.random.default_rng(0)
-    a, b = rng.integers(1, 4, 50), rng.integers(1, 4, 50)
-    assert spearman(a, b) == pytest.approx(spearmanr(a, b).statistic)
-    assert spearman(np.ones(4), np.arange(4)) == 0 and spearman(np.ones(1), np.ones(1)) == 0
-
-
 def test_a_share_of_the_documents_is_sampled_at_least_one():
     chosen = np.arange(100, 140)
-    assert len(sampled(chosen, 0.05, 0)) == 2 and len(sampled(chosen, 0.001, 0)) == 1
-    assert len(sampled(chosen, 0, 0)) == 0 and (sampled(chosen, 1, 0) == chosen).all()
-    assert (sampled(chosen, 0.2, 1) == sampled(chosen, 0.2, 1)).all()
+    assert len(sample_documents(chosen, 0.05, 0)) == 2 and len(sample_documents(chosen, 0.001, 0)) == 1
+    assert len(sample_documents(chosen, 0, 0)) == 0 and (sample_documents(chosen, 1, 0) == chosen).all()
+    assert (sample_documents(chosen, 0.2, 1) == sample_documents(chosen, 0.2, 1)).all()

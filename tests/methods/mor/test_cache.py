@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from reason.errors import ConfigError
 from reason.methods.mor import decode
 from reason.methods.mor.cache import MoRCache, OutOfPages
-from reason.methods.mor.memory import KINDS
-from reason.methods.mor.pace import Pace
-from reason.methods.mor.routes import Above
+from reason.methods.mor.halting import HaltingRule
+from reason.methods.mor.routes import AboveThreshold
+from reason.methods.mor.visible_keys import KV_MODES
 
 _spec = importlib.util.spec_from_file_location("mor_small", Path(__file__).with_name("small.py"))
 small = importlib.util.module_from_spec(_spec)
@@ -37,19 +37,19 @@ def put(past, mark, depths, width=1):
     for first in range(0, len(depths), width):
         some = np.array(depths[first : first + width])
         start = past.length
-        past.begin(len(some))
+        past.append(len(some))
         for layer in range(2):
             pairs = [row(mark, start + i, 9, layer) for i in range(len(some))]
             past.ends.write(layer, *(torch.stack(x) for x in zip(*pairs, strict=True)))
         for step in range(N):
             gone = start + np.flatnonzero(some == step)
-            if step and len(gone) and (run := past.leave(gone)) is not None:
+            if step and len(gone) and (run := past.exit(gone)) is not None:
                 write(run, mark, gone, 8)
             at = start + np.flatnonzero(some > step)
             if len(at):
                 past.enter(step, at)
                 if past.writes(step):
-                    write(past.runs[step], mark, at, step)
+                    write(past.spans[step], mark, at, step)
     return past
 
 
@@ -60,33 +60,33 @@ def write(run, mark, at, step):
         )
 
 
-def plainly(kind, marks, depths, step):
+def plainly(kv_mode, marks, depths, step):
     """(mark, position, step written) of the keys that are seen at a step, in no order."""
     seen = set()
     for position, (mark, depth) in enumerate(zip(marks, depths, strict=True)):
-        if kind == "sharing":
+        if kv_mode == "sharing":
             seen.add((mark, position, 0))
         elif depth > step:
             seen.add((mark, position, step))
-        elif kind != "recursion":
-            seen.add((mark, position, {"hybrid": 0, "deepest": depth - 1, "propagate": 8}[kind]))
+        elif kv_mode != "recursion":
+            seen.add((mark, position, {"hybrid": 0, "deepest": depth - 1, "propagate": 8}[kv_mode]))
     return seen
 
 
 def check(cache, sequences):
     """sequences: (past, marks, depths) each."""
-    stores = [run.storage for past, *_ in sequences for run in (past.ends, *past.runs)]
+    stores = [run.storage for past, *_ in sequences for run in (past.ends, *past.spans)]
     assert cache.bytes() == sum(s.nbytes for s in stores) == cache.used * cache.page_size * cache.row_bytes
-    assert cache.used == sum(cache.pages(depths) for _, _, depths in sequences)
+    assert cache.used == sum(cache.pages_needed(depths) for _, _, depths in sequences)
     for past, marks, depths in sequences:
         assert past.length == len(depths) and past.depth.tolist() == depths
         for step in range(N):
             took = [p for p, d in enumerate(depths) if d > step]
-            if cache.kind == "sharing" and step:
-                assert past.count(step) == 0 and len(past.runs) == 1
+            if cache.kv_mode == "sharing" and step:
+                assert past.count(step) == 0 and len(past.spans) == 1
             else:
-                assert past.count(step) == len(took) and past.runs[step].at.tolist() == took
-            wanted = plainly(cache.kind, marks, depths, step)
+                assert past.count(step) == len(took) and past.spans[step].positions.tolist() == took
+            wanted = plainly(cache.kv_mode, marks, depths, step)
             for layer in range(B):
                 keys, values = past.view(step, layer)
                 assert keys.shape == (2, len(wanted), 4)
@@ -102,8 +102,8 @@ def check(cache, sequences):
 @given(data=st.data())
 @settings(max_examples=60, deadline=None)
 def test_any_history_is_what_a_plain_record_says(data):
-    kind = data.draw(st.sampled_from(KINDS))
-    cache = MoRCache(MODEL, kind, page_size=data.draw(st.sampled_from([1, 3, 4])))
+    kv_mode = data.draw(st.sampled_from(KV_MODES))
+    cache = MoRCache(MODEL, kv_mode, page_size=data.draw(st.sampled_from([1, 3, 4])))
     sequences = [(cache.open(), [], [])]
     for turn in range(data.draw(st.integers(1, 6))):
         past, marks, depths = data.draw(st.sampled_from(sequences))
@@ -130,57 +130,59 @@ def test_any_history_is_what_a_plain_record_says(data):
     assert cache.used == cache.bytes() == 0
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_full_cache_changes_nothing(kind):
-    cache = MoRCache(MODEL, kind, page_size=2)
+@pytest.mark.parametrize("kv_mode", KV_MODES)
+def test_a_full_cache_changes_nothing(kv_mode):
+    cache = MoRCache(MODEL, kv_mode, page_size=2)
     past = put(cache.open(), 1, [1, 3, 2])
     used = cache.used
     cache.limit = 2 * used - 1
     with pytest.raises(OutOfPages, match=f"{used} of {cache.limit} pages"):
-        past.begin(16)
+        past.append(16)
     with pytest.raises(OutOfPages):
         past.fork()
     check(cache, [(past, [1] * 3, [1, 3, 2])])
-    assert cache.used == used and cache.left == used - 1
+    assert cache.used == used and cache.free_pages == used - 1
     past.free()
     check(cache, [(put(past, 2, [3, 1]), [2] * 2, [3, 1])])
 
 
-@pytest.mark.parametrize("kind, rows", [("recursion", 22), ("hybrid", 22), ("deepest", 22), ("sharing", 12)])
-def test_rows_per_token_are_those_of_the_paper(kind, rows):
+@pytest.mark.parametrize(
+    "kv_mode, rows", [("recursion", 22), ("hybrid", 22), ("deepest", 22), ("sharing", 12)]
+)
+def test_rows_per_token_are_those_of_the_paper(kv_mode, rows):
     """360M with three recursions: 2 + 10 sum(c) rows of 32, where c = 1, 2/3, 1/3; 2 + 10 if the first step's serve all."""
-    cache = MoRCache(small.network(block=10), kind)
+    cache = MoRCache(small.network(block=10), kv_mode)
     depth = [1, 2, 3] * 300
-    assert cache.needed(depth) == rows * len(depth) * cache.row_bytes
-    assert cache.pages(depth) * cache.page_size * cache.row_bytes == pytest.approx(
-        cache.needed(depth), rel=0.02
+    assert cache.bytes_needed(depth) == rows * len(depth) * cache.row_bytes
+    assert cache.pages_needed(depth) * cache.page_size * cache.row_bytes == pytest.approx(
+        cache.bytes_needed(depth), rel=0.02
     )
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_text_that_was_read_and_written_has_the_rows_of_its_depths(kind):
+@pytest.mark.parametrize("kv_mode", KV_MODES)
+def test_a_text_that_was_read_and_written_has_the_rows_of_its_depths(kv_mode):
     """A pool holds those that took its step; with sharing nothing is written after the first."""
-    cache = MoRCache(MODEL, kind, page_size=2)
-    past, pace = cache.open(), Pace(MODEL, Above([0.0, 0.3]))
-    decode.prefill(MODEL, past, small.text(17), pace, chunk=5)
+    cache = MoRCache(MODEL, kv_mode, page_size=2)
+    past, rule = cache.open(), HaltingRule(MODEL, AboveThreshold([0.0, 0.3]))
+    decode.prefill(MODEL, past, small.text(17), rule, chunk=5)
     for token in small.text(9, seed=3):
-        decode.step(MODEL, [past], [token], [pace])
+        decode.step(MODEL, [past], [token], [rule])
     depth = past.depth
     assert len(depth) == 26 and set(depth) == {1, 2, 3}
     took = [int((depth > r).sum()) for r in range(N)]
-    assert [past.count(r) for r in range(N)] == ([26, 0, 0] if kind == "sharing" else took)
-    assert past.pages == cache.used == cache.pages(depth)
-    assert cache.bytes() == cache.used * cache.page_size * cache.row_bytes >= cache.needed(depth)
+    assert [past.count(r) for r in range(N)] == ([26, 0, 0] if kv_mode == "sharing" else took)
+    assert past.pages == cache.used == cache.pages_needed(depth)
+    assert cache.bytes() == cache.used * cache.page_size * cache.row_bytes >= cache.bytes_needed(depth)
 
 
 def test_without_ends_there_is_only_the_loop():
     cache = MoRCache(small.network(sharing="cycle"), "recursion", page_size=4)
     past = cache.open()
-    past.begin(5)
+    past.append(5)
     past.enter(0, range(5))
     past.enter(1, [2])
-    assert cache.used == B * (2 + 1) and cache.needed([1, 1, 2, 1, 1]) == B * 6 * cache.row_bytes
+    assert cache.used == B * (2 + 1) and cache.bytes_needed([1, 1, 2, 1, 1]) == B * 6 * cache.row_bytes
 
 
 def test_half_precision_takes_half():

@@ -26,18 +26,19 @@ from reason.engine import runner
 from reason.engine.config import resolve
 from reason.engine.evaluation import judge
 from reason.engine.parallel import World
-from reason.engine.session import load_dataset, open_run, recorded_plan, source_digest
+from reason.engine.session import load_dataset, open_run, recorded_plan
+from reason.engine.stages import source_digests
 from reason.errors import ConfigError, DataError
 from reason.methods.base import Step
 from reason.methods.mor import objective
 from reason.methods.mor.cache import MoRCache
 from reason.methods.mor.config import MorConfig
 from reason.methods.mor.convert import Layout, Teacher, convert, evenly
-from reason.methods.mor.generate import Request, generate
-from reason.methods.mor.memory import KINDS
+from reason.methods.mor.generate import GenerationRequest, generate
 from reason.methods.mor.network import MixtureOfRecursions
-from reason.methods.mor.routes import Above, Known, TopK
+from reason.methods.mor.routes import AboveThreshold, KnownDepths, TopK
 from reason.methods.mor.scheduler import Scheduler
+from reason.methods.mor.visible_keys import KV_MODES
 
 _spec = importlib.util.spec_from_file_location("mor_small", Path(__file__).with_name("small.py"))
 small = importlib.util.module_from_spec(_spec)
@@ -111,7 +112,9 @@ def logits(model, tokens, route=None, **how):
 )
 def test_where_the_shared_layers_begin(init, block):
     layout = Layout.of(8, "middle_cycle", 2, init)
-    assert layout.origins == [(0,), *block, (7,)] and layout.stands == list(range(8)) and not layout.note
+    assert (
+        layout.origins == [(0,), *block, (7,)] and layout.counterparts == list(range(8)) and not layout.note
+    )
     assert Layout.of(8, "middle_cycle", 1, init).origins == [(i,) for i in range(8)]  # the source itself
 
 
@@ -124,17 +127,17 @@ def test_schemes_tie_other_layers():
 def test_layers_that_do_not_divide_are_left_out_or_repeated():
     dropped = Layout.of(12, "middle_cycle", 3)  # 10 between the ends
     assert (dropped.sharing.block, dropped.sharing.layers) == (3, 11)
-    assert dropped.stands == [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
+    assert dropped.counterparts == [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
     assert dropped.note == "10 layers of the source became 9: left out, counted from 0: 5"
     repeated = Layout.of(13, "middle_cycle", 3)  # 11
     assert repeated.sharing.block == 4 and repeated.note.startswith(
         "11 layers of the source became 12: repeated"
     )
-    assert len(repeated.stands) == len(set(repeated.stands)) + 1
+    assert len(repeated.counterparts) == len(set(repeated.counterparts)) + 1
 
 
 def test_more_recursions_than_layers_are_refused():
-    with pytest.raises(ConfigError, match="4 layers that could be shared, too few for 5") as caught:
+    with pytest.raises(ConfigError, match="4 layers that can be shared, too few for 5") as caught:
         Layout.of(6, "middle_cycle", 5)
     assert "train_depth=4" in caught.value.hint
 
@@ -179,29 +182,31 @@ def test_full_capacity_begins_as_the_plain_recursive_model(sources, routing):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("memory", KINDS)
-def test_corrections_of_full_rank_give_the_source_back(sources, family, memory):
+@pytest.mark.parametrize("kv_mode", KV_MODES)
+def test_corrections_of_full_rank_give_the_source_back(sources, family, kv_mode):
     """All at once, with a cache, and through the scheduler."""
     causal, tokens = sources[family], text(2, 20)
     want = original(causal, tokens)
     model = network(causal, lora=ALL)
     torch.testing.assert_close(model.decoder.logits(model.decoder(tokens)), want, atol=1e-4, rtol=1e-4)
-    if memory != "sharing":  # whose later steps look at the first one's keys
-        torch.testing.assert_close(logits(model, tokens, Known(2), memory=memory), want, atol=1e-4, rtol=1e-4)
-    deep = Known(2)
-    for route in (deep, Known(torch.tensor([1, 2] * 20))):
-        requests = [Request(text(3 + i, seed=i).tolist(), 5 + i % 3, route) for i in range(5)]
-        alone = [generate(model, r, cache=MoRCache(model, memory)) for r in requests]
+    if kv_mode != "sharing":  # whose later steps look at the first one's keys
+        torch.testing.assert_close(
+            logits(model, tokens, KnownDepths(2), kv_mode=kv_mode), want, atol=1e-4, rtol=1e-4
+        )
+    deep = KnownDepths(2)
+    for route in (deep, KnownDepths(torch.tensor([1, 2] * 20))):
+        requests = [GenerationRequest(text(3 + i, seed=i).tolist(), 5 + i % 3, route) for i in range(5)]
+        alone = [generate(model, r, cache=MoRCache(model, kv_mode)) for r in requests]
         for request, got in zip(requests, alone, strict=True):
             whole = torch.tensor([[*request.prompt, *got.tokens]])
-            fixed = Known(torch.from_numpy(got.depth))
-            seen = logits(model, whole[:, :-1], fixed, memory=memory)[0, len(request.prompt) - 1 :]
+            fixed = KnownDepths(torch.from_numpy(got.depth))
+            seen = logits(model, whole[:, :-1], fixed, kv_mode=kv_mode)[0, len(request.prompt) - 1 :]
             assert seen.argmax(-1).tolist() == got.tokens
-            if route is deep and memory != "sharing":
+            if route is deep and kv_mode != "sharing":
                 assert (
                     original(causal, whole)[0, len(request.prompt) - 1 : -1].argmax(-1).tolist() == got.tokens
                 )
-        together = Scheduler(model, MoRCache(model, memory), rows=3, exits=2).run(requests)
+        together = Scheduler(model, MoRCache(model, kv_mode), rows=3, exits=2).run(requests)
         assert [g.tokens for g in together] == [g.tokens for g in alone]
 
 
@@ -213,11 +218,13 @@ def test_rows_at_several_steps_get_their_own_corrections(sources):
     assert mixed.rows == [3, 3, 1]
     with torch.no_grad():
         for name in ("queries", "keys_values"):
-            got, each = (
+            got, per_sequence = (
                 getattr(mixed, name)(x, rope),
                 [getattr(decoder.at(0, s), name)(x, rope) for s in (0, 1)],
             )
-            for a, b0, b1 in zip(*((y,) if name == "queries" else y for y in (got, *each)), strict=True):
+            for a, b0, b1 in zip(
+                *((y,) if name == "queries" else y for y in (got, *per_sequence)), strict=True
+            ):
                 want = torch.cat([b0[:3], b1[3:6], b0[6:]])
                 torch.testing.assert_close(a, want, atol=1e-5, rtol=1e-5)
 
@@ -266,7 +273,7 @@ def test_schemes_that_repeat_in_place_are_what_the_decoder_says(sources, scheme)
         torch.testing.assert_close(logits(model, tokens), want, atol=1e-5, rtol=1e-5)
         if lora:
             torch.testing.assert_close(want, original(causal, tokens), atol=1e-4, rtol=1e-4)
-        got = generate(model, Request(tokens[0].tolist(), 6)).tokens
+        got = generate(model, GenerationRequest(tokens[0].tolist(), 6)).tokens
         whole = torch.cat([tokens[0], torch.tensor(got)])[None]
         assert logits(model, whole[:, :-1])[0, 19:].argmax(-1).tolist() == got
     with pytest.raises(ConfigError, match="other layers at each"):
@@ -436,19 +443,14 @@ def test_what_cannot_be_a_source_says_why(model, tmp_path):
 
     told = json.loads((plain.path / "network.json").read_text()) | {"routing": "expert"}
     spoilt(lambda c: (c / "network.json").write_text(json.dumps(told)), "routes its tokens", ConfigError)
-    spoilt(lambda c: shutil.rmtree(c / "tokenizer"), "has kept no tokenizer")
+    spoilt(lambda c: shutil.rmtree(c / "tokenizer"), "has no tokenizer")
     spoilt(lambda c: (c / "result.json").unlink(), "is not finished")
-    spoilt(lambda c: (c / "network.json").unlink(), "has no network.json")
-    spoilt(lambda c: (c / "model/model.safetensors").unlink(), "has kept no model")
+    spoilt(lambda c: (c / "network.json").unlink(), "it has no network.json", ConfigError)
+    spoilt(lambda c: (c / "model/model.safetensors").unlink(), "has no model file")
     spoilt(lambda c: (c / "run.json").unlink(), "has no run.json")
     spoilt(
-        lambda c: (c / "run.json").write_text(json.dumps({"method": "latent"})),
-        "run of 'latent'",
-        ConfigError,
-    )
-    spoilt(
         lambda c: (c / "run.json").write_text(json.dumps({"method": "mor", "trained_by": "gone"})),
-        "not beside",
+        "not in the same folder",
     )
     with pytest.raises(DataError, match="There is no run"):
         open_causal("run:mor-1234")
@@ -457,14 +459,14 @@ def test_what_cannot_be_a_source_says_why(model, tmp_path):
 def test_hashes_know_what_a_source_holds(model, tmp_path):
     def hashes(place):
         made = plan(f"backbone.source={place}", "train_depth=2")
-        return made.hashes("data", source_digest(made))
+        return made.hashes("data", source_digests(made))
 
     shutil.copytree(model, tmp_path / "copy")
     other = folder(tmp_path / "other", seed=1)
     assert hashes(model) == hashes(tmp_path / "copy")
     bare = plan("train_depth=2")
-    assert source_digest(bare) == ""
-    found = [*hashes(model), *hashes(other), *bare.hashes("data", "")]
+    assert source_digests(bare) == {}
+    found = [*hashes(model), *hashes(other), *bare.hashes("data")]
     assert len(set(found)) == 6
 
 
@@ -510,5 +512,5 @@ def test_shapes_survive_being_kept(sources):
 
 def test_thresholds_still_cut_depth(sources):
     """Routers that begin at zero say 0, which is not above 0: the calibrated route decides, not a broken one."""
-    got = network(sources["llama"])(text(1, 9), Above([0.0]))
+    got = network(sources["llama"])(text(1, 9), AboveThreshold([0.0]))
     assert (got.depth == 1).all()

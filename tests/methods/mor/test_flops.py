@@ -9,8 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reason.methods.mor.flops import Shape, balanced, executed, kept, published, steps_within, warmed
-from reason.methods.mor.memory import KINDS
+from reason.methods.mor.flops import (
+    DecoderFlops,
+    balanced,
+    executed,
+    published,
+    steps_within,
+    top_k_size,
+    warmup_capacity,
+)
+from reason.methods.mor.visible_keys import KV_MODES
 
 TOKENS = 1024 * 2048  # of one optimiser step in the paper
 
@@ -55,34 +63,34 @@ CELLS = {  # layers of the looped block -> millions outside the embedding, for 2
 def test_published_parameter_counts(base):
     layers, width, heads, kv_heads, head_dim, ffn = BASES[base]
     vanilla, looped = CELLS[base]
-    shape = Shape(width, heads, kv_heads, head_dim, ffn, 49_152, block=layers, ends=0)
+    shape = DecoderFlops(width, heads, kv_heads, head_dim, ffn, 49_152, block=layers, ends=0)
     assert round(shape.parameters / 1e6, 1) == vanilla
     for block, millions in looped.items():
         assert round(replace(shape, block=block, ends=2).parameters / 1e6, 1) == millions
 
 
-def by_hand(shape, depths, memory="recursion", router=0):
+def by_hand(shape, depths, kv_mode="recursion", router=0):
     """One token, one layer and one visible key at a time."""
     total = 0
     for t, depth in enumerate(depths):
         seen = t + 1
         total += shape.ends * (shape.layer + seen * shape.pair) + 2 * shape.width * shape.vocab
         for r in range(depth):
-            if memory == "recursion" or not r:
+            if kv_mode == "recursion" or not r:
                 seen = sum(d > r for d in depths[: t + 1])
             else:
                 seen = t + 1
-            made = 0 if memory == "sharing" and r else shape.keys_values
+            made = 0 if kv_mode == "sharing" and r else shape.keys_values
             total += shape.block * (shape.layer - shape.keys_values + made + seen * shape.pair)
             total += router
         if depth < max(depths):
             total += router  # was scored, and left
-            if memory == "propagate":  # and has keys there that come of the state it left with
+            if kv_mode == "propagate":  # and has keys there that come of the state it left with
                 total += shape.block * shape.keys_values
     return total
 
 
-SHAPE = Shape(width=8, heads=4, kv_heads=2, head_dim=2, ffn=12, vocab=30, block=2, ends=2)
+SHAPE = DecoderFlops(width=8, heads=4, kv_heads=2, head_dim=2, ffn=12, vocab=30, block=2, ends=2)
 
 
 @given(st.lists(st.integers(1, 3), min_size=1, max_size=12))
@@ -91,36 +99,36 @@ def test_executed_is_the_sum_over_tokens(depths):
     assert executed(SHAPE, len(depths), counts, router=5) == by_hand(SHAPE, depths, router=5)
 
 
-@pytest.mark.parametrize("memory", KINDS)
-def test_executed_is_exact_for_every_memory_where_those_who_leave_are_spread_evenly(memory):
+@pytest.mark.parametrize("kv_mode", KV_MODES)
+def test_executed_is_exact_for_every_memory_where_those_who_leave_are_spread_evenly(kv_mode):
     """A text read forwards and backwards: who stays looks at half of it on average, as is counted."""
     for one in ([3] * 7, [3, 1, 2, 1, 1, 2, 3], [1, 1, 2, 2, 2, 1, 1]):
         counts = [sum(d > r for d in one) for r in range(max(one))]
-        both = (by_hand(SHAPE, one, memory) + by_hand(SHAPE, one[::-1], memory)) / 2
-        assert executed(SHAPE, 7, counts, memory=memory) == both
+        both = (by_hand(SHAPE, one, kv_mode) + by_hand(SHAPE, one[::-1], kv_mode)) / 2
+        assert executed(SHAPE, 7, counts, kv_mode=kv_mode) == both
 
 
 @pytest.mark.parametrize(
     "capacity, tokens, expected", [(0.29, 100, 29), (1 / 3, 2048, 682), (0.1, 5, 1), (1, 7, 7)]
 )
 def test_kept(capacity, tokens, expected):
-    assert kept(capacity, tokens) == expected
+    assert top_k_size(capacity, tokens) == expected
 
 
 @given(st.floats(0.05, 1), st.integers(1, 500))
 def test_warm_up_falls_from_one_to_the_capacity(capacity, steps):
-    path = [warmed(capacity, step, steps) for step in range(steps + 2)]
+    path = [warmup_capacity(capacity, step, steps) for step in range(steps + 2)]
     assert path[0] == pytest.approx(1) and path[-1] == path[-2] == capacity
     assert all(a >= b - 1e-12 for a, b in itertools.pairwise(path))
-    assert warmed(capacity, 0, 0) == capacity
+    assert warmup_capacity(capacity, 0, 0) == capacity
 
 
 def test_corrections_are_counted_where_they_are_used():
     """Two thin products beside each matrix of a looped layer; not those of keys that are shared."""
-    plain = Shape(16, 4, 2, 4, 24, 23, 2, 2)
+    plain = DecoderFlops(16, 4, 2, 4, 24, 23, 2, 2)
     relaxed = replace(plain, lora=3)
     thin = 2 * 3 * ((16 + 16) * 2 + (16 + 16) + (16 + 24) * 3)  # queries, out; keys and values; feed-forward
     assert relaxed.correction == thin
     assert executed(relaxed, 5, [5, 2]) - executed(plain, 5, [5, 2]) == 2 * 7 * thin
-    shared = [executed(s, 5, [5, 2], memory="sharing") for s in (plain, relaxed)]
+    shared = [executed(s, 5, [5, 2], kv_mode="sharing") for s in (plain, relaxed)]
     assert shared[1] - shared[0] == 2 * (7 * thin - 2 * 2 * 3 * (16 + 16))

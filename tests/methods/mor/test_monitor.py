@@ -10,28 +10,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from sklearn.metrics import roc_auc_score
 
 from reason.methods.mor.monitor import (
-    KINDS,
-    Watched,
+    STATISTICS,
+    RoutingSample,
     alerts,
-    auroc,
-    by_position,
-    dead,
+    dead_positions,
+    draw_windows,
+    fit_reference,
     health,
-    kind,
-    psi,
-    ranks,
-    refer,
+    observe,
+    statistic,
     transitions,
-    watch,
-    windows_of,
+    variance_by_position,
 )
-from reason.methods.mor.routes import Above
-from reason.metrics.calibration import quantile_above
+from reason.methods.mor.routes import AboveThreshold
+from reason.metrics.calibration import threshold_for_share
 
 _spec = importlib.util.spec_from_file_location("mor_small", Path(__file__).with_name("small.py"))
 small = importlib.util.module_from_spec(_spec)
@@ -43,41 +37,21 @@ CPU = torch.device("cpu")
 # --- statistics ---------------------------------------------------------------------------------------
 
 
-@given(st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=2, max_size=30))
-def test_auroc_is_scikit_learns(pairs):
-    scores, chosen = np.array([s for s, _ in pairs], float), np.array([c for _, c in pairs])
-    if chosen.all() or not chosen.any():
-        assert math.isnan(auroc(scores, chosen))
-    else:
-        assert auroc(scores, chosen) == pytest.approx(roc_auc_score(chosen, scores))
-
-
-def test_ranks_share_ties():
-    assert ranks(np.array([3.0, 1, 3, 2])).tolist() == [3.5, 1, 3.5, 2]
-
-
-def test_psi_by_hand():
-    assert psi([5, 3, 2], [0.5, 0.3, 0.2]) == pytest.approx(0)
-    want = (0.8 - 0.5) * math.log(0.8 / 0.5) + (0.2 - 0.5) * math.log(0.2 / 0.5)
-    assert psi([8, 2], [0.5, 0.5]) == pytest.approx(want)
-    assert math.isfinite(psi([0, 0, 9], [0.5, 0.5, 0])) and psi([0, 0, 9], [0.5, 0.5, 0]) > 5
-
-
 def test_position_explains_what_it_decides_and_nothing_of_noise():
     rng = np.random.default_rng(0)
-    assert by_position(np.tile(rng.integers(1, 4, 50), (16, 1))) == pytest.approx(1)
-    noise = [by_position(rng.integers(1, 4, (16, 50))) for _ in range(200)]
+    assert variance_by_position(np.tile(rng.integers(1, 4, 50), (16, 1))) == pytest.approx(1)
+    noise = [variance_by_position(rng.integers(1, 4, (16, 50))) for _ in range(200)]
     assert abs(np.mean(noise)) < 0.01 and np.quantile(noise, 0.99) < 0.15
     few = np.zeros((3, 4), int)
     few[:, 0] = [1, 2, 3]
-    assert by_position(few) == 0 and by_position(np.full((4, 4), 2)) == 0
+    assert variance_by_position(few) == 0 and variance_by_position(np.full((4, 4), 2)) == 0
 
 
 def test_dead_positions():
     depth = np.ones((10, 6), int)
     depth[3, :4] = 3
     depth[:, 5] = 0
-    assert dead(depth, 3) == pytest.approx(1 / 5) and math.isnan(dead(depth[:4], 3))
+    assert dead_positions(depth, 3) == pytest.approx(1 / 5) and math.isnan(dead_positions(depth[:4], 3))
 
 
 def test_transitions_by_hand():
@@ -89,9 +63,9 @@ def test_health_by_hand():
     depth = np.array([[1, 1, 2, 2]], np.int8)
     logits = np.full((1, 2, 4), 3, np.float16)
     logits[0, 1] = [-1, 1, 1, 3]
-    seen = Watched(
-        depth, logits, np.array([[True, False, False, False]]), np.zeros(1, int), ahead=np.array([[1, 1, 1, 2]]),
-        asked=np.ones((1, 4), bool), nll=np.array([[1.0, 2, 3, 4]]), full=np.array([[0.0, 3, 3, 4]]),
+    seen = RoutingSample(
+        depth, logits, np.array([[True, False, False, False]]), np.zeros(1, int), top_k_depth=np.array([[1, 1, 1, 2]]),
+        is_target=np.ones((1, 4), bool), nll=np.array([[1.0, 2, 3, 4]]), full_nll=np.array([[0.0, 3, 3, 4]]),
     )  # fmt: skip
     got = health(seen, [0.5, 0.5])
     assert got["mean depth"] == 1.5 and got["entropy of depths"] == pytest.approx(1) and got["imbalance"] == 0
@@ -99,12 +73,12 @@ def test_health_by_hand():
     assert got["agrees with top-k 2"] == 0.75 and got["AUROC 2"] == 1.0 and got["regret"] == 0.25
     assert got["logit RMS 1"] == 3 and got["logit RMS 2"] == pytest.approx(math.sqrt(3))
     assert got["mean logit 2"] == 1 and "dead positions" not in got  # one sequence says nothing of positions
-    assert all(kind(name).saying for name in got)
+    assert all(statistic(name).meaning for name in got)
 
 
 def test_positions_are_dead_when_nobody_takes_the_deepest_step_any_more():
     depth = np.full((10, 6), 2, np.int8)
-    seen = Watched(depth, np.zeros((10, 3, 6), np.float16), np.zeros((10, 6), bool), np.zeros(10, int))
+    seen = RoutingSample(depth, np.zeros((10, 3, 6), np.float16), np.zeros((10, 6), bool), np.zeros(10, int))
     assert health(seen, [0.2, 0.5, 0.3])["dead positions"] == 1
     assert health(seen, [0.5, 0.5, 0.0])["dead positions"] == 0  # where depth is capped at 2
 
@@ -114,20 +88,20 @@ def test_no_limit_is_where_nothing_can_be():
     rng = np.random.default_rng(0)
     depth = rng.integers(1, 4, (6, 8)).astype(np.int8)
     depth[::2] = 1
-    seen = Watched(depth, rng.normal(size=(6, 3, 8)).astype(np.float16), depth > 9, np.arange(6))
-    limits = refer(seen)["limits"]
-    assert {name: kind(name).span(3) for name in limits}["mean depth"] == (1, 3)
+    seen = RoutingSample(depth, rng.normal(size=(6, 3, 8)).astype(np.float16), depth > 9, np.arange(6))
+    limits = fit_reference(seen)["limits"]
+    assert {name: statistic(name).span(3) for name in limits}["mean depth"] == (1, 3)
     for name, (low, high) in limits.items():
-        bottom, top = kind(name).span(3)
+        bottom, top = statistic(name).span(3)
         assert (low is None or low > bottom) and (high is None or high < top), name
     assert any(both == (None, None) for both in limits.values())
 
 
 def test_windows_hold_documents_and_no_more_than_asked():
     case, length = np.array([0, 0, 1, 1, 2]), np.full(5, 10)
-    rows = windows_of(case, length, 25, np.random.default_rng(0))
+    rows = draw_windows(case, length, 25, np.random.default_rng(0))
     assert len(rows) == 3 and len(set(rows.tolist())) == 3
-    assert len(windows_of(case, length, 1000, np.random.default_rng(0))) == 5
+    assert len(draw_windows(case, length, 1000, np.random.default_rng(0))) == 5
 
 
 # --- limits -------------------------------------------------------------------------------------------
@@ -145,26 +119,26 @@ def watched():
     bars: list[float] = []
     with torch.no_grad():
         for step in (1, 2):
-            scored = model(rows, Above([*bars, -1e30]), cap=step + 1).scored[step]
-            bars.append(quantile_above(scored.logits.numpy(), (3 - step) / (4 - step)))
+            scored = model(rows, AboveThreshold([*bars, -1e30]), cap=step + 1).steps[step]
+            bars.append(threshold_for_share(scored.logits.numpy(), (3 - step) / (4 - step)))
 
-    def see(part=slice(None), bars=bars, route=Above):
+    def see(part=slice(None), bars=bars, route=AboveThreshold):
         some = {k: v[part] for k, v in windows.items()}
-        return watch(model, some, lambda _: route(bars), 3, size=16, device=CPU)
+        return observe(model, some, lambda _: route(bars), 3, size=16, device=CPU)
 
-    return model, bars, see, refer(see(slice(0, 64)))
+    return model, bars, see, fit_reference(see(slice(0, 64)))
 
 
 def alarms(seen, reference, draws=40):
     rng, length = np.random.default_rng(5), (seen.depth > 0).sum(1)
-    rows = [windows_of(seen.case, length, reference["tokens"], rng) for _ in range(draws)]
-    return [alerts(health(seen.pick(r), reference["shares"]), reference) for r in rows]
+    rows = [draw_windows(seen.case, length, reference["tokens"], rng) for _ in range(draws)]
+    return [alerts(health(seen.select(r), reference["shares"]), reference) for r in rows]
 
 
 def test_a_reference_is_json_and_knows_every_statistic(watched):
     reference = watched[3]
     assert json.loads(json.dumps(reference))["tokens"] == reference["tokens"] == 64 * 24 // 2
-    assert {name.rstrip("0123456789 ") for name in reference["limits"]} == set(KINDS)
+    assert {name.rstrip("0123456789 ") for name in reference["limits"]} == set(STATISTICS)
     assert sum(reference["shares"]) == pytest.approx(1) and reference["drift"] > 0
 
 
@@ -174,23 +148,23 @@ def test_clean_text_seldom_alarms(watched):
     assert rate <= 0.05
 
 
-class Stuck(Above):
-    def __call__(self, step, logits, among):
-        return super().__call__(step, logits.fill_(50.0), among)
+class Stuck(AboveThreshold):
+    def __call__(self, step, logits, candidates):
+        return super().__call__(step, logits.fill_(50.0), candidates)
 
 
-class ByPosition(Above):
+class ByPosition(AboveThreshold):
     """Scores of clean text, dealt out to positions."""
 
-    def __call__(self, step, logits, among):
+    def __call__(self, step, logits, candidates):
         if step:
             drawn = torch.randn(64, generator=torch.Generator().manual_seed(step)).sort().values
             drawn = drawn[torch.randperm(64, generator=torch.Generator().manual_seed(9))][:24]
             spread = (
                 logits.std() * (drawn - drawn.quantile(step / 3)) / drawn.std() + self.thresholds[step - 1]
             )
-            logits.copy_(spread[among.position])
-        return super().__call__(step, logits, among)
+            logits.copy_(spread[candidates.position])
+        return super().__call__(step, logits, candidates)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +180,7 @@ def test_faults_are_found(watched, fault):
             router.layers[0].weight *= change
     try:
         moved = [b + {"raised": 3.0, "lowered": -3.0}.get(fault, 0.0) for b in bars]
-        seen = see(part, moved, {"stuck": Stuck, "position": ByPosition}.get(fault, Above))
+        seen = see(part, moved, {"stuck": Stuck, "position": ByPosition}.get(fault, AboveThreshold))
     finally:
         with torch.no_grad():
             for router, weight in zip(model.by_step, kept, strict=True):

@@ -11,7 +11,7 @@ from reason.backbones.decoder import RecursiveDecoder
 from reason.methods.base import Step
 from reason.methods.mor import objective
 from reason.methods.mor.config import MorConfig
-from reason.methods.mor.network import MixtureOfRecursions, Routed
+from reason.methods.mor.network import MixtureOfRecursions, RoutedOutput
 from reason.methods.mor.routes import TopK
 
 VOCAB = 19
@@ -55,8 +55,8 @@ def test_routers_learn_to_foresee_top_k():
         27,
         18,
     ]  # candidates: those of the step before
-    for r, scored in enumerate(routed.scored, 1):
-        after = (routed.depth.flatten()[scored.among.index] >= r).float()
+    for r, scored in enumerate(routed.steps, 1):
+        after = (routed.depth.flatten()[scored.candidates.index] >= r).float()
         want = F.binary_cross_entropy_with_logits(scored.logits, after, reduction="sum")
         torch.testing.assert_close(found[f"foresee {r}"][0], 0.5 * want)
         torch.testing.assert_close(found[f"z {r}"][0], 0.1 * (scored.logits**2).sum())
@@ -89,7 +89,7 @@ def test_balance_of_token_choice():
     share = torch.bincount(routed.depth.flatten() - 1, minlength=3) / 27
     torch.testing.assert_close(total / count, 0.2 * 3 * (share * scores.mean(0)).sum())
     depth = torch.arange(27).view(3, 9) % 3 + 1  # even loads: the mean of the summed scores, 1 for softmax
-    even = Routed(routed.states, depth, routed.entry)
+    even = RoutedOutput(routed.states, depth, routed.entry)
     total, count = objective.router_losses(model.config, model, even)["balance"]
     assert float((total / count).detach()) == pytest.approx(0.2)
 
@@ -149,11 +149,11 @@ def test_a_loss_after_a_random_recursion():
     model, data = network(exit_weight=0.5), batch()
     found = objective.losses(model.config, model, data, step())
     routed = model(data["tokens"], TopK([1, 2 / 3, 1 / 3]), exits=True)
-    each = [
+    per_sequence = [
         0.5 * objective.next_tokens(model, model.read(e).flatten(0, 1), data["targets"])[0]
         for e in routed.exits
     ]
-    assert any(torch.allclose(found["exit"][0], e, rtol=1e-5) for e in each)
+    assert any(torch.allclose(found["exit"][0], e, rtol=1e-5) for e in per_sequence)
 
 
 @pytest.mark.parametrize("ragged", [False, True])

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from reason.backbones.config import RecursiveConfig
 from reason.backbones.decoder import RecursiveDecoder
 from reason.methods.mor.config import MorConfig
-from reason.methods.mor.memory import KINDS
 from reason.methods.mor.network import MixtureOfRecursions
-from reason.methods.mor.routes import Above, Known, TopK
+from reason.methods.mor.routes import AboveThreshold, KnownDepths, TopK
+from reason.methods.mor.visible_keys import KV_MODES
 
 _spec = importlib.util.spec_from_file_location("mor_reference", Path(__file__).with_name("reference.py"))
 reference = importlib.util.module_from_spec(_spec)
@@ -49,29 +49,29 @@ def distinct(batch, length, seed=1):
     return torch.rand(batch, VOCAB, generator=torch.Generator().manual_seed(seed)).argsort(1)[:, :length]
 
 
-def slowly(model, tokens, route, real=None, **how):
-    real = [tokens.shape[1]] * len(tokens) if real is None else real.tolist()
-    parts = [reference.forward(model, t, route, n, **how) for t, n in zip(tokens, real, strict=True)]
+def slowly(model, tokens, route, lengths=None, **how):
+    lengths = [tokens.shape[1]] * len(tokens) if lengths is None else lengths.tolist()
+    parts = [reference.forward(model, t, route, n, **how) for t, n in zip(tokens, lengths, strict=True)]
     return torch.stack([s for s, _ in parts]), torch.stack([d for _, d in parts])
 
 
 ROUTES = {
     "topk": (TopK([1, 2 / 3, 1 / 3]), ("topk", [1, 2 / 3, 1 / 3])),
-    "above": (Above([0.1, -0.2]), ("above", [0.1, -0.2])),
-    "fixed": (Known(2), ("fixed", 2)),
+    "above": (AboveThreshold([0.1, -0.2]), ("above", [0.1, -0.2])),
+    "fixed": (KnownDepths(2), ("fixed", 2)),
 }
 
 
-@pytest.mark.parametrize("memory", KINDS)
+@pytest.mark.parametrize("kv_mode", KV_MODES)
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("combine", ["paper", "delta", "replace"])
-def test_packed_is_the_masked_reference(route, memory, padded, combine):
+def test_packed_is_the_masked_reference(route, kv_mode, padded, combine):
     model, tokens = network(combine=combine), distinct(3, 11)
-    real = torch.tensor([11, 4, 1]) if padded else None
+    lengths = torch.tensor([11, 4, 1]) if padded else None
     fast, slow = ROUTES[route]
-    got = model(tokens, fast, real=real, memory=memory)
-    want, depth = slowly(model, tokens, slow, real, memory=memory)
+    got = model(tokens, fast, lengths=lengths, kv_mode=kv_mode)
+    want, depth = slowly(model, tokens, slow, lengths, kv_mode=kv_mode)
     assert torch.equal(got.depth, depth)
     seen = depth > 0
     torch.testing.assert_close(got.states[seen], want[seen], rtol=1e-5, atol=1e-5)
@@ -92,10 +92,10 @@ def test_packed_is_the_masked_reference_whatever_the_shapes(data):
     second, third = data.draw(st.floats(0.05, 1)), data.draw(st.floats(0.05, 1))
     capacities, seed = [1.0, second, second * third], data.draw(st.integers(0, 99))
     route = data.draw(st.sampled_from([("topk", capacities), ("above", [second - 0.5, third - 0.5])]))
-    real = torch.tensor(data.draw(st.lists(st.integers(0, length), min_size=batch, max_size=batch)))
+    lengths = torch.tensor(data.draw(st.lists(st.integers(0, length), min_size=batch, max_size=batch)))
     model, tokens = network(block=1, seed=seed), distinct(batch, length, seed)
-    got = model(tokens, {"topk": TopK, "above": Above}[route[0]](route[1]), real=real)
-    want, depth = slowly(model, tokens, route, real)
+    got = model(tokens, {"topk": TopK, "above": AboveThreshold}[route[0]](route[1]), lengths=lengths)
+    want, depth = slowly(model, tokens, route, lengths)
     assert torch.equal(got.depth, depth)
     seen = depth > 0
     torch.testing.assert_close(got.states[seen], want[seen], rtol=1e-5, atol=1e-5)
@@ -113,9 +113,9 @@ def test_packed_is_the_masked_reference_whatever_the_shapes(data):
 def test_token_choice_is_the_masked_reference(combine, gate, cap):
     model, tokens = network(routing="token", combine=combine, gate=gate), text(3, 9)
     model.bias.copy_(torch.tensor([0.1, -0.2, 0.05]))
-    real = torch.tensor([9, 9, 5])
-    got = model(tokens, real=real, cap=cap)
-    want, depth = slowly(model, tokens, ("token", None), real, cap=cap)
+    lengths = torch.tensor([9, 9, 5])
+    got = model(tokens, lengths=lengths, cap=cap)
+    want, depth = slowly(model, tokens, ("token", None), lengths, cap=cap)
     assert torch.equal(got.depth, depth) and len(depth.unique()) > 2
     torch.testing.assert_close(got.states[depth > 0], want[depth > 0], rtol=1e-5, atol=1e-5)
 
@@ -128,17 +128,17 @@ def test_token_choice_is_the_masked_reference(combine, gate, cap):
 def test_top_k_keeps_what_it_should(batch, length, seed, second, third):
     model, tokens = network(block=1, seed=seed), text(batch, length, seed)
     capacities = [1.0, second, second * third]
-    real = torch.randint(1, length + 1, (batch,), generator=torch.Generator().manual_seed(seed))
-    got = model(tokens, TopK(capacities), real=real)
-    inside = torch.arange(length) < real[:, None]
+    lengths = torch.randint(1, length + 1, (batch,), generator=torch.Generator().manual_seed(seed))
+    got = model(tokens, TopK(capacities), lengths=lengths)
+    inside = torch.arange(length) < lengths[:, None]
     assert not got.depth[~inside].any() and (got.depth[inside] >= 1).all()
     for step, capacity in enumerate(capacities):
         count = ((got.depth > step) & inside).sum(1)
-        assert count.tolist() == [min(max(1, int(capacity * n + 1e-9)), n) for n in real.tolist()]
-    for scored in got.scored:
-        assert (scored.among.index.diff() > 0).all()
-        if scored.places is not None:
-            assert (scored.places.diff() > 0).all()
+        assert count.tolist() == [min(max(1, int(capacity * n + 1e-9)), n) for n in lengths.tolist()]
+    for scored in got.steps:
+        assert (scored.candidates.index.diff() > 0).all()
+        if scored.chosen is not None:
+            assert (scored.chosen.diff() > 0).all()
 
 
 # --- what the equations say of corner cases -------------------------------------------------------------
@@ -153,7 +153,7 @@ def plain(model, tokens, depth=None):
 def test_full_depth_replace_is_the_plain_recursive_model(sharing):
     model, tokens = network(sharing=sharing, combine="replace"), text(2, 8)
     for cap in (1, 2, 3):
-        got = model.read(model(tokens, Known(3), cap=cap).states)
+        got = model.read(model(tokens, KnownDepths(3), cap=cap).states)
         torch.testing.assert_close(got, plain(model, tokens, cap), rtol=1e-5, atol=1e-5)
 
 
@@ -188,16 +188,16 @@ def test_exits_are_the_states_of_smaller_caps():
     assert len(got.exits) == 2
 
 
-@pytest.mark.parametrize("memory", KINDS)
-def test_the_past_does_not_feel_the_future(memory):
+@pytest.mark.parametrize("kv_mode", KV_MODES)
+def test_the_past_does_not_feel_the_future(kv_mode):
     for model, route in (
-        (network(), Above([0.0, 0.0])),
-        (network(), Known(2)),
+        (network(), AboveThreshold([0.0, 0.0])),
+        (network(), KnownDepths(2)),
         (network(routing="token"), None),
     ):
         tokens, other = text(2, 10), text(2, 10)
         other[:, 6:] = (other[:, 6:] + 1) % VOCAB
-        a, b = (model.read(model(t, route, memory=memory).states) for t in (tokens, other))
+        a, b = (model.read(model(t, route, kv_mode=kv_mode).states) for t in (tokens, other))
         torch.testing.assert_close(a[:, :6], b[:, :6], rtol=1e-5, atol=1e-5)
         assert not torch.allclose(a[:, 6:], b[:, 6:])
 
@@ -214,27 +214,27 @@ def test_top_k_does_feel_the_future():
 
 def test_rows_do_not_feel_each_other():
     model, tokens = network(), text(4, 9)
-    real = torch.tensor([9, 3, 6, 9])
-    for route in (TopK([1, 0.5, 0.25]), Above([0.0, 0.1])):
-        whole = model(tokens, route, real=real)
+    lengths = torch.tensor([9, 3, 6, 9])
+    for route in (TopK([1, 0.5, 0.25]), AboveThreshold([0.0, 0.1])):
+        whole = model(tokens, route, lengths=lengths)
         order = torch.tensor([2, 0, 3])
-        part = model(tokens[order], route, real=real[order])
+        part = model(tokens[order], route, lengths=lengths[order])
         assert torch.equal(whole.depth[order], part.depth)
         seen = part.depth > 0
         torch.testing.assert_close(whole.states[order][seen], part.states[seen], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("memory", KINDS)
+@pytest.mark.parametrize("kv_mode", KV_MODES)
 @pytest.mark.parametrize("routing", ["topk", "above", "token"])
-def test_padding_of_any_width_changes_nothing(routing, memory):
+def test_padding_of_any_width_changes_nothing(routing, kv_mode):
     """On the right; texts cannot be padded on the left."""
     model = network(routing="token" if routing == "token" else "expert")
     route = None if routing == "token" else ROUTES[routing][0]
     tokens = text(2, 7)
-    bare = model(tokens, route, memory=memory)
+    bare = model(tokens, route, kv_mode=kv_mode)
     for wide in (1, 6):
         padded = torch.cat([tokens, text(2, wide, seed=wide)], 1)
-        got = model(padded, route, real=torch.tensor([7, 7]), memory=memory)
+        got = model(padded, route, lengths=torch.tensor([7, 7]), kv_mode=kv_mode)
         assert torch.equal(got.depth[:, :7], bare.depth) and not got.depth[:, 7:].any()
         torch.testing.assert_close(got.states[:, :7], bare.states, rtol=1e-5, atol=1e-5)
 
@@ -242,12 +242,12 @@ def test_padding_of_any_width_changes_nothing(routing, memory):
 def test_keys_of_all_who_took_the_step_are_keys_of_all():
     """Where nobody leaves, what gaps are filled with is not looked at; where all have left, neither."""
     model, tokens = network(), text(2, 9)
-    kinds = [kind for kind in KINDS if kind != "sharing"]
-    for route, same in ((Known(3), kinds), (Known(1), KINDS)):
-        first, *others = (model(tokens, route, memory=kind).states for kind in same)
+    kinds = [kind for kind in KV_MODES if kind != "sharing"]
+    for route, same in ((KnownDepths(3), kinds), (KnownDepths(1), KV_MODES)):
+        first, *others = (model(tokens, route, kv_mode=kind).states for kind in same)
         for other in others:
             torch.testing.assert_close(other, first, rtol=1e-5, atol=1e-5)
-    a, b = (model(tokens, Known(3), memory=kind).states for kind in ("recursion", "sharing"))
+    a, b = (model(tokens, KnownDepths(3), kv_mode=kind).states for kind in ("recursion", "sharing"))
     assert not torch.allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
@@ -256,8 +256,8 @@ def test_subsets_are_rotated_by_their_places_in_the_text(monkeypatch):
     route = TopK([1, 0.5, 0.25])
     want = model(tokens, route).states
     monkeypatch.setattr(
-        "reason.methods.mor.taken.Taken.position",
-        property(lambda self: torch.arange(len(self)) % (self.each or self.length)),
+        "reason.methods.mor.active.ActiveTokens.position",
+        property(lambda self: torch.arange(len(self)) % (self.per_sequence or self.length)),
     )
     assert not torch.allclose(model(tokens, route).states, want, atol=1e-4)
 
@@ -280,7 +280,7 @@ def test_who_left_is_passed_through_unchanged():
 @pytest.mark.parametrize("routing", ["expert", "token"])
 def test_a_broken_router_costs_time_and_not_text(routing):
     model, tokens = network(routing=routing), text(2, 7)
-    route = Above([0.0, 0.0]) if routing == "expert" else None
+    route = AboveThreshold([0.0, 0.0]) if routing == "expert" else None
     with torch.no_grad():
         for router in [*model.by_step, *([model.by_token] if model.by_token else [])]:
             router.layers[0].weight.fill_(torch.nan)
@@ -290,18 +290,18 @@ def test_a_broken_router_costs_time_and_not_text(routing):
 
 def test_empty_and_single():
     model = network()
-    assert (model(text(2, 6), Above([99.0, 99.0])).depth == 1).all()
+    assert (model(text(2, 6), AboveThreshold([99.0, 99.0])).depth == 1).all()
     assert model(text(1, 1), TopK([1, 0.5, 0.1])).depth.tolist() == [[3]]
     assert model(text(1, 4), TopK([1, 0.01, 0.01])).depth.sort().values.tolist() == [[1, 1, 1, 3]]
-    padded = model(text(2, 5), Above([0.0, 0.0]), real=torch.tensor([5, 0]))
+    padded = model(text(2, 5), AboveThreshold([0.0, 0.0]), lengths=torch.tensor([5, 0]))
     assert not padded.depth[1].any() and padded.states.isfinite().all()
 
 
-@pytest.mark.parametrize("memory", KINDS)
+@pytest.mark.parametrize("kv_mode", KV_MODES)
 @pytest.mark.parametrize("routing", ["expert", "token"])
-def test_a_batch_of_nothing_but_padding(routing, memory):
+def test_a_batch_of_nothing_but_padding(routing, kv_mode):
     model, nobody = network(routing=routing), torch.zeros(2, dtype=torch.int64)
-    for route in (None,) if routing == "token" else (TopK([1, 0.5, 0.2]), Above([0.0, 0.0])):
-        got = model(text(2, 5), route, real=nobody, memory=memory, exits=True)
+    for route in (None,) if routing == "token" else (TopK([1, 0.5, 0.2]), AboveThreshold([0.0, 0.0])):
+        got = model(text(2, 5), route, lengths=nobody, kv_mode=kv_mode, exits=True)
         assert got.states.shape == (2, 5, 16) and got.states.isfinite().all()
         assert not got.depth.any() and not got.exits

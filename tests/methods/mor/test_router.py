@@ -11,11 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reason.methods.mor.method import sizes
+from reason.methods.mor.outcomes import decoder_flops
 from reason.methods.mor.router import (
     Router,
+    auxiliary_loss,
     balance_bias,
-    foresee,
     gate,
     max_violation,
     normalised_entropy,
@@ -63,7 +63,7 @@ def test_z_loss_of_one_logit_is_its_square():
 def test_foreseeing_is_binary_cross_entropy():
     s, chosen = torch.tensor([2.0, -1.0]), torch.tensor([True, False])
     want = -math.log(1 / (1 + math.exp(-2))) - math.log(1 - 1 / (1 + math.exp(1)))
-    assert float(foresee(s, chosen)) == pytest.approx(want, rel=1e-6)
+    assert float(auxiliary_loss(s, chosen)) == pytest.approx(want, rel=1e-6)
 
 
 def test_bias_moves_towards_even_loads():
@@ -87,4 +87,4 @@ def test_routers_add_what_they_should(keys, extra):
     count = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in model.decoder.parameters())
     assert count == extra
     inside = sum(p.numel() for p in model.decoder.parameters()) - model.decoder.embed.weight.numel()
-    assert inside == sizes(model).parameters
+    assert inside == decoder_flops(model).parameters

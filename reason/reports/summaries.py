@@ -16,7 +16,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from reason.metrics.statistics import Interval, paired_difference, smallest_p
-from reason.reports import words
+from reason.reports import formatting
 from reason.reports.frame import device, evaluation_keys, overrides, read_rows
 from reason.reports.terminal import plain_table, title
 from reason.tracking.folder import RunFolder
@@ -132,13 +132,15 @@ class _RunSummary:
         depths = [_spent(e) + (f" {signs.chosen}" if e is chosen else "") for e in curve]
         columns = [
             _Column(units["depth"], [*depths, *rivals], right=False),
-            _Column(f"{name} [95%]", [words.interval(_interval(a)) for a in records]),
+            _Column(f"{name} [95%]", [formatting.interval(_interval(a)) for a in records]),
             *(self._beside(metric, [*curve, *rivals.values()]) for metric in r.get("beside") or ()),
             _Column("validation", [_value(e.get("valid_accuracy")) for e in curve] + blank, 3),
-            _Column("p50 ms", [words.number(e.get("latency_p50_ms")) for e in curve] + blank, 1),
-            _Column("p95 ms", [words.number(e.get("latency_p95_ms")) for e in curve] + blank, 5),
-            _Column(units["throughput"], [words.number(e.get("throughput_per_s")) for e in curve] + blank, 4),
-            _Column(f"MFLOP/{self._unit}", [words.number(self._megaflops(e)) for e in curve] + blank, 2),
+            _Column("p50 ms", [formatting.number(e.get("latency_p50_ms")) for e in curve] + blank, 1),
+            _Column("p95 ms", [formatting.number(e.get("latency_p95_ms")) for e in curve] + blank, 5),
+            _Column(
+                units["throughput"], [formatting.number(e.get("throughput_per_s")) for e in curve] + blank, 4
+            ),
+            _Column(f"MFLOP/{self._unit}", [formatting.number(self._megaflops(e)) for e in curve] + blank, 2),
         ]
         styles = ["bold" if e is chosen else "" for e in curve] + ["dim"] * len(rivals)
         table, dropped = _fitted(columns, options.max_width, styles, {len(curve) - 1} if rivals else set())
@@ -159,7 +161,7 @@ class _RunSummary:
     def _beside(self, metric: str, entries: Sequence[dict[str, Any]]) -> _Column:
         """A further metric of depths and rivals."""
         found = [e["metrics"].get(metric) for e in entries]
-        return _Column(metric, [words.number(m["value"], 4) if m else "" for m in found], 1)
+        return _Column(metric, [formatting.number(m["value"], 4) if m else "" for m in found], 1)
 
     @property
     def _unit(self) -> str:
@@ -185,7 +187,7 @@ class _RunSummary:
         self, name: str, plural: str, chosen: dict[str, Any] | None, signs: _Signs, dropped: list[str]
     ) -> Iterable[str]:
         r, units = self.result, self.result["units"]
-        explained = words.meaning(name, units["example"])
+        explained = formatting.meaning(name, units["example"])
         yield f"{name} is the accuracy" + (f": {explained}." if explained else ".")
         n = r["accuracy"]["n"]
         over = f"the {n:,} {plural}" if n != 1 else f"one {units['example']}"
@@ -228,21 +230,21 @@ class _RunSummary:
             verdict = "not distinguishable from it"
             if d.distinguishable:
                 verdict = "better" if sign * d.value > 0 else "worse"
-            yield f"{entry['depth']} {unit} against {name}: {words.difference(d)}, {verdict}."
+            yield f"{entry['depth']} {unit} against {name}: {formatting.difference(d)}, {verdict}."
 
     def _cost(self) -> str:
         r, m = self.result, self.result["metrics"]
         parts = []
         if "device_hours" in m:
-            parts.append(f"{words.number(m['device_hours'])} device-hours")
+            parts.append(f"{formatting.number(m['device_hours'])} device-hours")
             if r.get("stages"):
-                parts.append(f"{words.number(m['lineage_device_hours'])} with what it begins with")
+                parts.append(f"{formatting.number(m['lineage_device_hours'])} with what it begins with")
         if r.get("gpus"):
-            parts.append(f"{words.number(m['gpu_hours'])} GPU-hours")
+            parts.append(f"{formatting.number(m['gpu_hours'])} GPU-hours")
         training = r.get("training") or {}
         said = f"Cost: {', '.join(parts)} on {device(r)}."
         if training.get("stopped") == "early":
-            said += f" Training stopped early, best at epoch {words.number(training['best_epoch'])}."
+            said += f" Training stopped early, best at epoch {formatting.number(training['best_epoch'])}."
         if r.get("trained_by"):
             said += f" The model was trained by {r['trained_by']}."
         return said
@@ -308,16 +310,18 @@ class _ComparisonView:
         columns = [
             _Column("", labels, right=False),
             _Column("depth", [self._depth(e, signs) for e in entries]),
-            _Column(f"{t.accuracy} [95%]", [words.interval(e.accuracy) for e in entries]),
+            _Column(f"{t.accuracy} [95%]", [formatting.interval(e.accuracy) for e in entries]),
             _Column("difference [95%]", [self._difference(e, signs) for e in entries], 1, right=False),
             _Column("seeds", [str(len(e.points)) if e.points else "" for e in entries], 5),
-            _Column("p", [words.probability(e.p) for e in entries], 6),
+            _Column("p", [formatting.probability(e.p) for e in entries], 6),
             _Column("validation", [f"{e.valid.value:.4f}" if e.valid else "" for e in entries], 7),
-            _Column("p50 ms", [words.number(e.costs.get("latency_p50_ms")) for e in entries], 3),
-            _Column("p95 ms", [words.number(e.costs.get("latency_p95_ms")) for e in entries], 9),
-            _Column("hours", [words.number(e.costs.get("device_hours")) for e in entries], 4),
+            _Column("p50 ms", [formatting.number(e.costs.get("latency_p50_ms")) for e in entries], 3),
+            _Column("p95 ms", [formatting.number(e.costs.get("latency_p95_ms")) for e in entries], 9),
+            _Column("hours", [formatting.number(e.costs.get("device_hours")) for e in entries], 4),
             _Column(
-                t.units["throughput"], [words.number(e.costs.get("throughput_per_s")) for e in entries], 10
+                t.units["throughput"],
+                [formatting.number(e.costs.get("throughput_per_s")) for e in entries],
+                10,
             ),
             _Column("Pareto", [" ".join(_SHORT[c] for c in e.fronts) for e in entries], 8, right=False),
         ]
@@ -349,7 +353,7 @@ class _ComparisonView:
         if e.distinguishable:
             better = (e.difference.value > 0) == self.table.larger_is_better
             mark = signs.better if better else signs.worse
-        return f"{words.difference(e.difference)} {mark}"
+        return f"{formatting.difference(e.difference)} {mark}"
 
     def _legend(self, signs: _Signs, dropped: list[str]) -> Iterable[str]:
         t = self.table

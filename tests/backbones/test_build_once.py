@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from reason.backbones.making import made
+from reason.backbones.build_once import build_once
 from reason.errors import DataError
 
 
@@ -19,7 +19,7 @@ def test_whoever_comes_first_makes_it_and_the_others_wait(tmp_path):
         (aside / "second").write_text("2")
 
     def ask():
-        found.append(sorted(p.name for p in made(folder, make).iterdir()))
+        found.append(sorted(p.name for p in build_once(folder, make).iterdir()))
 
     threads = [threading.Thread(target=ask) for _ in range(4)]
     for thread in threads:
@@ -27,7 +27,7 @@ def test_whoever_comes_first_makes_it_and_the_others_wait(tmp_path):
     for thread in threads:
         thread.join()
     assert len(makers) == 1 and found == [["first", "second"]] * 4
-    assert made(folder, lambda aside: pytest.fail("made again")) == folder
+    assert build_once(folder, lambda aside: pytest.fail("made again")) == folder
 
 
 def test_a_failure_leaves_nothing_and_the_next_may_try(tmp_path):
@@ -36,13 +36,13 @@ def test_a_failure_leaves_nothing_and_the_next_may_try(tmp_path):
         raise DataError("no")
 
     with pytest.raises(DataError, match="no"):
-        made(tmp_path / "thing", fail)
+        build_once(tmp_path / "thing", fail)
     assert not [p for p in tmp_path.iterdir() if p.is_dir()]
-    assert list(made(tmp_path / "thing", lambda aside: None).iterdir()) == []
+    assert list(build_once(tmp_path / "thing", lambda aside: None).iterdir()) == []
 
 
 def test_a_place_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot be written") as caught:
-        made(tmp_path / "file/thing", lambda aside: None)
+        build_once(tmp_path / "file/thing", lambda aside: None)
     assert "REASON_CACHE" in caught.value.hint

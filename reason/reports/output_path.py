@@ -8,7 +8,7 @@ from pathlib import Path
 from reason.errors import ConfigError
 
 
-def check_target(path: Path, kind: str, endings: Sequence[str]) -> None:
+def check_output_path(path: Path, kind: str, endings: Sequence[str]) -> None:
     """Refuse a path that no ``kind`` of file ("picture", "page") can be written to.
 
     endings: those that are known, the usual one first.

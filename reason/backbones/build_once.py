@@ -1,4 +1,4 @@
-"""Folders of the cache that are made once: by whoever comes first, whole or not at all."""
+"""Folders of the cache that are built once: by the first process that needs them, completely or not at all."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 from reason.errors import DataError
 
 
-def made(folder: Path, make: Callable[[Path], None]) -> Path:
-    """``folder``, filled by ``make`` if it is not there. Processes that start together make it once.
+def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
+    """``folder``, filled by ``build`` if it does not exist. Processes that start together build it once.
 
     Raises:
-        DataError: the place cannot be written.
+        DataError: the cache cannot be written.
     """
     if folder.is_dir():
         return folder
@@ -25,10 +25,10 @@ def made(folder: Path, make: Callable[[Path], None]) -> Path:
         with filelock.FileLock(folder.parent / f".{folder.name}.lock"):
             if not folder.is_dir():
                 with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as work:
-                    aside = Path(work) / "made"
-                    aside.mkdir()
-                    make(aside)
-                    os.replace(aside, folder)
+                    unfinished = Path(work) / "built"
+                    unfinished.mkdir()
+                    build(unfinished)
+                    os.replace(unfinished, folder)
     except OSError as error:
         raise DataError(
             f"{folder.parent} in the cache cannot be written: {error.strerror or error}.",

@@ -13,11 +13,11 @@ from reason.engine.config import resolve
 from reason.engine.evaluation import judge
 from reason.engine.parallel import World
 from reason.engine.session import Session
-from reason.errors import ConfigError
+from reason.errors import ConfigError, RunError
 from reason.methods.figures import HeatMap, Table
 from reason.methods.mor import record
-from reason.methods.mor.answer import Drift
 from reason.methods.mor.audit import COLUMNS
+from reason.methods.mor.requests import DriftMonitor
 
 HERE = World(0, 1, torch.device("cpu"))
 
@@ -138,7 +138,7 @@ def test_many_requests_together_are_each_answered_as_alone(begin, words):
     requests.insert(3, {"prompt": ""})
     together = ask(session, *requests)
     assert together == [ask(session, request)[0] for request in requests]
-    assert "empty" in together[3]["error"] and together[2]["depth"] == 1 and session.network.broken == 0
+    assert "empty" in together[3]["error"] and together[2]["depth"] == 1 and session.network.fallbacks == 0
 
 
 def test_a_broken_router_is_said_of_all_that_were_written_together(begin):
@@ -155,13 +155,13 @@ def test_a_broken_router_is_said_of_all_that_were_written_together(begin):
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0, "top_p": 0.9, "seed": 4}])
 def test_a_record_is_written_again_exactly(begin, words, sampling):
     session = begin("mor.record=true", *words)
-    asked = [{"prompt": p, "tokens": 15, **sampling} for p in prompts(session)[:3]]
-    told = ask(session, *asked)
+    requests = [{"prompt": p, "tokens": 15, **sampling} for p in prompts(session)[:3]]
+    told = ask(session, *requests)
     lines = [json.loads(line) for line in (session.ctx.workdir / record.FILE).read_text().splitlines()]
     assert len(lines) == 3
     for one, line in zip(told, lines, strict=True):
         assert session.ctx.data.tokens.decode(line["written"]) == one["text"]
-        depth = record.unrun(line["depth"])
+        depth = record.expand_run_lengths(line["depth"])
         assert depth.mean() == pytest.approx(one["depth"])
         assert line["counts"] == [int((depth > r).sum()) for r in range(3)]
         assert line["fallbacks"] == 0 and line["kv_bytes"] > 0 and set(line["seconds"]) == {"read", "write"}
@@ -183,8 +183,8 @@ def test_a_record_of_another_model_is_refused(begin):
         session, {"replay": line}, {"replay": {"model": "x"}}, {"replay": line, "prompt": "a"}, {"replay": 3}
     )
     assert "another model" in other["error"] and "no 'kv'" in broken["error"]
-    assert "alone" in beside["error"] and "no audit record" in none["error"]
-    damaged = {**line, "model": record.identity(session.network), "depth": [[1, 1]]}
+    assert "only key" in beside["error"] and "not an audit record" in none["error"]
+    damaged = {**line, "model": record.model_digest(session.network), "depth": [[1, 1]]}
     assert "damaged" in ask(session, {"replay": damaged})[0]["error"]
 
 
@@ -206,14 +206,15 @@ def test_lines_survive_a_killed_writer(tmp_path):
 def test_small_forms_keep_what_they_hold():
     depth = np.array([1, 1, 3, 2, 2, 2])
     assert (
-        record.runs(depth) == [[1, 2], [3, 1], [2, 3]] and (record.unrun(record.runs(depth)) == depth).all()
+        record.run_lengths(depth) == [[1, 2], [3, 1], [2, 3]]
+        and (record.expand_run_lengths(record.run_lengths(depth)) == depth).all()
     )
     logits = torch.randn(3, 40) * 9
     logits[1, ::3] = torch.nan
-    packed = json.loads(json.dumps(record.pack(logits)))
-    back = record.unpack(packed)
+    packed = json.loads(json.dumps(record.quantize(logits)))
+    back = record.dequantize(packed)
     np.testing.assert_allclose(back, logits, atol=packed["step"] / 2 + 1e-6)
-    assert np.isnan(record.unpack(record.pack(torch.full((2, 3), torch.nan)))).all()
+    assert np.isnan(record.dequantize(record.quantize(torch.full((2, 3), torch.nan)))).all()
 
 
 # --- what is said when routers fail -------------------------------------------------------------------
@@ -223,14 +224,16 @@ def test_a_broken_router_is_said(begin):
     session = begin("mor.record=true")
     spoil(session)
     (told,) = ask(session, {"prompt": prompts(session)[0], "tokens": 5})
-    assert "no number" in told["note"] and told["depth"] == 3
+    assert "NaN or infinity 33 times" in told["note"] and told["depth"] == 3
     line = json.loads((session.ctx.workdir / record.FILE).read_text())
-    assert line["fallbacks"] > 0 and "no number" in line["alerts"][0]
+    assert line["fallbacks"] > 0 and "NaN or infinity" in line["alerts"][0]
     assert ask(session, {"replay": line})[0]["same"]
     judged = judge(session.method, session.ctx, HERE, session.network, session.ctx.data.test, 3).evaluation
     assert judged.overall(judged.rows)["fallbacks"] == 1
     (table,) = [f for f in inspect(session, "") if f.title.startswith("Health")]
-    assert ["fallbacks", "1.000", "ALERT"] in [row[:3] for row in table.rows] and "no number" in table.note
+    assert ["fallbacks", "1.000", "ALERT"] in [
+        row[:3] for row in table.rows
+    ] and "NaN or infinity" in table.note
 
 
 @pytest.mark.parametrize("share", [0.5, 1.0])
@@ -297,20 +300,25 @@ def test_drift_is_said_and_guarded(begin):
         notes = [one.get("note", "") for one in told]
         first = next(i for i, note in enumerate(notes) if "drifted from those of validation" in note)
         assert not any("drifted" in note for note in notes[:first]) and first > 2
-        after = [note for note in notes[first + 1 :] if "written with profile" in note]
+        after = [note for note in notes[first + 1 :] if "was used instead" in note]
         if guard:
-            assert "profile default from here on" in notes[first] and len(after) == len(notes) - first - 1
+            assert (
+                "later requests use profile default" in notes[first] and len(after) == len(notes) - first - 1
+            )
             assert "profile max" in notes[-1] and told[-1]["depth"] == 3
         else:
             assert not after
 
 
 def test_drift_needs_enough_tokens():
-    drift = Drift({"reference": {"drift": 0.2, "shares": [0.5, 0.5]}, "thresholds": []}, "default")
+    drift = DriftMonitor({"reference": {"drift": 0.2, "shares": [0.5, 0.5]}, "thresholds": []}, "default")
     assert drift.add(np.ones(500, int)) == 0 and drift.add(np.ones(50, int)) > 0.2
     assert drift.add(np.repeat([1, 2], 600)) == 0  # what is older is forgotten
-    assert Drift(None, "default").add(np.ones(900, int)) == 0
-    assert Drift({"reference": {"drift": 0.2, "shares": [0.5, 0.5]}}, "economy").add(np.ones(900, int)) == 0
+    assert DriftMonitor(None, "default").add(np.ones(900, int)) == 0
+    assert (
+        DriftMonitor({"reference": {"drift": 0.2, "shares": [0.5, 0.5]}}, "economy").add(np.ones(900, int))
+        == 0
+    )
 
 
 # --- judging and showing ------------------------------------------------------------------------------
@@ -339,11 +347,27 @@ def test_rows_have_the_audit(begin, words):
 def test_inspect_shows_the_router(begin):
     session = begin()
     found = {f.title: f for f in inspect(session, "")}
-    assert isinstance(found["How depths follow each other"], HeatMap)
+    assert isinstance(found["Transitions between depths"], HeatMap)
     for title in ("Health of the router", "Misrouting audit", "Profiles"):
         assert isinstance(found[title], Table) and found[title].rows
     names = [row[0] for row in found["Health of the router"].rows]
     assert {"kept 2", "PSI", "AUROC 3", "explained by position", "regret"} <= set(names)
     assert [row[0] for row in found["Profiles"].rows] == ["economy", "default (in use)", "max"]
-    bare = begin(calibrate=False)
-    assert "no reference" in next(f.note for f in inspect(bare, "") if f.title == "Health of the router")
+    bare = begin("mor.routing=token", calibrate=False)
+    note = next(f.note for f in inspect(bare, "") if f.title == "Health of the router")
+    assert "no calibrated reference" in note
+
+
+@pytest.mark.parametrize("profile", ["default", "economy"])
+def test_without_its_thresholds_a_run_is_refused_rather_than_routed_by_top_k(begin, profile):
+    session = begin(f"mor.profile={profile}", calibrate=False)
+    with pytest.raises(RunError, match=r"calibration\.json is gone") as caught:
+        inspect(session, "")
+    assert "reason evaluate RUN" in str(caught.value)
+    with pytest.raises(RunError, match=r"calibration\.json is gone"):
+        ask(session, {"prompt": prompts(session)[0]})
+
+
+@pytest.mark.parametrize("words", [("mor.route=topk",), ("mor.route=fixed",), ("train_depth=0", "depth=1")])
+def test_what_needs_no_thresholds_is_inspected_without_them(begin, words):
+    assert inspect(begin(*words, calibrate=False), "")
