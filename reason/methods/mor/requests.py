@@ -213,7 +213,9 @@ class RequestHandler:
         if fallbacks:
             where = f" in these {texts:,} texts" if texts > 1 else ""
             times = f"{fallbacks:,} times" if fallbacks > 1 else "once"
-            notes.append(f"the router returned NaN or infinity {times}{where}; these tokens ran at full depth")
+            notes.append(
+                f"the router returned NaN or infinity {times}{where}; these tokens ran at full depth"
+            )
         whole = prepared.request.cap == min(self.config.depth, self.network.recursions)
         if whole and (psi := self.drift[profile].add(generation.depth)):
             notes.append(self._drifted(profile, psi))

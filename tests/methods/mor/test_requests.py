@@ -231,7 +231,9 @@ def test_a_broken_router_is_said(begin):
     judged = judge(session.method, session.ctx, HERE, session.network, session.ctx.data.test, 3).evaluation
     assert judged.overall(judged.rows)["fallbacks"] == 1
     (table,) = [f for f in inspect(session, "") if f.title.startswith("Health")]
-    assert ["fallbacks", "1.000", "ALERT"] in [row[:3] for row in table.rows] and "NaN or infinity" in table.note
+    assert ["fallbacks", "1.000", "ALERT"] in [
+        row[:3] for row in table.rows
+    ] and "NaN or infinity" in table.note
 
 
 @pytest.mark.parametrize("share", [0.5, 1.0])
