@@ -22,17 +22,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reason.backbones.attention import comb_attention
+from reason.backbones.config import EncoderConfig
 from reason.errors import ConfigError
-
-if TYPE_CHECKING:
-    from reason.backbones.config import EncoderConfig
 
 EPS = 1e-12  # of every LayerNorm, as in the reference
 

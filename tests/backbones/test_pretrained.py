@@ -423,7 +423,7 @@ def test_what_a_hub_refuses_is_told(hub):
         ("owner/absent", "has no model 'owner/absent'"),
         ("owner/gated", "accept its terms"),
         ("owner/tiny@v9", "has no revision 'v9'"),
-        ("owner/a--b", "no hub id"),
+        ("owner/a--b", "not a hub id"),
     ):
         with pytest.raises(ConfigError, match=said) as caught:
             open_causal(source)

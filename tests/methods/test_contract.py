@@ -149,7 +149,8 @@ def test_counts_are_those_of_the_loss(name, tiny):
 def test_inspect_and_baselines(name, tiny):
     s = session(name, tiny)
     with torch.no_grad():
-        figures = s.method.inspect(s.ctx, s.network.eval(), "")
+        s.ctx.calibration = s.method.calibrate(s.ctx, s.network.eval(), s.ctx.data.valid)
+        figures = s.method.inspect(s.ctx, s.network, "")
     assert figures and all(isinstance(f, (Table, Lines, HeatMap, Tokens)) for f in figures)
     own = s.method.evaluate(s.ctx, s.network, s.ctx.data.test, 1)
     rivals = s.method.baselines(s.ctx, s.ctx.data.test)
