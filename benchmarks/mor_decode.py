@@ -99,11 +99,11 @@ def network(hidden: int, block: int) -> MixtureOfRecursions:
 def calibrated(model: MixtureOfRecursions, shares: tuple[float, ...]) -> AboveThreshold:
     """Thresholds that let such shares of the tokens of a random text through, a step at a time."""
     tokens = torch.randint(VOCAB, (8, 256), generator=torch.Generator().manual_seed(1))
-    bars: list[float] = []
+    thresholds: list[float] = []
     for r in range(1, len(shares)):
-        scored = model(tokens, AboveThreshold([*bars, -1e30]), cap=r + 1).steps[r]
-        bars.append(threshold_for_share(scored.logits.numpy(), shares[r] / shares[r - 1]))
-    return AboveThreshold(bars)
+        routing = model(tokens, AboveThreshold([*thresholds, -1e30]), cap=r + 1).steps[r]
+        thresholds.append(threshold_for_share(routing.logits.numpy(), shares[r] / shares[r - 1]))
+    return AboveThreshold(thresholds)
 
 
 def timed(call: Callable[[], object]) -> float:
@@ -198,15 +198,15 @@ def report_throughput(
         starts = torch.randint(VOCAB, (waves * rows,), generator=torch.Generator().manual_seed(3)).tolist()
         requests = [GenerationRequest([token], most, route) for token in starts]
         times: dict[str, list[float]] = {"in step": [], "scheduler": []}
-        kept: dict[str, list[Generation]] = {}
+        generated: dict[str, list[Generation]] = {}
 
-        def ours(requests: list[GenerationRequest] = requests, kept: dict = kept) -> None:
+        def ours(requests: list[GenerationRequest] = requests, generated: dict = generated) -> None:
             scheduler = Scheduler(model, MoRCache(model), rows=rows)
-            kept["scheduler"] = scheduler.run(requests)
+            generated["scheduler"] = scheduler.run(requests)
 
-        def theirs(requests: list[GenerationRequest] = requests, kept: dict = kept) -> None:
+        def theirs(requests: list[GenerationRequest] = requests, generated: dict = generated) -> None:
             batches = [requests[a : a + rows] for a in range(0, len(requests), rows)]
-            kept["in step"] = [done for batch in batches for done in in_step(model, batch)]
+            generated["in step"] = [done for batch in batches for done in in_step(model, batch)]
 
         pasts = [cache.open() for cache in [MoRCache(model)] * rows]
         extend(model, pasts, [starts[:1] * (most // 2)] * rows, [HaltingRule(model, route)] * rows)
@@ -218,11 +218,13 @@ def report_throughput(
                 layers.append(layer), heads.append(head)
                 for key, t in found.items():
                     times[key].append(t)
-        alike = sum(a.tokens == b.tokens for a, b in zip(kept["in step"], kept["scheduler"], strict=True))
+        alike = sum(
+            a.tokens == b.tokens for a, b in zip(generated["in step"], generated["scheduler"], strict=True)
+        )
         assert alike >= 0.95 * len(requests), f"only {alike} of {len(requests)} texts are the same"
         b, h = model.decoder.sharing.block, float(np.median(np.array(heads) / np.array(layers)))
-        depth = np.stack([done.depth for done in kept["scheduler"]])  # (sequences, most)
-        deepest = np.stack([done.depth for done in kept["in step"]]).reshape(waves, rows, most).max(1)
+        depth = np.stack([done.depth for done in generated["scheduler"]])  # (sequences, most)
+        deepest = np.stack([done.depth for done in generated["in step"]]).reshape(waves, rows, most).max(1)
         deepest, first = deepest[:, 1:], depth[:, 0]  # the first token is read by both as deep as it goes
         rival = rows * (2 + b * deepest + h).sum() + (2 + b * first + h).sum()
         bound = rival / (2 + b * depth + h).sum()
@@ -252,7 +254,7 @@ def in_step(model: MixtureOfRecursions, requests: list[GenerationRequest]) -> li
     pasts, rules = [cache.open() for _ in requests], [HaltingRule(model, r.route) for r in requests]
     logits = extend(model, pasts, [r.prompt for r in requests], rules)
     written: list[list[int]] = [[] for _ in requests]
-    bars = np.array([rule.thresholds for rule in rules])  # (B, N_r)
+    thresholds = np.array([rule.thresholds for rule in rules])  # (B, N_r)
     while True:
         for one, token in zip(written, logits.argmax(-1).tolist(), strict=True):
             one.append(token)
@@ -266,10 +268,10 @@ def in_step(model: MixtureOfRecursions, requests: list[GenerationRequest]) -> li
         segments = [Segment(past, np.array([at])) for past in pasts]
         rope = model.decoder.rope(torch.full((len(pasts),), at))
         u = h = begin(model.decoder, segments, torch.tensor([one[-1] for one in written]), rope)
-        inside, taken = np.ones(len(pasts), bool), np.zeros(len(pasts), int)
+        inside, depths = np.ones(len(pasts), bool), np.zeros(len(pasts), int)
         for r in range(model.recursions):
             scores, deciding = router_logits(model, r, u)
-            inside &= (deciding > bars[:, r]) | (r == 0)
+            inside &= (deciding > thresholds[:, r]) | (r == 0)
             if not inside.any():
                 break
             for past in pasts:
@@ -277,10 +279,10 @@ def in_step(model: MixtureOfRecursions, requests: list[GenerationRequest]) -> li
             segments = [segment._replace(step=r) for segment in segments]
             u = model.combine(u, recurse(model.decoder, segments, u, rope), scores)
             h = torch.where(torch.from_numpy(inside)[:, None], u, h)
-            taken[inside] = r + 1
+            depths[inside] = r + 1
             for past, stays in zip(pasts, inside, strict=True):
                 past.spans[r].count -= not stays  # what it wrote there is nobody's key
-        for past, depth in zip(pasts, taken, strict=True):
+        for past, depth in zip(pasts, depths, strict=True):
             past.depth[at] = depth
         logits = model.decoder.logits(finish(model.decoder, segments, h, rope))
 

@@ -177,11 +177,11 @@ def networks(hidden: int, block: int) -> dict[str, MixtureOfRecursions]:
 @torch.no_grad()
 def calibrated(model: MixtureOfRecursions, tokens: Tensor, capacities: list[float]) -> AboveThreshold:
     """Thresholds that let as many of these tokens through as top-k does."""
-    bars: list[float] = []
+    thresholds: list[float] = []
     for r in range(1, len(capacities)):
-        logits = model(tokens, AboveThreshold([*bars, -1e30]), cap=r + 1).steps[r].logits
-        bars.append(threshold_for_share(logits.numpy(), capacities[r] / capacities[r - 1]))
-    return AboveThreshold(bars)
+        logits = model(tokens, AboveThreshold([*thresholds, -1e30]), cap=r + 1).steps[r].logits
+        thresholds.append(threshold_for_share(logits.numpy(), capacities[r] / capacities[r - 1]))
+    return AboveThreshold(thresholds)
 
 
 @torch.inference_mode()

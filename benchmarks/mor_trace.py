@@ -47,12 +47,14 @@ def main() -> int:
     decoder = RecursiveDecoder(config, shape=config.shape(VOCAB), recursions=RECURSIONS)
     model = MixtureOfRecursions(decoder, MorConfig(), 0.5).eval()
     tokens = torch.randint(VOCAB, (args.batch, args.length))
-    bars: list[float] = []
+    thresholds: list[float] = []
     with torch.inference_mode():
         for r in range(1, RECURSIONS):
-            scored = model(tokens, AboveThreshold([*bars, -1e30]), cap=r + 1).steps[r]
-            bars.append(threshold_for_share(scored.logits.numpy(), (RECURSIONS - r) / (RECURSIONS - r + 1)))
-        route = AboveThreshold(bars)
+            routing = model(tokens, AboveThreshold([*thresholds, -1e30]), cap=r + 1).steps[r]
+            thresholds.append(
+                threshold_for_share(routing.logits.numpy(), (RECURSIONS - r) / (RECURSIONS - r + 1))
+            )
+        route = AboveThreshold(thresholds)
 
         def forward() -> float:
             routed = model(tokens, route)

@@ -49,8 +49,8 @@ def language(runs: list[RunFolder]) -> str:
             f"{_mean(of, ACCURACY):.4f}", apart.get(ACCURACY, ""),
         ))  # fmt: skip
     result = _result(grouped[reference])
-    for rival, told in result["baselines"].items():
-        bits, right = told["metrics"][BITS]["value"], told["accuracy"]["value"]
+    for rival, baseline in result["baselines"].items():
+        bits, right = baseline["metrics"][BITS]["value"], baseline["accuracy"]["value"]
         lines.append(_line(rival, *[""] * 5, f"{bits:.4f}", "", "", f"{right:.4f}", ""))
     lines.append(
         f"\n{result['dataset']} (digest `{result['data_digest'][:12]}`), {result['accuracy']['n']:,} test documents per seed."
@@ -73,8 +73,8 @@ def routing(runs: list[RunFolder]) -> str:
     lines = ["| bits per byte of | less those of | difference | p (Holm) |", "| --- | --- | --- | ---: |"]
     before = ""
     for (a, b), gap, q in zip(pairs, gaps, p, strict=True):
-        told = f"{gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]"
-        lines.append(_line(a if a != before else "", b, told, f"{q:.3f}"))
+        interval = f"{gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]"
+        lines.append(_line(a if a != before else "", b, interval, f"{q:.3f}"))
         before = a
     return "\n".join(lines) + "\n"
 
@@ -107,12 +107,12 @@ def recovered(runs: list[RunFolder]) -> str:
         "| --- | ---: | ---: | --- |",
     ]
     for experiment in sorted(grouped, key=lambda e: -losses(e, whole)[0]):
-        told = ""
+        recovered = ""
         if experiment not in (source, converted):
             low, high = np.quantile(share(experiment, draws), [0.025, 0.975])
-            told = f"{share(experiment, whole)[0]:.1%} [{low:.1%}, {high:.1%}]"
+            recovered = f"{share(experiment, whole)[0]:.1%} [{low:.1%}, {high:.1%}]"
         lines.append(_line(
-            experiment, f"{_seen(grouped[experiment]) / 1e6:.2f}", f"{losses(experiment, whole)[0]:.3f}", told
+            experiment, f"{_seen(grouped[experiment]) / 1e6:.2f}", f"{losses(experiment, whole)[0]:.3f}", recovered
         ))  # fmt: skip
     return "\n".join(lines) + "\n"
 
@@ -151,9 +151,9 @@ def levels(runs: list[RunFolder]) -> str:
             cells += [f"{np.mean(right / total):.1%}", f"{np.mean(depth / total):.2f}"]
         gap = gaps.get(experiment)
         cells.append(f"{100 * gap.value:+.1f} [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]" if gap else "")
-        told = [_last(of[s])["overall"].get("auroc of depth") for s in sorted(of)]
-        told = [a for a in told if a is not None]
-        cells.append(f"{np.mean(told):.3f} ({', '.join(f'{a:.3f}' for a in told)})" if told else "")
+        aurocs = [_last(of[s])["overall"].get("auroc of depth") for s in sorted(of)]
+        aurocs = [a for a in aurocs if a is not None]
+        cells.append(f"{np.mean(aurocs):.3f} ({', '.join(f'{a:.3f}' for a in aurocs)})" if aurocs else "")
         lines.append(_line(experiment, len(of), *cells))
     return "\n".join(lines) + "\n"
 

@@ -11,17 +11,15 @@ are trained together on the data at hand.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reason.backbones.config import UnisrecConfig
 from reason.backbones.encoder import SequenceEncoder
 from reason.errors import ConfigError
-
-if TYPE_CHECKING:
-    from reason.backbones.config import UnisrecConfig
 
 LEAST = 1e-6  # variance of a component, as a share of the largest, below which it is rounding or chance
 NOISE = 0.01  # least standard deviation of the gate's noise while training, as in the authors' code

@@ -152,14 +152,14 @@ _derived: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 def _remember(exit: Tensor, name: Any, build: Callable[[], Any]) -> Any:
     """``build()``, once per ``exit`` tensor, version and name. The value must not refer to ``exit`` itself."""
-    kept = _derived.get(exit)
+    cached = _derived.get(exit)
     version = None if exit.is_inference() else exit._version  # inference tensors count no versions
-    if kept is None or kept["version"] != version:
-        kept = {"version": version}
-        _derived[exit] = kept
-    if name not in kept:
-        kept[name] = build()
-    return kept[name]
+    if cached is None or cached["version"] != version:
+        cached = {"version": version}
+        _derived[exit] = cached
+    if name not in cached:
+        cached[name] = build()
+    return cached[name]
 
 
 # --- dense ------------------------------------------------------------------------------------------

@@ -19,18 +19,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reason.backbones.config import RecursiveConfig
 from reason.backbones.shape import Shape
 from reason.backbones.sharing import Sharing
 from reason.errors import ConfigError
-
-if TYPE_CHECKING:
-    from reason.backbones.config import RecursiveConfig
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Rope = tuple[Tensor, Tensor]  # cos and sin, (..., d_h / 2), a row for each token

@@ -22,17 +22,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reason.backbones.attention import comb_attention
+from reason.backbones.config import EncoderConfig
 from reason.errors import ConfigError
-
-if TYPE_CHECKING:
-    from reason.backbones.config import EncoderConfig
 
 EPS = 1e-12  # of every LayerNorm, as in the reference
 
@@ -205,12 +203,12 @@ class SequenceEncoder(nn.Module):
 
     def encode(self, items: Tensor, vectors: Tensor | None = None) -> Trunk:
         """Encode histories (B, T), padded on the right with PAD. State t answers the prefix 0..t."""
-        x, kept = self._embed(items, vectors), []
+        x, keys_values = self._embed(items, vectors), []
         for block in self.blocks:
             query, key, value = block.query_key_value(x)
             x = block.finish(x, self._among_items(query, key, value, None))
-            kept.append((key, value))
-        return Trunk(x, kept)
+            keys_values.append((key, value))
+        return Trunk(x, keys_values)
 
     def reason(
         self,
@@ -296,7 +294,7 @@ class SequenceEncoder(nn.Module):
         Only what later steps or the answer read is computed: in the last block the keys and values of
         all items, but the query and everything after it for the last item alone.
         """
-        x, kept, hidden = self._embed(items, vectors), [], None
+        x, keys_values, hidden = self._embed(items, vectors), [], None
         width = items.shape[1]
         if bool((length < width).any()):
             padding = torch.arange(width, device=items.device) >= length[:, None]  # (B, T)
@@ -304,13 +302,13 @@ class SequenceEncoder(nn.Module):
         for block in self.blocks[:-1]:
             query, key, value = block.query_key_value(x)
             x = block.finish(x, self._among_items(query, key, value, hidden))
-            kept.append((key, value))
+            keys_values.append((key, value))
         last = self.blocks[-1]
         key, value = last.key_value(x)
-        kept.append((key, value))
+        keys_values.append((key, value))
         x = x[torch.arange(len(x), device=x.device), length - 1].unsqueeze(1)  # (B, 1, d)
         x = last.finish(x, F.scaled_dot_product_attention(last.query(x), key, value, attn_mask=hidden))
-        return Trunk(x[:, 0], kept, hidden)
+        return Trunk(x[:, 0], keys_values, hidden)
 
     def advance(self, thought: Thought, weights: list[Tensor] | None = None) -> Tensor:
         """Take one latent step and return the new state (A, d). Not differentiable: caches are written.
@@ -345,7 +343,9 @@ class SequenceEncoder(nn.Module):
 
     def _check(self, steps: int) -> None:
         if not 0 <= steps <= self.steps:
-            raise ValueError(f"{steps} latent steps asked of an encoder that was trained for {self.steps}.")
+            raise ValueError(
+                f"{steps} latent steps were requested of an encoder that was trained for {self.steps}."
+            )
 
     # --- what it costs ------------------------------------------------------------------------------
 

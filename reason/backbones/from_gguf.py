@@ -87,7 +87,7 @@ def _config(stated: dict[str, Any], tensors: set[str], where: str) -> dict[str, 
     def value(key: str, default: Any = None) -> Any:
         found = stated.get(f"{family}.{key}", default)
         if found is None:
-            raise DataError(f"{where} does not say its {family}.{key}.", "Convert the model again.")
+            raise DataError(f"{where} has no value for {family}.{key}.", "Convert the model again.")
         return found
 
     scaling = value("rope.scaling.type", "none")
@@ -101,7 +101,7 @@ def _config(stated: dict[str, Any], tensors: set[str], where: str) -> dict[str, 
         if strange:
             raise ConfigError(
                 f"{where} {what}, which is not supported in a GGUF file.",
-                f"Open the model it was made of, if that is one of these. {KNOWN}",
+                f"Open the model that it was converted from, if that is supported. {KNOWN}",
             )
     hidden, heads = value("embedding_length"), value("attention.head_count")
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": value("rope.freq_base", 10000.0)}
@@ -139,7 +139,7 @@ def _tokenizer(file: Path, folder: Path, where: str, count: int, eos: Any) -> No
     if problem:
         raise DataError(
             f"The tokenizer in {where} cannot be rebuilt: {problem}.",
-            "Open the model it was made of: a folder in Hugging Face's format brings its own.",
+            "Open the model that it was converted from: a folder in Hugging Face's format has its own tokenizer.",
         )
 
 
@@ -169,7 +169,7 @@ def _shards(reader: Any, config: dict[str, Any], where: str) -> Iterator[dict[st
         except (NotImplementedError, ValueError) as error:
             raise DataError(
                 f"{where} holds {tensor.name}, which cannot be read: {error}.",
-                "Take a file with another quantisation, such as Q8_0.",
+                "Use a file with another quantisation, such as Q8_0.",
             ) from error
         name = _name(tensor.name)
         shard[name] = _unturned(name, value, config)

@@ -31,9 +31,7 @@ KNOWN = "Known: " + ", ".join(FAMILIES.values()) + "."
 
 def refuse_family(where: str, family: Any) -> ConfigError:
     """The error for an architecture that is none of ours."""
-    return ConfigError(
-        f"{where} is a model of the kind {family!r}, which is not one that can be opened.", KNOWN
-    )
+    return ConfigError(f"{where} is a model of type {family!r}, which is not supported.", KNOWN)
 
 
 # --- sizes ----------------------------------------------------------------------------------------------

@@ -119,17 +119,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx, hidden, weight, target, scale, row_weight, chunk, grad, dtype):
         M, N = hidden.shape[0], weight.shape[0]
         wide = torch.promote_types(hidden.dtype, torch.float32)
-        kept = (target != IGNORED).nonzero().squeeze(-1)  # (R,) rows without a target cost nothing
-        h, w = hidden[kept].to(dtype), weight.to(dtype)
-        label = target[kept].unsqueeze(-1)  # (R, 1)
-        s = scale.to(wide).expand(M)[kept].unsqueeze(-1)  # (R, 1)
-        c = row_weight.to(wide).expand(M)[kept].unsqueeze(-1)  # (R, 1)
+        supervised = (target != IGNORED).nonzero().squeeze(-1)  # (R,) rows without a target cost nothing
+        h, w = hidden[supervised].to(dtype), weight.to(dtype)
+        label = target[supervised].unsqueeze(-1)  # (R, 1)
+        s = scale.to(wide).expand(M)[supervised].unsqueeze(-1)  # (R, 1)
+        c = row_weight.to(wide).expand(M)[supervised].unsqueeze(-1)  # (R, 1)
         loss = torch.empty_like(c)
         if grad:
             d_hidden, d_scale = torch.empty_like(h), torch.empty_like(c)
             d_weight = torch.zeros(N, weight.shape[1], dtype=wide, device=weight.device)
         with torch.autocast(hidden.device.type, enabled=False):
-            for start in range(0, len(kept), chunk):
+            for start in range(0, len(supervised), chunk):
                 rows = slice(start, start + chunk)
                 z = torch.mm(h[rows], w.T).to(wide).mul_(s[rows])  # (C, N)
                 top = z.amax(-1, keepdim=True)
@@ -147,7 +147,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 d_hidden[rows] = d * s[rows]
                 d_weight += torch.mm(p.T, (h[rows] * s[rows]).to(dtype))
         if grad:
-            ctx.save_for_backward(kept, d_hidden, d_weight, d_scale.squeeze(-1), loss.squeeze(-1))
+            ctx.save_for_backward(supervised, d_hidden, d_weight, d_scale.squeeze(-1), loss.squeeze(-1))
             ctx.like = (
                 hidden.shape,
                 hidden.dtype,
@@ -160,13 +160,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, g):
-        kept, d_hidden, d_weight, d_scale, loss = ctx.saved_tensors
+        supervised, d_hidden, d_weight, d_scale, loss = ctx.saved_tensors
         hidden_shape, hidden_dtype, weight_dtype, scale, row_weight = ctx.like
 
         def spread(rows: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
             """Rows that count back among all rows, and down to what was broadcast."""
             full = rows.new_zeros(hidden_shape[0], *rows.shape[1:])
-            return full.index_copy_(0, kept, rows * g.to(rows.dtype)).sum_to_size(shape).to(dtype)
+            return full.index_copy_(0, supervised, rows * g.to(rows.dtype)).sum_to_size(shape).to(dtype)
 
         return (
             spread(d_hidden, hidden_shape, hidden_dtype),

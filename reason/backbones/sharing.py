@@ -19,7 +19,7 @@ SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
 class Sharing:
     """A network of ``layers`` layers in which a block of ``block`` physical ones is used ``recursions`` times.
 
-        cycle            0 1 2  0 1 2  0 1 2       the block is gone through again and again
+        cycle            0 1 2  0 1 2  0 1 2       the whole block is repeated
         sequence         0 0 0  1 1 1  2 2 2       each layer is repeated in its place
         middle_cycle     0  1 2 3  1 2 3  4        so is the middle; first and last layer stand alone
         middle_sequence  0  1 1 2 2 3 3   4
@@ -39,7 +39,9 @@ class Sharing:
         if self.scheme not in SCHEMES:
             raise unknown("sharing scheme", self.scheme, SCHEMES)
         if self.recursions < 1:
-            raise ConfigError(f"{self.recursions} recursions; there must be at least 1.", "1 is vanilla.")
+            raise ConfigError(
+                f"There are {self.recursions} recursions; at least 1 is needed.", "1 is the vanilla network."
+            )
         middle = self.layers - self.ends
         if middle < 1 or middle % self.recursions:
             raise ConfigError(self._wrong(middle), self._mend(middle))

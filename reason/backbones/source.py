@@ -36,7 +36,7 @@ def kind(source: str) -> Kind:
         return "hub"
     close = nearest(source, CARRIED)
     raise ConfigError(
-        f"{source!r} is no language model that can be opened: there is no such file or folder here, and it "
+        f"{source!r} does not name a language model: there is no such file or folder here, and it "
         "is not a hub id.",
         (f"Did you mean {close!r}? " if close else "") + f"A source is {FORMS}.",
     )
@@ -46,7 +46,7 @@ def settle(source: str) -> str:
     """``source`` so that it means the same in any folder: a path made absolute, anything else as it is."""
     try:
         found = kind(source) if source else "hub"
-    except ConfigError:  # told by whoever opens it: a recorded run must stay readable
+    except ConfigError:  # raised when it is opened: a recorded run must stay readable
         return source
     if found == "run" and (folder := run_folder(source)).is_dir():
         return f"run:{folder.absolute()}"

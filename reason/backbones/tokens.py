@@ -269,8 +269,8 @@ def _bytes_of(text: str, number: int) -> bytes:
         return text.encode()
     except UnicodeEncodeError as error:
         raise DataError(
-            f"Text {number + 1} is no valid Unicode: character {error.start + 1} is half of a surrogate pair.",
-            "Mend the data where it was written: such halves come of JSON escapes (\\ud83d) that were cut.",
+            f"Text {number + 1} is not valid Unicode: character {error.start + 1} is half of a surrogate pair.",
+            "Repair the data at its source: such halves come from truncated JSON escapes (\\ud83d).",
         ) from error
 
 
@@ -287,7 +287,7 @@ def _end_of(folder: Path, tokenizer: Tokenizer) -> int:
             found = ids[0] if isinstance(ids, list) and ids else ids
     if not isinstance(found, int) or tokenizer.id_to_token(found) is None:
         raise DataError(
-            f"Nothing in {folder} says which token ends a text.",
+            f"Nothing in {folder} names the token that ends a text.",
             'Name it in tokenizer_config.json, such as {"eos_token": "<|endoftext|>"}.',
         )
     return found

@@ -203,7 +203,7 @@ def test_refusals():
         with pytest.raises(DataError, match="no text"):
             Tokens.train(nothing, "bpe", 300)
     for attempt in (lambda texts: Tokens.train(texts, "word", 300), BPE.encode):
-        with pytest.raises(DataError, match="Text 2 is no valid Unicode: character 3"):
+        with pytest.raises(DataError, match="Text 2 is not valid Unicode: character 3"):
             attempt(["fine", "ab\ud83d"])
 
 
@@ -238,10 +238,10 @@ def test_a_folder_may_name_its_end_in_several_places(tmp_path):
     for file, (_, eos) in places.items():  # the first that says it, says it
         assert Tokens.from_folder(tmp_path).eos == eos
         (tmp_path / file).unlink()
-    with pytest.raises(DataError, match="which token ends a text"):
+    with pytest.raises(DataError, match="the token that ends a text"):
         Tokens.from_folder(tmp_path)
     (tmp_path / "config.json").write_text('{"eos_token_id": 100000}')
-    with pytest.raises(DataError, match="which token ends a text"):
+    with pytest.raises(DataError, match="the token that ends a text"):
         Tokens.from_folder(tmp_path)
 
 

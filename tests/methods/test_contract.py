@@ -221,7 +221,8 @@ def test_counts_are_those_of_the_loss(name, tiny, trains):
 def test_inspect_and_baselines(name, tiny):
     s = session(name, tiny)
     with torch.no_grad():
-        figures = s.method.inspect(s.ctx, s.network.eval(), "")
+        s.ctx.calibration = s.method.calibrate(s.ctx, s.network.eval(), s.ctx.data.fit)
+        figures = s.method.inspect(s.ctx, s.network, "")
     assert figures
     draw_figures(figures, Path("figures.png"))
     assert Path("figures.png").stat().st_size > 1000

@@ -80,11 +80,11 @@ def evenly(candidates: int, count: int) -> list[int]:
 
 def _changed(there: Sequence[int], spread: Sequence[int]) -> str:
     """What happened to layers that do not divide evenly."""
-    gone = [i for i in there if i not in spread]
-    again = sorted({i for i in spread if spread.count(i) > 1})
-    if not (gone or again):
+    dropped = [i for i in there if i not in spread]
+    repeated = sorted({i for i in spread if spread.count(i) > 1})
+    if not (dropped or repeated):
         return ""
-    what, which = ("left out", gone) if gone else ("repeated", again)
+    what, which = ("left out", dropped) if dropped else ("repeated", repeated)
     listed = ", ".join(map(str, which[:8])) + (" ..." if len(which) > 8 else "")
     return f"{len(there)} layers of the source became {len(spread)}: {what}, counted from 0: {listed}"
 

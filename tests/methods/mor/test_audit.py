@@ -25,9 +25,9 @@ def test_sums_by_hand():
     depth = np.array([[1, 2, 3, 2, 0]])
     nll = np.array([[2.0, 1.0, 1.0, 3.0, 0.0]])
     at_depth = np.array([[[2.0, 1.01, 4, 1, 0]], [[1.5, 1.0, 0.5, 3, 0]], [[1.0, 1.5, 1.0, 3.0, 0]]])
-    dealt, chance = depth[:, [3, 2, 1, 0, 4]], nll + 1
-    asked = np.array([[True, True, True, True, False]])
-    got = sums(depth, nll, at_depth, dealt, chance, asked, np.zeros(1, int))
+    shuffled, shuffled_nll = depth[:, [3, 2, 1, 0, 4]], nll + 1
+    is_target = np.array([[True, True, True, True, False]])
+    got = sums(depth, nll, at_depth, shuffled, shuffled_nll, is_target, np.zeros(1, int))
     got = {name: float(value[0]) for name, value in got.items()}
     assert got["audit_targets"] == 4 and got["audited"] == 1
     assert got["audit_cost"] == pytest.approx(1 - 0.5 + 0 + 0) and got["audit_regret"] == pytest.approx(1)
@@ -44,12 +44,12 @@ def test_sums_by_hand():
 def test_documents_are_summed_apart():
     rng = np.random.default_rng(0)
     depth, nll, at_depth = rng.integers(1, 4, (3, 6)), rng.random((3, 6)), rng.random((3, 3, 6))
-    asked, case = rng.random((3, 6)) < 0.8, np.array([0, 1, 1])
-    both = sums(depth, nll, at_depth, depth, nll, asked, case)
+    is_target, case = rng.random((3, 6)) < 0.8, np.array([0, 1, 1])
+    both = sums(depth, nll, at_depth, depth, nll, is_target, case)
     for document in (0, 1):
         rows = case == document
         one = sums(
-            depth[rows], nll[rows], at_depth[:, rows], depth[rows], nll[rows], asked[rows], case[rows] * 0
+            depth[rows], nll[rows], at_depth[:, rows], depth[rows], nll[rows], is_target[rows], case[rows] * 0
         )
         assert {name: float(both[name][document]) for name in COLUMNS} == pytest.approx(
             {name: float(one[name][0]) for name in COLUMNS}
@@ -68,13 +68,13 @@ def test_an_audit_is_the_network_run_depth_by_depth(keys):
     kv_mode = model.config.memory
     route = None if "routing" in keys else AboveThreshold([-0.3, 0.1])
     with torch.no_grad():
-        told = routed_outcomes(model, model(tokens, route, lengths=length, kv_mode=kv_mode), targets)
+        routed = routed_outcomes(model, model(tokens, route, lengths=length, kv_mode=kv_mode), targets)
         at_depth = np.stack([
             routed_outcomes(model, model(tokens, KnownDepths(d), lengths=length, kv_mode=kv_mode), targets).nll for d in (1, 2, 3)
         ])  # fmt: skip
-        got = audit(model, batch, told, 3, size=1, device=CPU, seed=0)
-    asked = targets.numpy() >= 0
-    want = sums(told.depth, told.nll, at_depth, told.depth, told.nll, asked, np.arange(2))
+        got = audit(model, batch, routed, 3, size=1, device=CPU, seed=0)
+    is_target = targets.numpy() >= 0
+    want = sums(routed.depth, routed.nll, at_depth, routed.depth, routed.nll, is_target, np.arange(2))
     for name in COLUMNS:
         if "random" not in name:
             np.testing.assert_allclose(got[name], want[name], rtol=1e-4, atol=1e-4, err_msg=name)
@@ -87,8 +87,8 @@ def test_full_depth_costs_nothing():
     targets = tokens.roll(-1, 1)
     batch = {"tokens": tokens, "targets": targets, "length": torch.tensor([10]), "case": torch.tensor([0])}
     with torch.no_grad():
-        told = routed_outcomes(model, model(tokens, KnownDepths(3)), targets)
-    got = audit(model, batch, told, 3, size=4, device=CPU, seed=0)
+        routed = routed_outcomes(model, model(tokens, KnownDepths(3)), targets)
+    got = audit(model, batch, routed, 3, size=4, device=CPU, seed=0)
     assert got["audit_regret"][0] == pytest.approx(0, abs=1e-5) and got["audit_under"][0] == 0
     assert got["audit_rank"][0] == 0  # depths that do not vary follow nothing
 

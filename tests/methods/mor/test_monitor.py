@@ -63,11 +63,11 @@ def test_health_by_hand():
     depth = np.array([[1, 1, 2, 2]], np.int8)
     logits = np.full((1, 2, 4), 3, np.float16)
     logits[0, 1] = [-1, 1, 1, 3]
-    seen = RoutingSample(
+    observed = RoutingSample(
         depth, logits, np.array([[True, False, False, False]]), np.zeros(1, int), top_k_depth=np.array([[1, 1, 1, 2]]),
         is_target=np.ones((1, 4), bool), nll=np.array([[1.0, 2, 3, 4]]), full_nll=np.array([[0.0, 3, 3, 4]]),
     )  # fmt: skip
-    got = health(seen, [0.5, 0.5])
+    got = health(observed, [0.5, 0.5])
     assert got["mean depth"] == 1.5 and got["entropy of depths"] == pytest.approx(1) and got["imbalance"] == 0
     assert got["PSI"] == pytest.approx(0) and got["fallbacks"] == 0.25 and got["kept 2"] == 0.5
     assert got["agrees with top-k 2"] == 0.75 and got["AUROC 2"] == 1.0 and got["regret"] == 0.25
@@ -78,9 +78,11 @@ def test_health_by_hand():
 
 def test_positions_are_dead_when_nobody_takes_the_deepest_step_any_more():
     depth = np.full((10, 6), 2, np.int8)
-    seen = RoutingSample(depth, np.zeros((10, 3, 6), np.float16), np.zeros((10, 6), bool), np.zeros(10, int))
-    assert health(seen, [0.2, 0.5, 0.3])["dead positions"] == 1
-    assert health(seen, [0.5, 0.5, 0.0])["dead positions"] == 0  # where depth is capped at 2
+    observed = RoutingSample(
+        depth, np.zeros((10, 3, 6), np.float16), np.zeros((10, 6), bool), np.zeros(10, int)
+    )
+    assert health(observed, [0.2, 0.5, 0.3])["dead positions"] == 1
+    assert health(observed, [0.5, 0.5, 0.0])["dead positions"] == 0  # where depth is capped at 2
 
 
 def test_no_limit_is_where_nothing_can_be():
@@ -88,8 +90,8 @@ def test_no_limit_is_where_nothing_can_be():
     rng = np.random.default_rng(0)
     depth = rng.integers(1, 4, (6, 8)).astype(np.int8)
     depth[::2] = 1
-    seen = RoutingSample(depth, rng.normal(size=(6, 3, 8)).astype(np.float16), depth > 9, np.arange(6))
-    limits = fit_reference(seen)["limits"]
+    observed = RoutingSample(depth, rng.normal(size=(6, 3, 8)).astype(np.float16), depth > 9, np.arange(6))
+    limits = fit_reference(observed)["limits"]
     assert {name: statistic(name).span(3) for name in limits}["mean depth"] == (1, 3)
     for name, (low, high) in limits.items():
         bottom, top = statistic(name).span(3)
@@ -116,23 +118,23 @@ def watched():
         "tokens": rows, "targets": rows.roll(-1, 1), "length": torch.full((96,), 24),
         "case": torch.arange(96),
     }  # fmt: skip
-    bars: list[float] = []
+    thresholds: list[float] = []
     with torch.no_grad():
         for step in (1, 2):
-            scored = model(rows, AboveThreshold([*bars, -1e30]), cap=step + 1).steps[step]
-            bars.append(threshold_for_share(scored.logits.numpy(), (3 - step) / (4 - step)))
+            routing = model(rows, AboveThreshold([*thresholds, -1e30]), cap=step + 1).steps[step]
+            thresholds.append(threshold_for_share(routing.logits.numpy(), (3 - step) / (4 - step)))
 
-    def see(part=slice(None), bars=bars, route=AboveThreshold):
+    def see(part=slice(None), thresholds=thresholds, route=AboveThreshold):
         some = {k: v[part] for k, v in windows.items()}
-        return observe(model, some, lambda _: route(bars), 3, size=16, device=CPU)
+        return observe(model, some, lambda _: route(thresholds), 3, size=16, device=CPU)
 
-    return model, bars, see, fit_reference(see(slice(0, 64)))
+    return model, thresholds, see, fit_reference(see(slice(0, 64)))
 
 
-def alarms(seen, reference, draws=40):
-    rng, length = np.random.default_rng(5), (seen.depth > 0).sum(1)
-    rows = [draw_windows(seen.case, length, reference["tokens"], rng) for _ in range(draws)]
-    return [alerts(health(seen.select(r), reference["shares"]), reference) for r in rows]
+def alarms(observed, reference, draws=40):
+    rng, length = np.random.default_rng(5), (observed.depth > 0).sum(1)
+    rows = [draw_windows(observed.case, length, reference["tokens"], rng) for _ in range(draws)]
+    return [alerts(health(observed.select(r), reference["shares"]), reference) for r in rows]
 
 
 def test_a_reference_is_json_and_knows_every_statistic(watched):
@@ -171,7 +173,7 @@ class ByPosition(AboveThreshold):
     "fault", ["zeroed", "flipped", "raised", "lowered", "position", "stuck", "no number"]
 )
 def test_faults_are_found(watched, fault):
-    model, bars, see, reference = watched
+    model, thresholds, see, reference = watched
     part = slice(64, 96)
     change = {"zeroed": 0.0, "flipped": -1.0, "no number": torch.nan}.get(fault, 1.0)
     kept = [router.layers[0].weight.detach().clone() for router in model.by_step]
@@ -179,13 +181,13 @@ def test_faults_are_found(watched, fault):
         for router in model.by_step:
             router.layers[0].weight *= change
     try:
-        moved = [b + {"raised": 3.0, "lowered": -3.0}.get(fault, 0.0) for b in bars]
-        seen = see(part, moved, {"stuck": Stuck, "position": ByPosition}.get(fault, AboveThreshold))
+        moved = [b + {"raised": 3.0, "lowered": -3.0}.get(fault, 0.0) for b in thresholds]
+        observed = see(part, moved, {"stuck": Stuck, "position": ByPosition}.get(fault, AboveThreshold))
     finally:
         with torch.no_grad():
             for router, weight in zip(model.by_step, kept, strict=True):
                 router.layers[0].weight.copy_(weight)
-    found = alarms(seen, reference)
+    found = alarms(observed, reference)
     assert np.mean([bool(f) for f in found]) >= 0.9
     names = {alert.name for f in found for alert in f}
     telling = {

@@ -55,11 +55,11 @@ def test_routers_learn_to_foresee_top_k():
         27,
         18,
     ]  # candidates: those of the step before
-    for r, scored in enumerate(routed.steps, 1):
-        after = (routed.depth.flatten()[scored.candidates.index] >= r).float()
-        want = F.binary_cross_entropy_with_logits(scored.logits, after, reduction="sum")
+    for r, routing in enumerate(routed.steps, 1):
+        after = (routed.depth.flatten()[routing.candidates.index] >= r).float()
+        want = F.binary_cross_entropy_with_logits(routing.logits, after, reduction="sum")
         torch.testing.assert_close(found[f"foresee {r}"][0], 0.5 * want)
-        torch.testing.assert_close(found[f"z {r}"][0], 0.1 * (scored.logits**2).sum())
+        torch.testing.assert_close(found[f"z {r}"][0], 0.1 * (routing.logits**2).sum())
 
 
 def test_a_router_hears_from_the_text_through_its_gate_and_from_foreseeing():
@@ -110,8 +110,8 @@ def test_capacities_while_training():
     config = MorConfig(capacity_warmup=80)
     assert objective.training_route(config, 3, step(0)).capacities == pytest.approx([1, 1, 1])
     assert objective.training_route(config, 3, step(80)).capacities == pytest.approx([1, 2 / 3, 1 / 3])
-    seen = {tuple(objective.training_route(config, 3, step(at)).capacities) for at in range(100)}
-    assert len(seen) == objective.LEVELS + 1  # few shapes for a compiler
+    observed = {tuple(objective.training_route(config, 3, step(at)).capacities) for at in range(100)}
+    assert len(observed) == objective.WARMUP_STAGES + 1  # few shapes for a compiler
     free = MorConfig(elastic=1.0)
     for seed in range(20):
         drawn = objective.training_route(free, 3, step(seed=seed)).capacities
@@ -133,7 +133,7 @@ def test_exploring_chooses_others_now_and_then_until_it_ends():
     assert all((d >= 2).sum(1).tolist() == [6, 6, 6] for d in early), "as many as ever"
     assert torch.equal(early[0], early[2])
     assert not torch.equal(early[0], early[1]) and not torch.equal(early[0], usual)
-    assert torch.equal(chosen(curious, 1, objective.EXPLORED), usual)
+    assert torch.equal(chosen(curious, 1, objective.NOISE_UNTIL), usual)
 
 
 def test_random_routing_keeps_the_same_numbers_and_other_tokens():

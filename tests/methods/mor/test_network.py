@@ -73,9 +73,9 @@ def test_packed_is_the_masked_reference(route, kv_mode, padded, combine):
     got = model(tokens, fast, lengths=lengths, kv_mode=kv_mode)
     want, depth = slowly(model, tokens, slow, lengths, kv_mode=kv_mode)
     assert torch.equal(got.depth, depth)
-    seen = depth > 0
-    torch.testing.assert_close(got.states[seen], want[seen], rtol=1e-5, atol=1e-5)
-    weight = torch.randn(want.shape, generator=torch.Generator().manual_seed(2)) * seen[..., None]
+    observed = depth > 0
+    torch.testing.assert_close(got.states[observed], want[observed], rtol=1e-5, atol=1e-5)
+    weight = torch.randn(want.shape, generator=torch.Generator().manual_seed(2)) * observed[..., None]
     mine = torch.autograd.grad((got.states * weight).sum(), list(model.parameters()), allow_unused=True)
     theirs = torch.autograd.grad((want * weight).sum(), list(model.parameters()), allow_unused=True)
     for (name, _), a, b in zip(model.named_parameters(), mine, theirs, strict=True):
@@ -97,11 +97,13 @@ def test_packed_is_the_masked_reference_whatever_the_shapes(data):
     got = model(tokens, {"topk": TopK, "above": AboveThreshold}[route[0]](route[1]), lengths=lengths)
     want, depth = slowly(model, tokens, route, lengths)
     assert torch.equal(got.depth, depth)
-    seen = depth > 0
-    torch.testing.assert_close(got.states[seen], want[seen], rtol=1e-5, atol=1e-5)
-    if seen.any():
+    observed = depth > 0
+    torch.testing.assert_close(got.states[observed], want[observed], rtol=1e-5, atol=1e-5)
+    if observed.any():
         weights = list(model.decoder.parameters())
-        grads = [torch.autograd.grad(s[seen].sum(), weights, allow_unused=True) for s in (got.states, want)]
+        grads = [
+            torch.autograd.grad(s[observed].sum(), weights, allow_unused=True) for s in (got.states, want)
+        ]
         for a, b in zip(*grads, strict=True):
             if a is not None and b is not None:
                 torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * max(1.0, float(b.abs().max())))
@@ -135,10 +137,10 @@ def test_top_k_keeps_what_it_should(batch, length, seed, second, third):
     for step, capacity in enumerate(capacities):
         count = ((got.depth > step) & inside).sum(1)
         assert count.tolist() == [min(max(1, int(capacity * n + 1e-9)), n) for n in lengths.tolist()]
-    for scored in got.steps:
-        assert (scored.candidates.index.diff() > 0).all()
-        if scored.chosen is not None:
-            assert (scored.chosen.diff() > 0).all()
+    for routing in got.steps:
+        assert (routing.candidates.index.diff() > 0).all()
+        if routing.chosen is not None:
+            assert (routing.chosen.diff() > 0).all()
 
 
 # --- what the equations say of corner cases -------------------------------------------------------------
@@ -220,8 +222,8 @@ def test_rows_do_not_feel_each_other():
         order = torch.tensor([2, 0, 3])
         part = model(tokens[order], route, lengths=lengths[order])
         assert torch.equal(whole.depth[order], part.depth)
-        seen = part.depth > 0
-        torch.testing.assert_close(whole.states[order][seen], part.states[seen], rtol=1e-5, atol=1e-5)
+        observed = part.depth > 0
+        torch.testing.assert_close(whole.states[order][observed], part.states[observed], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kv_mode", KV_MODES)

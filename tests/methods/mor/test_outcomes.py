@@ -54,11 +54,11 @@ def test_weights_are_compared_at_the_same_depth_before_thresholds_are_fitted():
 
 @torch.no_grad()
 def test_thresholds_spend_what_they_should_on_what_they_were_fitted_to():
-    model, tokens, shares, bars = small.network(), text(40, 30), [1, 0.7, 0.25], []
+    model, tokens, shares, thresholds = small.network(), text(40, 30), [1, 0.7, 0.25], []
     for step in (1, 2):
-        scored = model(tokens, AboveThreshold([*bars, -1e30]), cap=step + 1).steps[step]
-        bars.append(threshold_for_share(scored.logits.numpy(), shares[step] / shares[step - 1]))
-    depth = model(tokens, AboveThreshold(bars)).depth
+        routing = model(tokens, AboveThreshold([*thresholds, -1e30]), cap=step + 1).steps[step]
+        thresholds.append(threshold_for_share(routing.logits.numpy(), shares[step] / shares[step - 1]))
+    depth = model(tokens, AboveThreshold(thresholds)).depth
     for step, share in enumerate(shares):
         assert (depth > step).float().mean() == pytest.approx(share, abs=0.01)
 
@@ -95,13 +95,13 @@ def test_tell_is_cross_entropy_token_by_token():
     targets = text(3, 8, seed=9)
     targets[1, 5:] = -100
     routed = model(tokens, KnownDepths(2))
-    told = routed_outcomes(model, routed, targets)
+    outcomes = routed_outcomes(model, routed, targets)
     logits = model.decoder.logits(model.read(routed.states))
     want = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
-    np.testing.assert_allclose(told.nll, want.detach().numpy(), rtol=1e-5, atol=1e-5)
-    assert (told.correct == ((logits.argmax(-1) == targets) & (targets >= 0)).numpy()).all()
-    both = RoutedOutcomes.concatenate([told, told])
-    assert both.nll.shape == (6, 8) and (both.depth[:3] == told.depth).all()
+    np.testing.assert_allclose(outcomes.nll, want.detach().numpy(), rtol=1e-5, atol=1e-5)
+    assert (outcomes.correct == ((logits.argmax(-1) == targets) & (targets >= 0)).numpy()).all()
+    both = RoutedOutcomes.concatenate([outcomes, outcomes])
+    assert both.nll.shape == (6, 8) and (both.depth[:3] == outcomes.depth).all()
 
 
 def test_cost_counts_what_was_taken():
@@ -125,5 +125,5 @@ def test_how_surely_depth_tells_hard_from_easy():
     more = {name: np.ones(2) for name in ("fallbacks", "tokens", *COLUMNS)}
     depth = [r for both in (easy, hard) for r in range(3) for _ in range(both.sum(0)[r])]
     label = [0] * easy.sum() + [1] * hard.sum()
-    told = _overall(pa.table(columns | more))["auroc of depth"]
-    assert told == pytest.approx(roc_auc_score(label, depth))
+    outcomes = _overall(pa.table(columns | more))["auroc of depth"]
+    assert outcomes == pytest.approx(roc_auc_score(label, depth))

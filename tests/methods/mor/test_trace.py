@@ -25,7 +25,7 @@ def text(rows, length, seed=1):
 
 
 @torch.no_grad()
-def seen(model, route=None, lengths=None, **how):
+def observed(model, route=None, lengths=None, **how):
     routed = model(text(3, 12), route, lengths=lengths, **how)
     return routed, trace(model, routed, route)
 
@@ -33,7 +33,7 @@ def seen(model, route=None, lengths=None, **how):
 @pytest.mark.parametrize("keys", [{}, {"aux": "router"}, {"combine": "replace"}])
 def test_an_expert_trace_says_who_was_scored_and_who_went_on(keys):
     model, lengths = small.network(**keys), torch.tensor([12, 7, 1])
-    routed, got = seen(model, AboveThreshold(BARS), lengths)
+    routed, got = observed(model, AboveThreshold(BARS), lengths)
     depth = routed.depth
     assert got.depth.dtype == torch.int8 and torch.equal(got.depth.long(), depth)
     assert got.logits.shape == got.gate.shape == (3, 3, 12) and got.thresholds == tuple(BARS)
@@ -45,8 +45,8 @@ def test_an_expert_trace_says_who_was_scored_and_who_went_on(keys):
         if step:  # who went on is who scored above the bar
             assert torch.equal(got.logits[:, step].float() > BARS[step - 1], went)
         assert torch.equal(got.gate[:, step] > 0, went)
-    scored = routed.steps[1]
-    gates = torch.zeros(36).index_copy(0, scored.candidates.index, model.gates(scored.logits)).view(3, 12)
+    routing = routed.steps[1]
+    gates = torch.zeros(36).index_copy(0, routing.candidates.index, model.gates(routing.logits)).view(3, 12)
     want = torch.ones(3, 12) if keys.get("combine") == "replace" else gates
     torch.testing.assert_close(
         got.gate[:, 1].float(), torch.where(depth > 1, want, 0.0), atol=1e-3, rtol=1e-3
@@ -56,14 +56,14 @@ def test_an_expert_trace_says_who_was_scored_and_who_went_on(keys):
 
 def test_a_token_choice_trace_has_all_scores_and_one_gate():
     model = small.network(routing="token")
-    routed, got = seen(model)
+    routed, got = observed(model)
     assert torch.equal(got.logits.transpose(1, 2).reshape(36, 3), routed.entry.half())
     assert ((got.gate > 0).sum(1) == 1).all() and got.thresholds is None
     assert torch.equal(got.gate.argmax(1) + 1, routed.depth)
 
 
 def test_a_known_route_without_routers_has_no_scores():
-    _, got = seen(small.network(routing="none"), KnownDepths(2))
+    _, got = observed(small.network(routing="none"), KnownDepths(2))
     assert got.logits.isnan().all() and got.counts.tolist() == [[12, 12, 0]] * 3
     assert (got.gate[:, :2] == 1).all() and not got.gate[:, 2].any()
 
@@ -72,10 +72,10 @@ def test_a_known_route_without_routers_has_no_scores():
 def test_broken_answers_are_remembered(keys):
     model = small.network(**keys)
     router = model.by_token or (model.foreseers or model.by_step)[1]
-    whole, _ = seen(model, None if "routing" in keys else AboveThreshold(BARS))
+    whole, _ = observed(model, None if "routing" in keys else AboveThreshold(BARS))
     with torch.no_grad():
         router.layers[0].weight.fill_(torch.nan)
-    routed, got = seen(model, None if "routing" in keys else AboveThreshold(BARS))
+    routed, got = observed(model, None if "routing" in keys else AboveThreshold(BARS))
     want = torch.ones(3, 12) if "routing" in keys else whole.depth >= 1
     assert torch.equal(fallback_tokens(routed), want.bool()) and torch.equal(
         got.fallback, fallback_tokens(routed)
