@@ -159,8 +159,9 @@ def health(observed: RoutingSample, shares: Sequence[float] | None = None) -> di
             chosen = observed.top_k_depth > step
             found[f"agrees with top-k {step + 1}"] = float(((observed.depth > step) == chosen)[inside].mean())
             found[f"AUROC {step + 1}"] = auroc(scores[candidate], chosen[candidate])
-    if observed.full_nll is not None and observed.nll is not None and observed.is_target is not None:
-        found["regret"] = float(np.maximum(observed.nll - observed.full_nll, 0)[observed.is_target].mean())
+    full, nll, target = observed.full_nll, observed.nll, observed.is_target
+    if full is not None and nll is not None and target is not None and target.any():
+        found["regret"] = float(np.maximum(nll - full, 0)[target].mean())
     return {name: value for name, value in found.items() if not np.isnan(value)}
 
 

@@ -476,7 +476,7 @@ def test_hashes_know_what_a_source_holds(model, tmp_path):
         (["mor.init=middle"], "stepwise"),
         (["mor.lora=-1"], "below 0"),
         (["mor.distil=0.5", "train_depth=2"], "there is none"),
-        (["backbone.source=smollm2-135m", "mor.gate=tanh", "train_depth=2"], "shuts its layers out"),
+        (["backbone.source=smollm2-135m", "mor.gate=tanh", "train_depth=2"], "shuts out the layers"),
     ],
 )  # fmt: skip
 def test_refused_before_anything_is_loaded(words, said):
