@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reason.backbones.build_once import build_once
 from reason.backbones.llama import KNOWN, refuse_family
-from reason.datasets.fetch import cache_dir, say
+from reason.datasets.fetch import build_once, cache_dir, say
 from reason.errors import ConfigError, DataError, MissingExtra
 from reason.files import sha256, write_json
 

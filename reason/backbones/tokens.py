@@ -22,8 +22,7 @@ from typing import Any, cast
 import tokenizers
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from reason.backbones.build_once import build_once
-from reason.datasets.fetch import cache_dir
+from reason.datasets.fetch import build_once, cache_dir
 from reason.errors import ConfigError, DataError, unknown
 from reason.files import atomic, read_json, write_json
 

@@ -24,7 +24,8 @@ import tempfile
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -171,17 +172,46 @@ def carrier(name: str, offline: bool = False) -> Path:
             f"With a network, run once: reason data fetch {name}. Or copy that folder from a machine that has it, "
             "or set REASON_CACHE.",
         )
+    with cache_lock(cache_dir() / name):
+        return cached(name) or _fetch(wanted)
+
+
+@contextmanager
+def cache_lock(folder: Path) -> Iterator[None]:
+    """Within, no other process makes ``folder`` of the cache.
+
+    Raises:
+        DataError: the cache cannot be written.
+    """
     import filelock
 
     try:
-        cache_dir().mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(cache_dir() / f".{name}.lock"):
-            return cached(name) or _fetch(wanted)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(folder.parent / f".{folder.name}.lock"):
+            yield
     except OSError as error:
         raise DataError(
-            f"The cache folder {cache_dir()} cannot be used: {error.strerror or error}.",
-            "Point REASON_CACHE to a folder that can be written.",
+            f"The cache folder {folder.parent} cannot be used: {error.strerror or error}.",
+            "Point REASON_CACHE to a folder that can be written and has room.",
         ) from error
+
+
+def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
+    """``folder`` of the cache, filled by ``build`` if it does not exist: completely or not at all, and once,
+    however many processes start together.
+
+    Raises:
+        DataError: the cache cannot be written.
+    """
+    if not folder.is_dir():
+        with cache_lock(folder):
+            if not folder.is_dir():
+                with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as work:
+                    unfinished = Path(work) / "built"
+                    unfinished.mkdir()
+                    build(unfinished)
+                    os.replace(unfinished, folder)
+    return folder
 
 
 def verify(folder: Path) -> list[str]:

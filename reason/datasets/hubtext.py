@@ -23,7 +23,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from reason.datasets.documents import Documents, TextData, build, content_id
-from reason.datasets.fetch import RECEIPT, cache_dir, say
+from reason.datasets.fetch import RECEIPT, cache_dir, cache_lock, say
 from reason.datasets.tables import choose
 from reason.datasets.textconfig import HubTextConfig
 from reason.datasets.textfiles import sound
@@ -76,30 +76,21 @@ def kept(config: HubTextConfig) -> Path:
 
 def _keep(config: HubTextConfig, folder: Path) -> None:
     """Fetch into ``folder``: aside first, then renamed, under a lock."""
-    import filelock
-
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(folder.with_name(f".{folder.name}.lock")):
-            if (folder / RECEIPT).is_file():
-                return
-            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as work:
-                found, commit = _fetched(config)
-                aside = Path(work) / "kept"
-                aside.mkdir()
-                columns = {"id": found.id, "text": found.text}
-                parquet.write_table(
-                    pa.table({name: pa.array(values, pa.large_string()) for name, values in columns.items()}),
-                    aside / ROWS,
-                )
-                write_json(aside / RECEIPT, {**asdict(config), "commit": commit})
-                shutil.rmtree(folder, ignore_errors=True)  # a leftover without receipt
-                os.replace(aside, folder)
-    except OSError as error:
-        raise DataError(
-            f"The cache folder {folder.parent} cannot be used: {error.strerror or error}.",
-            "Point REASON_CACHE to a folder that can be written.",
-        ) from error
+    with cache_lock(folder):
+        if (folder / RECEIPT).is_file():
+            return
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as work:
+            found, commit = _fetched(config)
+            aside = Path(work) / "kept"
+            aside.mkdir()
+            columns = {"id": found.id, "text": found.text}
+            parquet.write_table(
+                pa.table({name: pa.array(values, pa.large_string()) for name, values in columns.items()}),
+                aside / ROWS,
+            )
+            write_json(aside / RECEIPT, {**asdict(config), "commit": commit})
+            shutil.rmtree(folder, ignore_errors=True)  # a leftover without receipt
+            os.replace(aside, folder)
 
 
 def _fetched(config: HubTextConfig) -> tuple[Documents, str]:

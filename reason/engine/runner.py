@@ -83,7 +83,7 @@ def prepare(
         "config_hash": config_hash, "train_hash": train_hash, "data_digest": data_digest, "sources": sources,
         "parent": sweep.name if sweep else None,
         "trained_by": model.name if model and plan.card.trains else None,
-        "stage_of": stage_of.name if stage_of else None, "stages": told.get("stages", {}),
+        "stage_of": stage_of.name if stage_of else None, "stages": told.get("stages", {}), "written": plan.written,
         "created": time.time(), "argv": ["reason", *sys.argv[1:]],
     }  # fmt: skip
     write_json(folder / "run.json", identity)
@@ -129,12 +129,18 @@ def resume(folder: RunFolder, hardware: Mapping[str, Any] | None = None, *, quie
             f"The data of {folder.name} has changed since it started ({digest[:8]}, then {identity['data_digest'][:8]}).",
             "Start a new run.",
         )
-    for key, digest in source_digests(plan).items():
-        if identity.get("sources", {}).get(key, digest) != digest:
+    sources = source_digests(plan)
+    for key, source in sources.items():
+        if identity.get("sources", {}).get(key, source) != source:
             raise RunError(
                 f"What {folder.name} begins with has changed since it started: {key}={plan.sources[key]}.",
                 "Start a new run.",
             )
+    if plan.hashes(digest, sources)[1] != identity["config_hash"]:
+        raise RunError(
+            f"The configuration of {folder.name} has changed since it started: its config.yaml and its hash differ.",
+            "Restore config.yaml, or start a new run.",
+        )
     _say(f"{folder.name}: resuming", quiet)
     if hardware:
         with atomic(folder / "config.yaml") as f:

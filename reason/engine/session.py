@@ -205,6 +205,7 @@ def recorded_plan(folder: RunFolder, overrides: dict[str, Any] | None = None) ->
     """The plan that a run was made by, with ``overrides`` on top. Sources that are stages name their runs."""
     identity = folder.identity
     plan = restore(identity["experiment"], folder.config, overrides)
+    plan.written = {k: v for k, v in identity.get("written", {}).items() if k not in (overrides or {})}
     for key, name in identity.get("stages", {}).items():
         section, _, leaf = key.rpartition(".")
         keys = functools.reduce(getattr, section.split("."), plan.config)

@@ -11,6 +11,7 @@ import csv
 import hashlib
 import itertools
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -86,7 +87,7 @@ def expand(value: str) -> list[str]:
     if value.startswith("[") and value.endswith("]"):
         return [value[1:-1]]
     found: list[str] = []
-    for part in value.split(","):
+    for part in re.split(r",(?![^{}]*\})", value):  # not at a comma inside ${...}
         low, dots, high = part.partition("..")
         if dots and low.strip().lstrip("-").isdigit() and high.strip().lstrip("-").isdigit():
             if int(high) < int(low):

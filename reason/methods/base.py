@@ -251,12 +251,9 @@ class Context(Generic[Data]):
 
         A limit takes examples spread evenly over the split.
         """
-        import numpy as np
+        from reason.datasets.subsets import evenly_spaced
 
-        chosen = np.arange(examples)
-        if 0 < self.limit < examples:
-            chosen = np.unique(np.linspace(0, examples - 1, self.limit).round().astype(np.int64))
-        return chosen[self.rank :: self.world_size]
+        return evenly_spaced(examples, self.limit)[self.rank :: self.world_size]
 
 
 class Method(ABC, Generic[Data, Cases, Network]):

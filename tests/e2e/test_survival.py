@@ -129,6 +129,30 @@ def test_two_ranks_judge_a_model_as_one_does(reason, tiny, store):
                 assert theirs.column(column) == mine.column(column), column
 
 
+@pytest.mark.parametrize(
+    ("old", "new"), [("lr: 0.001", "lr: 0.01"), ("\nseed: 0", "\nseed: 1"), ("epochs: 2", "epochs: 3")]
+)
+def test_a_configuration_that_was_edited_is_not_resumed(reason, tiny, store, old, new):
+    """Another model under the old hash would be a wrong number in silence."""
+    assert reason("run", "latent", *tiny).code == 0
+    (folder,) = runs()
+    (folder / "result.json").unlink()
+    text = (folder / "config.yaml").read_text()
+    assert old in text
+    (folder / "config.yaml").write_text(text.replace(old, new))
+    said = reason("resume", folder.name)
+    assert said.code == 1 and "config.yaml" in said.err and "Traceback" not in said.err
+    (folder / "config.yaml").write_text(text)
+    assert reason("resume", folder.name, "--device", "cpu").code == 0
+
+
+def test_what_was_written_is_shown_beside_what_it_stood_for(reason, tiny, store):
+    assert reason("run", "latent", *tiny, "train.patience=${train.epochs}").code == 0
+    shown = reason("show", "last")
+    assert "= ${train.epochs}" in shown.out
+    assert runs()[0].config["train"]["patience"] == 2
+
+
 def test_a_deleted_result_is_made_again(reason, tiny, store):
     assert reason("run", "latent", *tiny).code == 0
     (folder,) = runs()

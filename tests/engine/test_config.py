@@ -298,7 +298,11 @@ class TestSweeps:
     def test_a_range_is_inclusive(self, low, length):
         assert expand(f"{low}..{low + length}") == [str(i) for i in range(low, low + length + 1)]
 
-    @pytest.mark.parametrize("value", ["3..1", "1,,2", "1,1"])
+    def test_an_interpolation_is_one_value(self):
+        assert expand("${oc.env:A,1},2") == ["${oc.env:A,1}", "2"]
+        assert axes(["train.lr=${oc.env:A,1}"]) == ({}, ["train.lr=${oc.env:A,1}"])
+
+    @pytest.mark.parametrize("value", ["3..1", "1,,2", "1,1", "${a},,2"])
     def test_slips_are_refused(self, value):
         with pytest.raises(ConfigError):
             expand(value)

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from reason.backbones.build_once import build_once
+from reason.datasets.fetch import build_once
 from reason.errors import DataError
 
 
@@ -43,6 +43,6 @@ def test_a_failure_leaves_nothing_and_the_next_may_try(tmp_path):
 
 def test_a_place_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="cannot be written") as caught:
+    with pytest.raises(DataError, match="cannot be used") as caught:
         build_once(tmp_path / "file/thing", lambda aside: None)
     assert "REASON_CACHE" in caught.value.hint
