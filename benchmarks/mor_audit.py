@@ -44,7 +44,7 @@ from reason.engine.worker import work
 from reason.methods.mor.active import ActiveTokens
 from reason.methods.mor.monitor import RoutingSample, alerts, draw_windows, health, observe, sample
 from reason.methods.mor.network import MixtureOfRecursions
-from reason.methods.mor.routes import AboveThreshold, evaluation_route
+from reason.methods.mor.token_selection import AboveThreshold, evaluation_route
 from reason.tracking.folder import RunFolder
 
 FOUND, CLEAN = 0.9, 0.05  # targets

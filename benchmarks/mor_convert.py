@@ -28,7 +28,7 @@ from reason.backbones.source import settle
 from reason.methods.mor.config import Init, MorConfig
 from reason.methods.mor.convert import Layout, Teacher, convert
 from reason.methods.mor.network import MixtureOfRecursions
-from reason.methods.mor.routes import TopK
+from reason.methods.mor.token_selection import TopK
 
 TARGET, ALL = 1e-4, 10**6  # ALL: a rank beyond every matrix
 LENGTHS = {"logits": 64, "loss": 256}  # tokens

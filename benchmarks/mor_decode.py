@@ -35,8 +35,8 @@ from reason.methods.mor.decode import extend, prefill, step
 from reason.methods.mor.generate import Generation, GenerationRequest
 from reason.methods.mor.halting import HaltingRule, router_logits
 from reason.methods.mor.network import MixtureOfRecursions
-from reason.methods.mor.routes import AboveThreshold, KnownDepths
 from reason.methods.mor.scheduler import Scheduler
+from reason.methods.mor.token_selection import AboveThreshold, KnownDepths
 from reason.metrics.calibration import threshold_for_share
 
 RECURSIONS, VOCAB = 3, 2048

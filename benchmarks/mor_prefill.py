@@ -40,7 +40,7 @@ from reason.methods.mor.flops import balanced
 from reason.methods.mor.network import MixtureOfRecursions, RoutedOutput, StepRouting
 from reason.methods.mor.objective import losses, router_losses, training_route
 from reason.methods.mor.outcomes import decoder_flops, forward_flops
-from reason.methods.mor.routes import AboveThreshold, Route, TopK
+from reason.methods.mor.token_selection import AboveThreshold, Route, TopK
 from reason.metrics.calibration import threshold_for_share
 
 RECURSIONS, BATCH, VOCAB = 3, 2, 4096

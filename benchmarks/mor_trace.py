@@ -22,7 +22,7 @@ from reason.backbones.config import RecursiveConfig
 from reason.backbones.decoder import RecursiveDecoder
 from reason.methods.mor.config import MorConfig
 from reason.methods.mor.network import MixtureOfRecursions
-from reason.methods.mor.routes import AboveThreshold
+from reason.methods.mor.token_selection import AboveThreshold
 from reason.methods.mor.trace import RoutingTrace, trace
 from reason.metrics.calibration import threshold_for_share
 

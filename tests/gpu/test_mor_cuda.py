@@ -12,8 +12,8 @@ from reason.methods.base import Step
 from reason.methods.mor.cache import MoRCache
 from reason.methods.mor.generate import GenerationRequest, generate
 from reason.methods.mor.objective import losses
-from reason.methods.mor.routes import AboveThreshold, KnownDepths, TopK
 from reason.methods.mor.scheduler import Scheduler
+from reason.methods.mor.token_selection import AboveThreshold, KnownDepths, TopK
 
 _spec = importlib.util.spec_from_file_location(
     "mor_small", Path(__file__).parents[1] / "methods/mor/small.py"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from reason.methods.mor.network import MixtureOfRecursions
 from reason.methods.mor.outcomes import RoutedOutcomes, token_nll
-from reason.methods.mor.routes import KnownDepths
+from reason.methods.mor.token_selection import KnownDepths
 from reason.metrics.association import spearman
 from reason.metrics.language import sum_by_document
 
@@ -54,7 +54,7 @@ def audit(
         tokens, targets, lengths = (
             batch[k][a : a + size].to(device) for k in ("tokens", "targets", "length")
         )
-        kv_mode = model.config.memory
+        kv_mode = model.config.kv_mode
         full = model(tokens, KnownDepths(cap), lengths=lengths, cap=cap, kv_mode=kv_mode, exits=True)
         states = [*full.exits, full.states]
         uniform.append(np.stack([token_nll(model, s, targets) for s in states]))  # (cap, b, T)

@@ -42,7 +42,7 @@ class MoRCache:
     def __init__(
         self, model: MixtureOfRecursions, kv_mode: str | None = None, *, page_size: int = 16, limit: int | None = None
     ):  # fmt: skip
-        self.kv_mode = model.config.memory if kv_mode is None else kv_mode
+        self.kv_mode = model.config.kv_mode if kv_mode is None else kv_mode
         if self.kv_mode not in KV_MODES:
             raise unknown("key-value mode", self.kv_mode, KV_MODES)
         if page_size < 1:

@@ -23,7 +23,7 @@ from reason.methods.mor.config import MorConfig
 from reason.methods.mor.monitor import RoutingSample, fit_reference, observe, sample
 from reason.methods.mor.network import MixtureOfRecursions
 from reason.methods.mor.router import CERTAIN
-from reason.methods.mor.routes import AboveThreshold, evaluation_route
+from reason.methods.mor.token_selection import AboveThreshold, evaluation_route
 from reason.metrics.calibration import ALL_ABOVE, threshold_for_share
 
 FIT_TOKENS = 60_000  # tokens of validation text that thresholds are fitted on
@@ -135,7 +135,7 @@ def _scores(
             windows[k][a : a + config.eval.batch_size].to(ctx.device) for k in ("tokens", "length")
         )
         route = AboveThreshold([t + network.config.shift for t in thresholds])
-        routed = network(tokens, route, lengths=lengths, cap=step + 1, kv_mode=network.config.memory)
+        routed = network(tokens, route, lengths=lengths, cap=step + 1, kv_mode=network.config.kv_mode)
         if len(routed.steps) > step:
             found.append(routed.steps[step].deciding.cpu().numpy())
     return np.concatenate(found) if found else np.zeros(0)

@@ -195,7 +195,7 @@ class MorConfig:
         return replace(self, gate=gate, alpha=self.alpha or alpha, combine=combine)
 
     @property
-    def memory(self) -> str:
+    def kv_mode(self) -> str:
         """What a token sees when the model is judged."""
         return {"trained": self.kv, "skip": "recursion", "share_first": "sharing"}.get(self.gap, self.gap)
 
@@ -308,7 +308,7 @@ def routing_needs_a_block(mor: MorConfig, config: Any, origin: Origin) -> None:
 def smaller_depths_need_a_block(mor: MorConfig, config: Any, origin: Origin) -> None:
     scheme = config.backbone.sharing
     smaller = config.depth < config.train_depth or (config.eval.curve and config.train_depth > 1)
-    if not scheme.endswith("cycle") and (smaller or {mor.kv, mor.memory} != {"recursion"}):
+    if not scheme.endswith("cycle") and (smaller or {mor.kv, mor.kv_mode} != {"recursion"}):
         raise ConfigError(
             f"backbone.sharing={scheme} repeats each layer in place: there is no depth but the whole, and no "
             "earlier keys of the same layer.",
@@ -365,7 +365,7 @@ def thresholds_to_move(mor: MorConfig, config: Any, origin: Origin) -> None:
 
 
 def same_keys_as_trained(mor: MorConfig, config: Any, origin: Origin) -> None:
-    if mor.memory != mor.kv and not mor.force:
+    if mor.kv_mode != mor.kv and not mor.force:
         raise ConfigError(
             f"The model was trained with mor.kv={mor.kv}; mor.gap={mor.gap} shows its tokens other keys and values.",
             "That can ruin it: allow it with mor.force=true, or train with it.",

@@ -20,7 +20,7 @@ from reason.methods.mor.cache import Past
 from reason.methods.mor.cached_pass import Segment, begin, finish, recurse, select_rows, write_exit_keys
 from reason.methods.mor.halting import HaltingRule, choose_depths, exit_states, router_logits
 from reason.methods.mor.network import MixtureOfRecursions
-from reason.methods.mor.routes import Route
+from reason.methods.mor.token_selection import Route
 
 Read = Literal["last", "all", "none"]  # the tokens whose logits are returned
 Text = Sequence[int] | Tensor

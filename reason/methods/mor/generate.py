@@ -14,7 +14,7 @@ from reason.methods.mor.cache import MoRCache
 from reason.methods.mor.decode import prefill, step
 from reason.methods.mor.halting import HaltingRule
 from reason.methods.mor.network import MixtureOfRecursions
-from reason.methods.mor.routes import Route
+from reason.methods.mor.token_selection import Route
 
 
 @dataclass(frozen=True)

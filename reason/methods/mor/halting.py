@@ -12,7 +12,7 @@ from reason.errors import ConfigError
 from reason.methods.mor.active import ActiveTokens
 from reason.methods.mor.network import MixtureOfRecursions
 from reason.methods.mor.router import CERTAIN, deepest_if_nonfinite
-from reason.methods.mor.routes import AboveThreshold, KnownDepths, Route
+from reason.methods.mor.token_selection import AboveThreshold, KnownDepths, Route
 
 
 class HaltingRule:

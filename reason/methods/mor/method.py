@@ -40,7 +40,7 @@ from reason.methods.mor.outcomes import (
 )
 from reason.methods.mor.requests import RequestHandler
 from reason.methods.mor.router import balance_bias
-from reason.methods.mor.routes import Route, evaluation_route
+from reason.methods.mor.token_selection import Route, evaluation_route
 from reason.metrics import language
 from reason.metrics.association import auroc_of_counts
 
@@ -220,7 +220,7 @@ class Mor(Method[TextSplits[Tokens], Cases, MixtureOfRecursions]):
                 self._route(ctx, network, tokens),
                 lengths=lengths,
                 cap=cap,
-                kv_mode=network.config.memory,
+                kv_mode=network.config.kv_mode,
             )
             parts.append(routed_outcomes(network, routed, targets))
         return RoutedOutcomes.concatenate(parts)

@@ -19,7 +19,7 @@ from reason.datasets.packing import Cases
 from reason.methods.mor.network import MixtureOfRecursions
 from reason.methods.mor.outcomes import token_nll
 from reason.methods.mor.router import max_violation, normalised_entropy
-from reason.methods.mor.routes import KnownDepths, Route, TopK
+from reason.methods.mor.token_selection import KnownDepths, Route, TopK
 from reason.methods.mor.trace import RoutingTrace, trace
 from reason.metrics.association import auroc, population_stability_index
 
@@ -65,7 +65,7 @@ def observe(
 ) -> RoutingSample:  # fmt: skip
     """Run windows (``Cases.batch``), ``size`` at a time: under ``route(tokens)``, and if ``whole`` is true also under top-k
     and at full depth."""
-    kv_mode, expert = model.config.memory, bool(model.by_step) and cap > 1
+    kv_mode, expert = model.config.kv_mode, bool(model.by_step) and cap > 1
     traces, nll, full_nll, top_k_depth, is_target = [], [], [], [], []
     for a in range(0, len(windows["tokens"]), size):
         tokens, targets, lengths = (

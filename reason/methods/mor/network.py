@@ -18,7 +18,7 @@ from reason.backbones.decoder import RecursiveDecoder
 from reason.methods.mor.active import ActiveTokens
 from reason.methods.mor.convert import Teacher
 from reason.methods.mor.router import Router, deepest_if_nonfinite, gate
-from reason.methods.mor.routes import KnownDepths, Route
+from reason.methods.mor.token_selection import KnownDepths, Route
 from reason.methods.mor.visible_keys import VisibleKeys
 
 
@@ -91,7 +91,7 @@ class MixtureOfRecursions(nn.Module):
         """Run the loop over (B, T) tokens.
 
         Args:
-            route: which tokens take the next step (``routes``); None: what a token-choice router chooses, else all.
+            route: which tokens take the next step (``token_selection``); None: what a token-choice router chooses, else all.
             lengths: (B,) tokens of sequences that are padded on the right; None: all T.
             cap: recursions at most; None: all.
             kv_mode: which keys a token sees (``visible_keys.KV_MODES``).

@@ -19,7 +19,7 @@ from reason.methods.mor.config import MorConfig
 from reason.methods.mor.flops import top_k_size, warmup_capacity
 from reason.methods.mor.network import MixtureOfRecursions, RoutedOutput
 from reason.methods.mor.router import auxiliary_loss, z_loss
-from reason.methods.mor.routes import NoisyScores, RandomScores, Route, TopK
+from reason.methods.mor.token_selection import NoisyScores, RandomScores, Route, TopK
 
 NOISE_UNTIL = 0.6  # share of training after which choices have no noise
 WARMUP_STAGES = (

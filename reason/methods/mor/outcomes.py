@@ -91,7 +91,7 @@ def forward_flops(model: MixtureOfRecursions, flops: DecoderFlops, depth: np.nda
         length = int((row > 0).sum())
         if length:
             counts = [int((row > r).sum()) for r in range(int(row.max()))]
-            total += executed(flops, length, counts, kv_mode=model.config.memory, router=router)
+            total += executed(flops, length, counts, kv_mode=model.config.kv_mode, router=router)
             if model.by_token is not None:
                 total += length * model.by_token.flops
     return total

@@ -22,7 +22,7 @@ from reason.files import append_json_lines
 from reason.methods.mor.cache import MoRCache
 from reason.methods.mor.generate import Generation, GenerationRequest, Sampling, generate
 from reason.methods.mor.network import MixtureOfRecursions
-from reason.methods.mor.routes import KnownDepths
+from reason.methods.mor.token_selection import KnownDepths
 from reason.methods.mor.trace import RoutingTrace, trace
 
 FILE = "audit.jsonl"  # in the folder of the run
@@ -53,7 +53,7 @@ def record_of(
     model: MixtureOfRecursions, digest: str, request: GenerationRequest, done: Generation, **more: Any
 ) -> dict[str, Any]:
     """The record of a generated text. digest: ``model_digest``; more: further keys."""
-    kv_mode, sampling = model.config.memory, request.sampling
+    kv_mode, sampling = model.config.kv_mode, request.sampling
     routing = trace_again(model, kv_mode, [*request.prompt, *done.tokens], done.depth)
     return {
         "model": digest, "kv": kv_mode, "cap": request.cap,

@@ -28,8 +28,8 @@ from reason.methods.mor.calibrate import profile_thresholds, require_thresholds
 from reason.methods.mor.generate import Generation, GenerationRequest, Sampling, generate
 from reason.methods.mor.monitor import DRIFT_TOKENS
 from reason.methods.mor.network import MixtureOfRecursions
-from reason.methods.mor.routes import AboveThreshold, KnownDepths, evaluation_route
 from reason.methods.mor.scheduler import Scheduler
+from reason.methods.mor.token_selection import AboveThreshold, KnownDepths, evaluation_route
 from reason.metrics.association import population_stability_index
 
 SAFER = {"economy": "default", "default": "max", "max": "max"}

@@ -28,7 +28,7 @@ from reason.methods.mor.decode import extend
 from reason.methods.mor.generate import Generation, GenerationRequest, Sampler
 from reason.methods.mor.halting import HaltingRule, choose_depths, exit_states, router_logits
 from reason.methods.mor.network import MixtureOfRecursions
-from reason.methods.mor.routes import KnownDepths
+from reason.methods.mor.token_selection import KnownDepths
 
 
 @dataclass

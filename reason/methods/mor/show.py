@@ -30,7 +30,7 @@ from reason.methods.mor.monitor import (
 )
 from reason.methods.mor.network import MixtureOfRecursions, RoutedOutput
 from reason.methods.mor.outcomes import RoutedOutcomes, routed_outcomes
-from reason.methods.mor.routes import KnownDepths, TopK, evaluation_route
+from reason.methods.mor.token_selection import KnownDepths, TopK, evaluation_route
 
 SHOWN = 400  # tokens of the text that are shown
 EXAMPLES = 8  # tokens whose depth cost most, shown as examples
@@ -51,7 +51,7 @@ def figures(config: Any, ctx: Context, network: MixtureOfRecursions, example: st
     at = cases.find(example) if example else int(np.argsort(cases.tokens, kind="stable")[len(cases) // 2])
     batch = cases.batch(np.array([at]))
     tokens, targets, lengths = (batch[k].to(ctx.device) for k in ("tokens", "targets", "length"))
-    cap, kv_mode = min(config.depth, network.recursions), network.config.memory
+    cap, kv_mode = min(config.depth, network.recursions), network.config.kv_mode
     fitted = profile_thresholds(ctx.calibration, network.config.profile)
     route = evaluation_route(network.config, network.recursions, tokens, fitted, config.seed)
     routed = network(tokens, route, lengths=lengths, cap=cap, kv_mode=kv_mode)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from reason.methods.mor.network import MixtureOfRecursions, RoutedOutput
 from reason.methods.mor.router import CERTAIN
-from reason.methods.mor.routes import AboveThreshold, Route
+from reason.methods.mor.token_selection import AboveThreshold, Route
 
 
 @dataclass

@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 
 from reason.methods.mor.audit import COLUMNS, audit, overall, sample_documents, shuffle_depths, sums
 from reason.methods.mor.outcomes import routed_outcomes
-from reason.methods.mor.routes import AboveThreshold, KnownDepths
+from reason.methods.mor.token_selection import AboveThreshold, KnownDepths
 
 _spec = importlib.util.spec_from_file_location("mor_small", Path(__file__).with_name("small.py"))
 small = importlib.util.module_from_spec(_spec)
@@ -65,7 +65,7 @@ def test_an_audit_is_the_network_run_depth_by_depth(keys):
     length = torch.tensor([14, 9])
     targets[1, 9:] = -100
     batch = {"tokens": tokens, "targets": targets, "length": length, "case": torch.tensor([0, 1])}
-    kv_mode = model.config.memory
+    kv_mode = model.config.kv_mode
     route = None if "routing" in keys else AboveThreshold([-0.3, 0.1])
     with torch.no_grad():
         routed = routed_outcomes(model, model(tokens, route, lengths=length, kv_mode=kv_mode), targets)

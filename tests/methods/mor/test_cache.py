@@ -15,7 +15,7 @@ from reason.errors import ConfigError
 from reason.methods.mor import decode
 from reason.methods.mor.cache import MoRCache, OutOfPages
 from reason.methods.mor.halting import HaltingRule
-from reason.methods.mor.routes import AboveThreshold
+from reason.methods.mor.token_selection import AboveThreshold
 from reason.methods.mor.visible_keys import KV_MODES
 
 _spec = importlib.util.spec_from_file_location("mor_small", Path(__file__).with_name("small.py"))

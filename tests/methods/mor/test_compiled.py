@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from reason.methods.mor.objective import router_losses
-from reason.methods.mor.routes import AboveThreshold, TopK
+from reason.methods.mor.token_selection import AboveThreshold, TopK
 
 _spec = importlib.util.spec_from_file_location("mor_small", Path(__file__).with_name("small.py"))
 small = importlib.util.module_from_spec(_spec)

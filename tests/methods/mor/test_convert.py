@@ -36,8 +36,8 @@ from reason.methods.mor.config import MorConfig
 from reason.methods.mor.convert import Layout, Teacher, convert, evenly
 from reason.methods.mor.generate import GenerationRequest, generate
 from reason.methods.mor.network import MixtureOfRecursions
-from reason.methods.mor.routes import AboveThreshold, KnownDepths, TopK
 from reason.methods.mor.scheduler import Scheduler
+from reason.methods.mor.token_selection import AboveThreshold, KnownDepths, TopK
 from reason.methods.mor.visible_keys import KV_MODES
 
 _spec = importlib.util.spec_from_file_location("mor_small", Path(__file__).with_name("small.py"))

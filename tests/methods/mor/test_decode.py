@@ -17,7 +17,7 @@ from reason.methods.mor.cache import MoRCache, OutOfPages
 from reason.methods.mor.decode import backfill, prefill, step
 from reason.methods.mor.generate import GenerationRequest, Sampler, Sampling, generate
 from reason.methods.mor.halting import HaltingRule
-from reason.methods.mor.routes import AboveThreshold, KnownDepths, RandomScores, TopK
+from reason.methods.mor.token_selection import AboveThreshold, KnownDepths, RandomScores, TopK
 from reason.methods.mor.visible_keys import KV_MODES
 
 _spec = importlib.util.spec_from_file_location("mor_small", Path(__file__).with_name("small.py"))

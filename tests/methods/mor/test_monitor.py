@@ -24,7 +24,7 @@ from reason.methods.mor.monitor import (
     transitions,
     variance_by_position,
 )
-from reason.methods.mor.routes import AboveThreshold
+from reason.methods.mor.token_selection import AboveThreshold
 from reason.metrics.calibration import threshold_for_share
 
 _spec = importlib.util.spec_from_file_location("mor_small", Path(__file__).with_name("small.py"))

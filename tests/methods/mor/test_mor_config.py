@@ -67,5 +67,5 @@ def test_profile():
 
 
 def test_what_a_token_sees_when_judged():
-    assert MorConfig(kv="hybrid").memory == "hybrid"
-    assert MorConfig(gap="share_first").memory == "sharing" and MorConfig(gap="skip").memory == "recursion"
+    assert MorConfig(kv="hybrid").kv_mode == "hybrid"
+    assert MorConfig(gap="share_first").kv_mode == "sharing" and MorConfig(gap="skip").kv_mode == "recursion"

@@ -12,7 +12,7 @@ from reason.methods.base import Step
 from reason.methods.mor import objective
 from reason.methods.mor.config import MorConfig
 from reason.methods.mor.network import MixtureOfRecursions, RoutedOutput
-from reason.methods.mor.routes import TopK
+from reason.methods.mor.token_selection import TopK
 
 VOCAB = 19
 

@@ -14,7 +14,7 @@ from reason.backbones.config import RecursiveConfig
 from reason.backbones.decoder import RecursiveDecoder
 from reason.methods.mor.config import MorConfig
 from reason.methods.mor.network import MixtureOfRecursions
-from reason.methods.mor.routes import AboveThreshold, KnownDepths, TopK
+from reason.methods.mor.token_selection import AboveThreshold, KnownDepths, TopK
 from reason.methods.mor.visible_keys import KV_MODES
 
 _spec = importlib.util.spec_from_file_location("mor_reference", Path(__file__).with_name("reference.py"))

@@ -19,7 +19,13 @@ from reason.methods.mor.flops import DecoderFlops
 from reason.methods.mor.method import _overall
 from reason.methods.mor.outcomes import RoutedOutcomes, forward_flops, routed_outcomes
 from reason.methods.mor.router import above_threshold
-from reason.methods.mor.routes import AboveThreshold, KnownDepths, TopK, evaluation_route, random_depths
+from reason.methods.mor.token_selection import (
+    AboveThreshold,
+    KnownDepths,
+    TopK,
+    evaluation_route,
+    random_depths,
+)
 from reason.metrics.calibration import threshold_for_share
 
 _spec = importlib.util.spec_from_file_location("mor_small", Path(__file__).with_name("small.py"))

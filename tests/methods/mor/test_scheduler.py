@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from reason.errors import ConfigError
 from reason.methods.mor.cache import MoRCache, OutOfPages
 from reason.methods.mor.generate import GenerationRequest, Sampling, generate
-from reason.methods.mor.routes import AboveThreshold, KnownDepths, TopK
 from reason.methods.mor.scheduler import Scheduler
+from reason.methods.mor.token_selection import AboveThreshold, KnownDepths, TopK
 from reason.methods.mor.visible_keys import KV_MODES
 
 _spec = importlib.util.spec_from_file_location("mor_small", Path(__file__).with_name("small.py"))

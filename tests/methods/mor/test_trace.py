@@ -10,7 +10,7 @@ import torch
 
 from reason.methods.mor.generate import GenerationRequest, generate
 from reason.methods.mor.router import CERTAIN
-from reason.methods.mor.routes import AboveThreshold, KnownDepths
+from reason.methods.mor.token_selection import AboveThreshold, KnownDepths
 from reason.methods.mor.trace import fallback_tokens, trace
 
 _spec = importlib.util.spec_from_file_location("mor_small", Path(__file__).with_name("small.py"))
