@@ -129,7 +129,7 @@ def resume(folder: RunFolder, hardware: Mapping[str, Any] | None = None, *, quie
             f"The data of {folder.name} has changed since it started ({digest[:8]}, then {identity['data_digest'][:8]}).",
             "Start a new run.",
         )
-    sources = source_digests(plan)
+    sources = source_digests(plan, {key: identity["sources"][key] for key in identity.get("stages", {})})
     for key, source in sources.items():
         if identity.get("sources", {}).get(key, source) != source:
             raise RunError(
@@ -201,7 +201,7 @@ def _make_stages(folder: RunFolder, plan: Plan, quiet: bool) -> None:
     identity = folder.identity
     if identity["trained_by"] is not None:
         return
-    for stage in stages_of(plan):
+    for stage in stages_of(plan, identity["stages"]):
         name = stage.plan.experiment
         try:
             done = stage.finished()

@@ -9,6 +9,7 @@ Importing this imports no torch: ``--dry-run`` shows the chain.
 
 from __future__ import annotations
 
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 from reason.engine.config import resolve
@@ -57,8 +58,10 @@ class Stage:
         ]
 
 
-def stages_of(plan: Plan) -> list[Stage]:
+def stages_of(plan: Plan, made: Container[str] = ()) -> list[Stage]:
     """What a plan begins with, without what that begins with in turn.
+
+    made: keys whose stages are left out, because it is known which runs they are.
 
     Raises:
         ConfigError: an experiment that does not exist.
@@ -66,7 +69,7 @@ def stages_of(plan: Plan) -> list[Stage]:
     return [
         Stage(key, _stage_plan(plan, key, source.removeprefix(PREFIX)))
         for key, source in plan.sources.items()
-        if source.startswith(PREFIX)
+        if source.startswith(PREFIX) and key not in made
     ]
 
 
@@ -94,11 +97,15 @@ def chain(plan: Plan) -> list[Stage]:
     return list(found.values())
 
 
-def source_digests(plan: Plan) -> dict[str, str]:
-    """Of what each of the plan's sources holds."""
+def source_digests(plan: Plan, made: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Of what each of the plan's sources holds.
+
+    made: the digests of stages that are known, by key: they were made and will not be made again.
+    """
     from reason.backbones.pretrained import opened
 
-    digests = {stage.key: f"{PREFIX}{stage.train_hash}" for stage in stages_of(plan)}
+    digests = dict(made or {})
+    digests |= {stage.key: f"{PREFIX}{stage.train_hash}" for stage in stages_of(plan, digests)}
     for key, source in plan.sources.items():
         if key not in digests:
             digests[key] = opened(source, plan.config.offline).digest

@@ -96,6 +96,17 @@ def test_killed_in_either_stage_it_is_finished_by_resume(experiments, spawn, rea
         assert sum(e["event"] == "attempt" for e in by_experiment()["first"].events()) == 2
 
 
+def test_a_stage_that_is_made_is_not_looked_up_again(experiments, reason, store):
+    """Its run is written down: the experiments file may have changed or stand elsewhere."""
+    assert reason("run", "second").code == 0
+    second = by_experiment()["second"]
+    (second / "result.json").unlink()
+    Path("experiments.yaml").unlink()
+    said = reason("resume", second.name)
+    assert said.code == 0, said.err
+    assert len(runs()) == 2
+
+
 def test_a_failed_stage_fails_what_stands_on_it(experiments, reason, store):
     experiments(
         first={"train.lr": "1e30", "train.clip": "0", "train.epochs": "9"}, third={"train.lr": "1e-4"}
