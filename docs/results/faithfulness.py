@@ -37,7 +37,7 @@ def judge(run: str, cases: int, seed: int) -> dict:
     found = faithfulness(config, network, s.ctx.data.test, config.depth, cases, seed)
     return {
         "run": loaded.folder.name,
-        "experiment": loaded.result["experiment"],
+        "experiment": loaded.result.experiment,
         "dataset": config.dataset.name,
         "data_digest": s.ctx.dataset.digest,
         "split": "test",

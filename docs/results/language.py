@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 from pyarrow import feather
@@ -11,6 +11,7 @@ from pyarrow import feather
 from reason.metrics.statistics import ExampleScores, holm, paired_differences
 from reason.reports.frame import read_rows
 from reason.tracking.folder import RunFolder
+from reason.tracking.result import Judged, Measure, Outcome, Result
 
 Grouped = dict[str, dict[int, RunFolder]]  # {experiment: {seed: run}}
 ACCURACY, BITS = "next-token accuracy", "bits per byte"
@@ -42,18 +43,18 @@ def language(runs: list[RunFolder]) -> str:
         }  # fmt: skip
         p = corrected.get(experiment)
         lines.append(_line(
-            experiment, len(of), f"{first['params_m']:.2f}", f"{_seen(of) / 1e6:.2f}",
-            f"{np.mean([e['effective_depth'] for e in last]):.2f}",
-            f"{np.mean([e['cost']['flops'] / e['cost']['tokens'] for e in last]) / 1e6:.2f}",
+            experiment, len(of), f"{first.params_m:.2f}", f"{_seen(of) / 1e6:.2f}",
+            f"{np.mean([e.effective_depth for e in last]):.2f}",
+            f"{np.mean([e.cost['flops'] / e.cost['tokens'] for e in last]) / 1e6:.2f}",
             f"{_mean(of, BITS):.4f}", apart.get(BITS, ""), "" if p is None else f"{p:.3f}",
             f"{_mean(of, ACCURACY):.4f}", apart.get(ACCURACY, ""),
         ))  # fmt: skip
     result = _result(grouped[reference])
-    for rival, baseline in result["baselines"].items():
-        bits, right = baseline["metrics"][BITS]["value"], baseline["accuracy"]["value"]
+    for rival, baseline in result.baselines.items():
+        bits, right = baseline.metrics[BITS].value, baseline.accuracy.value
         lines.append(_line(rival, *[""] * 5, f"{bits:.4f}", "", "", f"{right:.4f}", ""))
     lines.append(
-        f"\n{result['dataset']} (digest `{result['data_digest'][:12]}`), {result['accuracy']['n']:,} test documents per seed."
+        f"\n{result.dataset} (digest `{result.data_digest[:12]}`), {result.accuracy.n:,} test documents per seed."
     )
     return "\n".join(lines) + "\n"
 
@@ -124,13 +125,16 @@ def levels(runs: list[RunFolder]) -> str:
     """
     grouped = _by_experiment(runs)
     tables = {
-        e: [feather.read_table(of[s] / _last(of[s])["rows"]) for s in sorted(of)] for e, of in grouped.items()
+        e: [feather.read_table(of[s] / _last(of[s]).rows) for s in sorted(of)] for e, of in grouped.items()
     }
     columns = next(iter(tables.values()))[0].column_names
     known = sorted({int(c.split("_")[1]) for c in columns if c.startswith("targets_")})
     hardest = {"column": f"correct_{known[-1]}", "denominator": f"targets_{known[-1]}"}
     rows = {
-        e: {s: read_rows(run / _last(run)["rows"], hardest) for s, run in of.items()}
+        e: {
+            s: read_rows(run / _last(run).rows, replace(_last(run).accuracy, **hardest))
+            for s, run in of.items()
+        }
         for e, of in grouped.items()
     }
     control = next(e for e in grouped if e.endswith("-random"))
@@ -151,7 +155,7 @@ def levels(runs: list[RunFolder]) -> str:
             cells += [f"{np.mean(right / total):.1%}", f"{np.mean(depth / total):.2f}"]
         gap = gaps.get(experiment)
         cells.append(f"{100 * gap.value:+.1f} [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]" if gap else "")
-        aurocs = [_last(of[s])["overall"].get("auroc of depth") for s in sorted(of)]
+        aurocs = [_last(of[s]).overall.get("auroc of depth") for s in sorted(of)]
         aurocs = [a for a in aurocs if a is not None]
         cells.append(f"{np.mean(aurocs):.3f} ({', '.join(f'{a:.3f}' for a in aurocs)})" if aurocs else "")
         lines.append(_line(experiment, len(of), *cells))
@@ -169,36 +173,44 @@ BLOCKS: dict[str, Callable[[list[RunFolder]], str]] = {
 def _by_experiment(runs: Iterable[RunFolder]) -> Grouped:
     grouped: Grouped = {}
     for run in runs:
-        result = run.result or {}
-        grouped.setdefault(result["experiment"], {})[result["seed"]] = run
+        result = result_of(run)
+        grouped.setdefault(result.experiment, {})[result.seed] = run
     return grouped
 
 
-def _result(of: dict[int, RunFolder]) -> dict[str, Any]:
-    return next(iter(of.values())).result or {}
+def result_of(run: RunFolder) -> Result:
+    """Of a run that is kept, and therefore finished."""
+    result = run.result
+    assert result is not None, run.name
+    return result
 
 
-def _last(run: RunFolder) -> dict[str, Any]:
+def _result(of: dict[int, RunFolder]) -> Result:
+    return result_of(next(iter(of.values())))
+
+
+def _last(run: RunFolder) -> Judged:
     """What was found at full depth."""
-    return (run.result or {})["curve"][-1]
+    return result_of(run).curve[-1]
 
 
-def _told(entry: dict[str, Any], metric: str) -> dict[str, Any]:
-    return entry["accuracy"] if entry["accuracy"]["name"] == metric else entry["metrics"][metric]
+def _told(outcome: Outcome, metric: str) -> Measure:
+    return outcome.accuracy if outcome.accuracy.name == metric else outcome.metrics[metric]
 
 
 def _rows(of: dict[int, RunFolder], metric: str) -> dict[int, ExampleScores]:
-    return {s: read_rows(run / _last(run)["rows"], _told(_last(run), metric)) for s, run in of.items()}
+    return {s: read_rows(run / _last(run).rows, _told(_last(run), metric)) for s, run in of.items()}
 
 
 def _mean(of: dict[int, RunFolder], metric: str) -> float:
-    return float(np.mean([_told(_last(run), metric)["value"] for run in of.values()]))
+    return float(np.mean([_told(_last(run), metric).value for run in of.values()]))
 
 
 def _seen(of: dict[int, RunFolder]) -> int:
     """Tokens trained on."""
     size = next(iter(of.values())).config
-    steps = (_result(of)["training"] or {"steps": 0})["steps"]
+    training = _result(of).training
+    steps = training.steps if training else 0
     return steps * size["train"]["batch_size"] * size["backbone"]["context"]
 
 

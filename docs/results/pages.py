@@ -34,6 +34,7 @@ from pathlib import Path
 import language
 import numpy as np
 import yaml
+from language import result_of
 
 from reason import registry
 from reason.errors import ConfigError, ReasonError
@@ -94,24 +95,23 @@ def slim_rows(run: RunFolder, place: Path) -> None:
     import pyarrow as pa
     from pyarrow import feather
 
-    result = run.result or {}
+    result = result_of(run)
     (place / "rows").mkdir()
-    card = registry.card("methods", result["method"])
+    card = registry.card("methods", result.method)
     studied = {"depth_used", *MEANS, *(c.column for c in card.cohorts)}
-    beside = [result["curve"][0]["metrics"][name] for name in card.beside]
-    studied |= {column for m in beside for column in (m["column"], m["denominator"]) if column}
-    studied |= {
-        c for c in feather.read_table(run / result["curve"][0]["rows"]).column_names if LEVEL.fullmatch(c)
-    }
-    wanted = [(e["rows"], e["accuracy"], studied) for e in result["curve"]]
-    wanted += [(e["valid_rows"], e["accuracy"], set()) for e in result["curve"]]
+    least = result.curve[0]
+    beside = [least.metrics[name] for name in card.beside]
+    studied |= {column for m in beside for column in (m.column, m.denominator) if column}
+    studied |= {c for c in feather.read_table(run / least.rows).column_names if LEVEL.fullmatch(c)}
+    wanted = [(e.rows, e.accuracy, studied) for e in result.curve]
+    wanted += [(e.valid_rows, e.accuracy, set()) for e in result.curve if e.valid_rows]
     wanted += [
-        (b["rows"], b["accuracy"], set())
-        for b in result["baselines"].values()
-        if not any((other / b["rows"]).is_file() for other in place.parent.iterdir())
+        (b.rows, b.accuracy, set())
+        for b in result.baselines.values()
+        if not any((other / b.rows).is_file() for other in place.parent.iterdir())
     ]
     for path, accuracy, more in wanted:
-        own = {accuracy["column"], accuracy.get("denominator"), *(m["column"] for m in beside)}
+        own = {accuracy.column, accuracy.denominator, *(m.column for m in beside)}
         table = feather.read_table(run / path).sort_by("id")
         kept = {
             name: table.column(name) if name in own else smallest(table.column(name).to_numpy())
@@ -149,7 +149,7 @@ def compare_block(name: str) -> str:
     told = as_dict(table)
     lines = [
         f"{told['accuracy_metric']} on {told['split']}, {told['dataset']} (digest `{told['data_digest'][:12]}`), "
-        f"n = {told['n']} {table.units['example']}s per seed.\n",
+        f"n = {told['n']} {table.units.example}s per seed.\n",
         "| model | depth | seeds | accuracy [95%] | validation | difference to its reference [95%] | p (Holm) | verdict | ms p50 | device-hours |",
         "| --- | ---: | ---: | --- | ---: | --- | ---: | --- | ---: | ---: |",
     ]
@@ -183,15 +183,15 @@ def results_block(name: str) -> str:
         "| --- | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for run in RunFolder.all(_set(name)):
-        r = run.result or {}
-        for e in r["curve"]:
-            a, m = e["accuracy"], e["metrics"]
+        r = result_of(run)
+        for e in r.curve:
+            a, v, training = e.accuracy, e.valid_accuracy, r.training
             cells = [
-                r["experiment"], r["seed"], e["depth"], f"{a['value']:.4f} [{a['low']:.4f}, {a['high']:.4f}]",
-                *(f"{m[k]['value']:.4f}" for k in ("NDCG@20", "Recall@10", "Recall@20")),
-                f"{e['valid_accuracy']['value']:.4f}",
-                *(f"{r['baselines'][k]['accuracy']['value']:.4f}" for k in ("popularity", "successor")),
-                f"{r['training']['epochs']:.0f}", f"{r['metrics']['device_hours']:.3f}",
+                r.experiment, r.seed, e.depth, f"{a.value:.4f} [{a.low:.4f}, {a.high:.4f}]",
+                *(f"{e.metrics[k].value:.4f}" for k in ("NDCG@20", "Recall@10", "Recall@20")),
+                _number(v and v.value, 4),
+                *(f"{r.baselines[k].accuracy.value:.4f}" for k in ("popularity", "successor")),
+                _number(training and training.epochs, 0), f"{r.metrics['device_hours']:.3f}",
             ]  # fmt: skip
             lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines) + "\n"
@@ -206,16 +206,14 @@ def picture_block(name: str) -> str:
 
 def made_block(name: str) -> str:
     runs = RunFolder.all(_set(name))
-    results = [r.result or {} for r in runs]
+    results = [result_of(run) for run in runs]
     env = read_json(runs[-1] / "env.json")
-    first, last = (
-        time.strftime("%Y-%m-%d", time.gmtime(f(r["created"] for r in results))) for f in (min, max)
-    )
+    first, last = (time.strftime("%Y-%m-%d", time.gmtime(f(r.created for r in results))) for f in (min, max))
     commits = sorted({str(read_json(r / "env.json").get("commit") or "")[:10] for r in runs} - {""})
     versions = env.get("versions", {})
     return (
         f"{len(runs)} runs, {first}{'' if first == last else ' to ' + last}; "
-        f"{', '.join(sorted({r['device_name'] for r in results}))}, {results[0]['threads']} thread(s) a run; "
+        f"{', '.join(sorted({r.device_name for r in results}))}, {results[0].threads} thread(s) a run; "
         f"python {env.get('python', '')}, torch {versions.get('torch', '')}; commit {', '.join(commits) or 'unknown'}; "
         f"{_device_hours(runs):.2f} device-hours in all.\n"
     )
@@ -223,10 +221,10 @@ def made_block(name: str) -> str:
 
 def _device_hours(runs: list[RunFolder]) -> float:
     """What the runs of a set took, and each model that they share once."""
-    own = sum((run.result or {})["metrics"]["device_hours"] for run in runs)
+    own = sum(result_of(run).metrics["device_hours"] for run in runs)
     trained = {run.identity["train_hash"] for run in runs if not run.identity["trained_by"]}
     shared = {
-        run.identity["train_hash"]: (run.result or {})["metrics"]["train_device_hours"]
+        run.identity["train_hash"]: result_of(run).metrics["train_device_hours"]
         for run in runs
         if run.identity["train_hash"] not in trained
     }
@@ -375,7 +373,7 @@ def _as_trained(name: str) -> list[str]:
     """The runs of a set that are judged with the default of every key of evaluation; others have tables of their own."""
     found = []
     for run in RunFolder.all(_set(name)):
-        method = (run.result or {})["method"]
+        method = result_of(run).method
         Config = registry.card("methods", method).Config
         own = run.config.get(method, {})
         marked = [f for f in dataclasses.fields(Config) if f.metadata.get("evaluation")]

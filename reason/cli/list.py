@@ -125,15 +125,14 @@ def _run(folder) -> tuple[float, list[str], DamagedRun | None]:
     except DamagedRun:
         return 0.0, [folder.name, "damaged", "", "", ""], problem
     try:
-        result = folder.result or {}
+        result = folder.result if folder.identity["kind"] == "run" else None
     except DamagedRun:
-        result = {}
+        result = None
     try:
         status = folder.settle()
     except OSError:  # somebody else's, which cannot be written
         status = folder.status
-    accuracy = result.get("accuracy")
-    shown = f"{accuracy['name']} {accuracy['value']:.4f}" if accuracy else ""
+    shown = f"{result.accuracy.name} {result.accuracy.value:.4f}" if result else ""
     made = time.strftime("%Y-%m-%d %H:%M", time.localtime(created))
-    row = [folder.name, "damaged" if problem else status, str(result.get("depth", "")), shown, made]
+    row = [folder.name, "damaged" if problem else status, str(result.depth) if result else "", shown, made]
     return created, row, problem

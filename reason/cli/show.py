@@ -59,13 +59,18 @@ def show(
             f"{folder.name} is a run: what it was is what it is.",
             f"To judge it differently: reason evaluate {folder.name} KEY=VALUE",
         )
+    is_sweep = folder.identity["kind"] == "sweep"
     if json:
-        emit_json({"run": folder.name, "status": folder.status, **folder.identity, "result": folder.result})
+        from reason.tracking.result import to_json
+
+        result = folder.sweep_result if is_sweep else folder.result
+        told = {"run": folder.name, "status": folder.status, **folder.identity}
+        emit_json(told | {"result": to_json(result) if result else None})
         return
-    if folder.identity.get("kind") == "sweep":
+    if is_sweep:
         from reason.cli.sweep import draw_sweep
 
-        if folder.result:
+        if folder.sweep_result:
             draw_sweep(folder)
         else:
             stdout().print(

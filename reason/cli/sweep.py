@@ -43,7 +43,7 @@ def draw_sweep(folder) -> None:
     from reason.cli.output import stdout
 
     compare([folder.name], runs=Path(folder.path.parent))
-    metrics = (folder.result or {}).get("metrics", {})
+    metrics = folder.sweep_result.metrics
     stages = metrics.get("stages", 0)
     begun = f" and {stages} that they begin with" if stages else ""
     stdout().print(

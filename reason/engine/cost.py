@@ -20,9 +20,9 @@ def costs(folder: RunFolder, owner: RunFolder, devices: int, on_gpu: bool) -> di
     }  # fmt: skip
     if owner.path != folder.path:
         found["lineage_device_hours"] += trained
-        found["lineage_gpu_hours"] += trained if ((owner.result or {}).get("gpus") or 0) else 0.0
+        found["lineage_gpu_hours"] += trained if owner.result and owner.result.gpus else 0.0
     for stage in lineage(owner):
-        spent = (stage.result or {}).get("metrics", {})
+        spent = stage.result.metrics if stage.result else {}
         for name in ("device_hours", "gpu_hours"):
             found[f"lineage_{name}"] += spent.get(name, 0.0)
     return found

@@ -19,6 +19,7 @@ from reason.engine.parallel import World
 from reason.files import atomic
 from reason.methods.base import Context, Evaluation, Examples, Method, Ratio
 from reason.metrics.statistics import bootstrap_interval
+from reason.tracking.result import Measure
 
 
 @dataclass
@@ -26,7 +27,7 @@ class Judged:
     """An evaluation of the whole split, with what was timed on the way."""
 
     evaluation: Evaluation
-    latency: dict[str, float | int | None]
+    latency: dict[str, Any]  # of ``Stopwatch.latency``
     throughput: float | None  # units per second over all ranks
 
     @property
@@ -141,16 +142,15 @@ def _value(numerator: np.ndarray, denominator: np.ndarray | None) -> float:
     return float(numerator.sum() / denominator.sum())
 
 
-def report(evaluation: Evaluation, ratios: Mapping[str, Ratio], name: str, resamples: int) -> dict[str, Any]:
-    """{name, value, low, high, n, column, denominator, larger_is_better} of one of ``ratios``."""
+def report(evaluation: Evaluation, ratios: Mapping[str, Ratio], name: str, resamples: int) -> Measure:
+    """One of ``ratios`` over the rows of an evaluation, with its interval."""
     ratio = ratios[name]
     numerator, denominator = _columns(evaluation.rows, ratio)
     low, high = bootstrap_interval(numerator, denominator, resamples=resamples)
-    return {
-        "name": name, "value": _value(numerator, denominator), "low": float(low), "high": float(high),
-        "n": evaluation.rows.num_rows, "column": ratio.numerator, "denominator": ratio.denominator,
-        "larger_is_better": ratio.larger_is_better,
-    }  # fmt: skip
+    return Measure(
+        name, _value(numerator, denominator), float(low), float(high), evaluation.rows.num_rows,
+        ratio.numerator, ratio.denominator, ratio.larger_is_better,
+    )  # fmt: skip
 
 
 def write_rows(rows: pa.Table, path: Path) -> None:

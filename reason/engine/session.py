@@ -27,6 +27,7 @@ from reason.files import read_json, sha256, write_json
 from reason.methods.base import Context, Method
 from reason.methods.figures import Figure
 from reason.tracking.folder import FINISHED, RunFolder
+from reason.tracking.result import Result
 
 MODEL = "model/model.safetensors"
 CALIBRATION = "calibration.json"
@@ -177,9 +178,15 @@ class LoadedRun:
         self.session = session
 
     @property
-    def result(self) -> dict[str, Any]:
+    def result(self) -> Result:
         """The run's result.json."""
-        return self.folder.result or {}
+        result = self.folder.result
+        if result is None:
+            raise RunError(
+                f"{self.folder.name} has lost its result.json.",
+                f"`reason resume {self.folder.path}` makes it anew.",
+            )
+        return result
 
     def predict(self, requests: Sequence[dict[str, Any]], depth: int | None = None) -> list[dict[str, Any]]:
         """Answer requests at ``depth`` (default: the run's). One answer per request, in order."""

@@ -27,12 +27,13 @@ from reason.engine.launcher import Terminated, signals
 from reason.engine.layers import flatten, sweeps
 from reason.engine.plan import Plan
 from reason.engine.runner import resume, run
-from reason.errors import ConfigError, ReasonError, RunError, SweepError
+from reason.errors import ConfigError, DamagedRun, ReasonError, RunError, SweepError
 from reason.files import atomic, read_json, write_json
 from reason.tracking import provenance
 from reason.tracking.clock import device_hours
 from reason.tracking.folder import FAILED, FINISHED, INTERRUPTED, KILLED, RunFolder
 from reason.tracking.mirror import Mirror
+from reason.tracking.result import Result, SweepResult, SweepTrial
 
 
 @dataclass
@@ -257,11 +258,12 @@ def _execute(folder: RunFolder, plan: SweepPlan, stop_on_error: bool, quiet: boo
                     _say(f"  failed: {error}", quiet)
                     if stop_on_error:
                         break
+            results = _results(folder, plan, quiet)
+            failures += [t for t in plan.trials if t.run and t.run not in results]
             status = FAILED if failures else FINISHED
-            result = _summary(folder, plan)
-            _write_table(folder, plan)
+            _write_table(folder, plan, results)
             if not failures:
-                folder.write_result(result)
+                folder.write_result(_summary(folder, plan, results, quiet))
         except (KeyboardInterrupt, Terminated):
             status = KILLED
             raise
@@ -279,7 +281,7 @@ def _execute(folder: RunFolder, plan: SweepPlan, stop_on_error: bool, quiet: boo
 def _one(folder: RunFolder, trial: Trial, quiet: bool) -> RunFolder:
     """A trial's finished run: found, resumed or executed now."""
     same = [r for r in _children(folder) if r.identity["config_hash"] == trial.config_hash]
-    if found := _finished(folder, trial):
+    if found := _finished(folder, trial, quiet):
         _say(f"  finished already: {found.name}", quiet)
         return found
     for child in same:
@@ -316,13 +318,10 @@ def _children(folder: RunFolder) -> list[RunFolder]:
     return [r for r in RunFolder.scan(folder.path.parent)[0] if r.identity["kind"] == "run"]
 
 
-def _finished(folder: RunFolder, trial: Trial) -> RunFolder | None:
+def _finished(folder: RunFolder, trial: Trial, quiet: bool = True) -> RunFolder | None:
     """A finished run with the trial's hash; one of this sweep's own, if there is one."""
-    found = [
-        r
-        for r in _children(folder)
-        if r.identity["config_hash"] == trial.config_hash and r.status == FINISHED
-    ]
+    same = [r for r in _children(folder) if r.identity["config_hash"] == trial.config_hash]
+    found = [r for r in same if _result(r, quiet)]
     return max(found, key=lambda r: r.identity["parent"] == folder.name, default=None)
 
 
@@ -330,54 +329,69 @@ def _trained(folder: RunFolder, train_hash: str) -> RunFolder | None:
     """A finished run that trained the model of this hash."""
     for r in _children(folder):
         told = r.identity
-        if told["train_hash"] == train_hash and told["trained_by"] is None and r.status == FINISHED:
+        if told["train_hash"] == train_hash and told["trained_by"] is None and _result(r):
             return r
     return None
 
 
-def _summary(folder: RunFolder, plan: SweepPlan) -> dict[str, Any]:
-    """result.json of a sweep: its trials and the sums over them."""
-    runs = {t.run: RunFolder(folder.path.parent / t.run) for t in plan.trials if t.run}
-    results = {name: r.result or {} for name, r in runs.items()}
-    spent = {name: device_hours(r, results[name].get("world_size", 1))["total"] for name, r in runs.items()}
+def _result(run: RunFolder, quiet: bool = True) -> Result | None:
+    """The result of a run. One whose result cannot be read counts as not finished, which is said unless ``quiet``."""
+    try:
+        return run.result
+    except DamagedRun as error:
+        _say(f"  {error.message} It counts as not finished. {error.hint}", quiet)
+        return None
+
+
+def _results(folder: RunFolder, plan: SweepPlan, quiet: bool) -> dict[str, Result]:
+    """The results of the trials by run. A trial whose run has none that can be read gets its ``problem``."""
+    found = {}
+    for trial in plan.trials:
+        if trial.run is None:
+            continue
+        if result := _result(RunFolder(folder.path.parent / trial.run), quiet):
+            found[trial.run] = result
+        else:
+            trial.problem = f"{trial.run} has no result that can be read."
+    return found
+
+
+def _summary(folder: RunFolder, plan: SweepPlan, results: dict[str, Result], quiet: bool) -> SweepResult:
+    """The trials of a sweep and the sums over them."""
+    runs = {name: RunFolder(folder.path.parent / name) for name in results}
+    spent = {name: device_hours(r, results[name].world_size)["total"] for name, r in runs.items()}
     stages = {s.name: s for r in runs.values() for s in lineage(r)}
-    began = [(s.result or {}).get("metrics", {}) for s in stages.values()]
-    metrics = {
+    began = [result.metrics for s in stages.values() if (result := _result(s, quiet))]
+    metrics: dict[str, float] = {
         "device_hours": sum(spent.values()),
-        "gpu_hours": sum(h for name, h in spent.items() if results[name].get("gpus")),
+        "gpu_hours": sum(h for name, h in spent.items() if results[name].gpus),
         "trials": len(plan.trials),
-        "trainings": sum(bool(r.get("training")) for r in results.values()),
+        "trainings": sum(r.training is not None for r in results.values()),
         "stages": len(stages),
     }
     for hours_of in ("device_hours", "gpu_hours"):
         metrics[f"lineage_{hours_of}"] = metrics[hours_of] + sum(m.get(hours_of, 0.0) for m in began)
-    valid = [r["valid_accuracy"]["value"] for r in results.values() if r.get("valid_accuracy")]
+    valid = [r.valid_accuracy for r in results.values() if r.valid_accuracy]
     if valid:
-        larger = next(iter(results.values()))["valid_accuracy"].get("larger_is_better", True)
-        metrics["valid_accuracy"] = max(valid) if larger else min(valid)
-    return {
-        "schema": 1, "kind": "sweep", "run": folder.name, "experiment": plan.name,
-        "trials": [{"varied": t.varied, "run": t.run, "problem": t.problem} for t in plan.trials],
-        "metrics": metrics,
-    }  # fmt: skip
+        best = max if valid[0].larger_is_better else min
+        metrics["valid_accuracy"] = best(v.value for v in valid)
+    trials = [SweepTrial(t.varied, t.run, t.problem) for t in plan.trials]
+    return SweepResult(run=folder.name, experiment=plan.name, trials=trials, metrics=metrics)
 
 
-def _write_table(folder: RunFolder, plan: SweepPlan) -> None:
+def _write_table(folder: RunFolder, plan: SweepPlan, results: dict[str, Result]) -> None:
     """trials.csv: what varied and what came out."""
     varied = sorted({k for t in plan.trials for k in t.varied})
+    costs = ("valid_accuracy", "device_hours", "latency_p50_ms")
     with atomic(folder / "trials.csv") as f:
         table = csv.writer(f)
-        table.writerow(
-            [*varied, "run", "accuracy", "low", "high", "valid_accuracy", "device_hours", "latency_p50_ms"]
-        )
+        table.writerow([*varied, "run", "accuracy", "low", "high", *costs])
         for t in plan.trials:
-            result = (RunFolder(folder.path.parent / t.run).result or {}) if t.run else {}
-            accuracy, metrics = result.get("accuracy", {}), result.get("metrics", {})
-            table.writerow(
-                [*(t.varied.get(k, "") for k in varied), t.run or "", accuracy.get("value", ""), accuracy.get("low", ""),
-                 accuracy.get("high", ""), metrics.get("valid_accuracy", ""), metrics.get("device_hours", ""),
-                 metrics.get("latency_p50_ms", "")]
-            )  # fmt: skip
+            found = [""] * (3 + len(costs))
+            if result := results.get(t.run or ""):
+                a = result.accuracy
+                found = [a.value, a.low, a.high, *(result.metrics.get(name, "") for name in costs)]
+            table.writerow([*(t.varied.get(k, "") for k in varied), t.run or "", *found])
 
 
 def _say(text: str, quiet: bool) -> None:

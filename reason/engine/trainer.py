@@ -21,6 +21,7 @@ from reason.engine.evaluation import judge_validation
 from reason.engine.parallel import Objective, World, totals, whole, without_sync
 from reason.errors import RunError
 from reason.methods.base import Context, Losses, Method, Step
+from reason.tracking.result import Training
 
 
 @dataclass
@@ -32,19 +33,6 @@ class Progress:
     epoch: float
     loss: float | None = None
     valid: float | None = None
-
-
-@dataclass
-class Training:
-    """How a training went. Written into result.json."""
-
-    steps: int
-    epochs: float
-    best_step: int | None
-    best_epoch: float | None
-    best_valid: float | None
-    stopped: str  # "planned" | "early"
-    notes: list[str]
 
 
 class Trainer:
@@ -99,6 +87,7 @@ class Trainer:
         return Training(
             step, step / self.per_epoch, best, best / self.per_epoch if best else None, state["best_valid"],
             state["stopped"] or "planned", state["notes"],
+            parameters=sum(p.numel() for p in self.network.parameters() if p.requires_grad),
         )  # fmt: skip
 
     # --- one optimiser step ------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from dataclasses import asdict
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from reason.errors import ReasonError, RunError
 from reason.methods.base import Evaluation, Ratio
 from reason.tracking.folder import RunFolder
 from reason.tracking.points import PointLog
+from reason.tracking.result import Judged, Outcome, Result, RunUnits, Training
 
 
 def work(payload: dict[str, Any]) -> None:
@@ -34,14 +35,14 @@ def work(payload: dict[str, Any]) -> None:
         try:
             result = _execute(plan, here, folder, voice, points)
             memory = peak_memory_gb(here)
-            if here.is_main:
-                if points:
-                    points.close()
+            if points:
+                points.close()
+            if result is not None:
                 on_gpu = payload["device"] == "cuda"
-                result |= {"device": payload["device"], "gpus": here.size if on_gpu else 0}
-                result["metrics"] |= costs(folder, model_owner(folder), here.size, on_gpu)
-                result["metrics"] |= {"peak_memory_gb": memory}
-                folder.write_result(result)
+                spent = costs(folder, model_owner(folder), here.size, on_gpu)
+                metrics = result.metrics | spent | {"peak_memory_gb": memory}
+                gpus = here.size if on_gpu else 0
+                folder.write_result(replace(result, metrics=metrics, device=payload["device"], gpus=gpus))
             here.barrier()
         except ReasonError:
             raise
@@ -56,8 +57,8 @@ def work(payload: dict[str, Any]) -> None:
 
 def _execute(
     plan: Plan, here: World, folder: RunFolder, voice: Voice, points: PointLog | None
-) -> dict[str, Any]:
-    """Everything but what the run has cost; the content of result.json, {} on other ranks than the first."""
+) -> Result | None:
+    """Everything but what the run has cost and on what; None on other ranks than the first."""
     identity, owner = folder.identity, model_owner(folder)
     _phase(folder, here, "load")
     log = points.log if points else lambda *_: None
@@ -77,14 +78,23 @@ def _execute(
     session.calibrate(folder, owner)
     for note in (session.ctx.calibration or {}).get("notes", []):
         voice.say(f"  note: {note}")
-    result = _evaluate(session, folder, voice)
+    curve, baselines = _evaluate(session, folder, voice)
     if not here.is_main:
-        return {}
-    return _identity_of(plan, identity, folder) | result | {
-        "training": training, "device_name": device_name(here.device), "world_size": here.size,
-        "threads": torch.get_num_threads(), "info": session.ctx.data.info, "created": identity["created"],
-        "params_m": sum(p.numel() for p in session.network.parameters()) / 1e6,
-    }  # fmt: skip
+        return None
+    axis, units, config = plan.card.depth, plan.card.units, plan.config
+    head = next(judged for judged in curve if judged.depth == config.depth)
+    return Result(
+        run=folder.name, experiment=plan.experiment, method=plan.card.name, version=identity["version"],
+        backbone=config.backbone.name, dataset=config.dataset.name, data_digest=identity["data_digest"],
+        split="test", depth=config.depth, train_depth=config.train_depth, seed=config.seed,
+        config_hash=identity["config_hash"], train_hash=identity["train_hash"],
+        trained_by=identity["trained_by"], stages=identity["stages"],
+        units=RunUnits(axis.unit, axis.zero, units.example, units.latency, units.throughput, axis.least),
+        beside=list(plan.card.beside), curve=curve, baselines=baselines, metrics=_flat_metrics(head),
+        training=training, device_name=device_name(here.device), world_size=here.size,
+        threads=torch.get_num_threads(), info=session.ctx.data.info, created=identity["created"],
+        params_m=sum(p.numel() for p in session.network.parameters()) / 1e6,
+    )  # fmt: skip
 
 
 def _phase(folder: RunFolder, here: World, phase: str) -> None:
@@ -92,7 +102,7 @@ def _phase(folder: RunFolder, here: World, phase: str) -> None:
         folder.event("phase", phase=phase)
 
 
-def _train(session: Session, folder: RunFolder, train_hash: str, voice: Voice) -> dict[str, Any]:
+def _train(session: Session, folder: RunFolder, train_hash: str, voice: Voice) -> Training:
     """Train (or go on training) and keep the model."""
     last: dict[str, float] = {}
 
@@ -125,18 +135,22 @@ def _train(session: Session, folder: RunFolder, train_hash: str, voice: Voice) -
         f"  trained {training.epochs:.3g} epochs ({training.steps} steps) "
         f"in {time.perf_counter() - started:.0f} s, {why}{best}"
     )
-    parameters = sum(p.numel() for p in session.network.parameters() if p.requires_grad)
-    return asdict(training) | {"parameters": parameters}
+    return training
 
 
 # --- judging ----------------------------------------------------------------------------------------
 
 
-def _evaluate(session: Session, folder: RunFolder, voice: Voice) -> dict[str, Any]:
-    """Judge every depth of the plan on validation and test; write rows; the numbers of result.json."""
+def _evaluate(session: Session, folder: RunFolder, voice: Voice) -> tuple[list[Judged], dict[str, Outcome]]:
+    """Judge every depth of the plan on validation and test, and the baselines on test; write their rows.
+
+    Returns:
+        The curve and the baselines; nothing on other ranks than the first.
+    """
     here, ctx, config = session.world, session.ctx, session.plan.config
-    depths = session.plan.depths
-    curve: dict[int, dict[str, Any]] = {depth: {"depth": depth} for depth in depths}
+    depths, resamples = session.plan.depths, config.eval.resamples
+    validation: dict[int, dict[str, Outcome]] = {}  # depth -> the method's outcome as "", and those of rivals
+    curve: list[Judged] = []
     for number, split in enumerate(("valid", "test")):
         samples = config.eval.latency_samples if split == "test" else 0
         meters = {depth: Stopwatch(here.device, samples, config.seed, here.is_main) for depth in depths}
@@ -158,80 +172,54 @@ def _evaluate(session: Session, folder: RunFolder, voice: Voice) -> dict[str, An
                 continue
             evaluation, path = found.evaluation, f"rows/{split}-depth{depth}.arrow"
             write_rows(evaluation.rows, folder / path)
-            outcome = _outcome(evaluation, evaluation.metrics, path, config.eval.resamples)
-            rivals = {
-                name: _outcome(evaluation, rival.metrics, path, config.eval.resamples)
-                | {"meaning": rival.meaning, "cost": rival.cost or evaluation.cost}
-                for name, rival in evaluation.rivals.items()
-            }
+            outcomes = {"": _outcome(evaluation, evaluation.metrics, path, resamples)}
+            for name, rival in evaluation.rivals.items():
+                outcome = _outcome(evaluation, rival.metrics, path, resamples)
+                cost = rival.cost or evaluation.cost
+                outcomes[name] = replace(outcome, meaning=rival.meaning, cost=cost)
             if split == "valid":
-                curve[depth] |= _as_validation(outcome)
-                curve[depth]["rivals"] = {name: _as_validation(rival) for name, rival in rivals.items()}
+                validation[depth] = outcomes
                 continue
-            rivals = {name: rival | curve[depth]["rivals"][name] for name, rival in rivals.items()}
-            curve[depth] |= outcome | {
-                "throughput_per_s": found.throughput, "effective_depth": found.effective_depth,
-                "cost": evaluation.cost, **found.latency,
-                "overall": evaluation.overall(evaluation.rows) if evaluation.overall else {},
-                "rivals": rivals,
-            }  # fmt: skip
-    baselines = {}
-    judged = judge_baselines(
+            for name, seen in validation[depth].items():
+                outcomes[name] = replace(outcomes[name], valid_accuracy=seen.accuracy, valid_rows=seen.rows)
+            own = outcomes.pop("")
+            curve.append(Judged(
+                **vars(own), **found.latency, depth=depth, effective_depth=found.effective_depth,
+                throughput_per_s=found.throughput, rivals=outcomes,
+                overall=evaluation.overall(evaluation.rows) if evaluation.overall else {},
+            ))  # fmt: skip
+    baselines: dict[str, Outcome] = {}
+    evaluations = judge_baselines(
         session.method, ctx, here, session.network, ctx.data.test, config.depth, limit=config.eval.limit
     )
-    if not here.is_main:
-        return {}
-    for name, evaluation in judged.items():
-        path = f"rows/test-{name}.arrow"
-        write_rows(evaluation.rows, folder / path)
-        baselines[name] = _outcome(evaluation, evaluation.metrics, path, config.eval.resamples)
-        baselines[name]["cost"] = evaluation.cost
-    head = curve[config.depth]
-    return {
-        "accuracy": head["accuracy"], "valid_accuracy": head["valid_accuracy"], "curve": list(curve.values()),
-        "baselines": baselines, "metrics": _flat_metrics(head),
-    }  # fmt: skip
+    if here.is_main:
+        for name, evaluation in evaluations.items():
+            path = f"rows/test-{name}.arrow"
+            write_rows(evaluation.rows, folder / path)
+            baselines[name] = _outcome(evaluation, evaluation.metrics, path, resamples)
+    return curve, baselines
 
 
-def _outcome(evaluation: Evaluation, ratios: dict[str, Ratio], path: str, resamples: int) -> dict[str, Any]:
-    """The accuracy and the further metrics of one way of answering, with intervals, and where their rows are."""
-    name = evaluation.accuracy
-    metrics = {m: report(evaluation, ratios, m, resamples) for m in ratios if m != name}
-    return {"accuracy": report(evaluation, ratios, name, resamples), "rows": path, "metrics": metrics}
+def _outcome(evaluation: Evaluation, ratios: dict[str, Ratio], path: str, resamples: int) -> Outcome:
+    """One way of answering: its accuracy and further metrics with intervals, its cost, and where its rows are."""
+    measures = {name: report(evaluation, ratios, name, resamples) for name in ratios}
+    accuracy = measures.pop(evaluation.accuracy)
+    return Outcome(accuracy=accuracy, rows=path, metrics=measures, cost=evaluation.cost)
 
 
-def _as_validation(outcome: dict[str, Any]) -> dict[str, Any]:
-    return {"valid_accuracy": outcome["accuracy"], "valid_rows": outcome["rows"]}
-
-
-def _flat_metrics(head: dict[str, Any]) -> dict[str, float]:
+def _flat_metrics(head: Judged) -> dict[str, float]:
     """The numbers of the run's depth under the names that MLflow shows; what was not measured is left out."""
     flat = {
-        "accuracy": head["accuracy"]["value"], "valid_accuracy": head["valid_accuracy"]["value"],
-        "latency_p50_ms": head["latency_p50_ms"], "latency_p95_ms": head["latency_p95_ms"],
-        "throughput_per_s": head["throughput_per_s"], "effective_depth": head["effective_depth"],
+        "accuracy": head.accuracy.value,
+        "valid_accuracy": head.valid_accuracy.value if head.valid_accuracy else None,
+        "latency_p50_ms": head.latency_p50_ms, "latency_p95_ms": head.latency_p95_ms,
+        "throughput_per_s": head.throughput_per_s, "effective_depth": head.effective_depth,
     }  # fmt: skip
-    flat |= {f"eval/{_metric_key(m)}": r["value"] for m, r in head["metrics"].items()}
-    flat |= {f"eval/{_metric_key(m)}": v for m, v in head["overall"].items()}
-    flat |= {f"cost/{k}": v for k, v in head["cost"].items()}
-    flat |= {f"rival/{_metric_key(name)}": r["accuracy"]["value"] for name, r in head["rivals"].items()}
+    flat |= {f"eval/{_metric_key(name)}": m.value for name, m in head.metrics.items()}
+    flat |= {f"eval/{_metric_key(name)}": v for name, v in head.overall.items()}
+    flat |= {f"cost/{name}": v for name, v in head.cost.items()}
+    flat |= {f"rival/{_metric_key(name)}": r.accuracy.value for name, r in head.rivals.items()}
     return {k: v for k, v in flat.items() if v is not None}
-
-
-def _identity_of(plan: Plan, identity: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
-    axis, units, config = plan.card.depth, plan.card.units, plan.config
-    return {
-        "schema": 1, "run": folder.name, "experiment": plan.experiment, "method": plan.card.name,
-        "version": identity["version"], "backbone": config.backbone.name, "dataset": config.dataset.name,
-        "data_digest": identity["data_digest"], "split": "test", "depth": config.depth,
-        "train_depth": config.train_depth, "seed": config.seed, "config_hash": identity["config_hash"],
-        "train_hash": identity["train_hash"], "trained_by": identity["trained_by"], "stages": identity["stages"],
-        "units": {
-            "depth": axis.unit, "least": axis.least, "zero": axis.zero, "example": units.example, "latency": units.latency,
-            "throughput": units.throughput,
-        },
-        "beside": list(plan.card.beside),
-    }  # fmt: skip
 
 
 def _short(value: Any) -> str:

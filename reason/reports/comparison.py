@@ -8,7 +8,7 @@ same seeds, against the base (the same backbone trained without the method) wher
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from reason.metrics.statistics import (
 from reason.reports.frame import Frame, Key, Point, defaults, evaluation_keys, frames, overrides, read_rows
 from reason.reports.pareto import pareto_front
 from reason.tracking.folder import RunFolder
+from reason.tracking.result import Measure, Outcome, RunUnits
 
 METHOD, BASE, RIVAL, BASELINE = "method", "base", "rival", "baseline"
 ALPHA = 0.05
@@ -83,7 +84,7 @@ class Comparison:
     data_digest: str
     split: str
     n: int
-    units: dict[str, str]
+    units: RunUnits
     entries: list[Entry]
     notes: list[str] = field(default_factory=list)
     hints: list[str] = field(default_factory=list)  # commands that would make it fuller
@@ -92,7 +93,7 @@ class Comparison:
     @property
     def depth_units(self) -> list[str]:
         """The units of depth in it; several where methods are compared."""
-        return list(dict.fromkeys(e.points[0].result["units"]["depth"] for e in self.entries if e.points))
+        return list(dict.fromkeys(e.points[0].result.units.depth for e in self.entries if e.points))
 
 
 COSTS = ("device_hours", "latency_p50_ms")  # the costs that have a Pareto front
@@ -119,7 +120,7 @@ def compare_frame(frame: Frame, *, best: bool = False) -> Comparison:
         data_digest=frame.what["data digest"],
         split=frame.what["split"],
         n=frame.what["number of examples"],
-        units=first["units"],
+        units=first.units,
         entries=[_entry(key, points, labels[key]) for key, points in frame.groups.items()],
         notes=list(frame.notes),
     )
@@ -150,19 +151,19 @@ def _place(entry: Entry, best: bool, sign: int) -> tuple:
 
 
 def _entry(key: Key, points: list[Point], label: str) -> Entry:
-    rows = {p.seed: p.rows(p.entry["accuracy"], p.entry["rows"]) for p in points}
+    rows = {p.seed: p.rows(p.entry.accuracy, p.entry.rows) for p in points}
     return Entry(
         label=label,
         kind=RIVAL if key.rival else BASE if points[0].is_base else METHOD,
         key=key,
         points=points,
         rows=rows,
-        accuracy=_over_seeds([p.entry["accuracy"] for p in points], lambda: rows),
+        accuracy=_over_seeds([p.entry.accuracy for p in points], lambda: rows),
         valid=_validation(points),
         metrics={
-            name: float(np.mean([p.entry["metrics"][name]["value"] for p in points]))
-            for name in points[0].entry.get("metrics", {})
-            if all(name in p.entry.get("metrics", {}) for p in points)
+            name: float(np.mean([p.entry.metrics[name].value for p in points]))
+            for name in points[0].entry.metrics
+            if all(name in p.entry.metrics for p in points)
         },
         costs=_costs(points),
     )
@@ -190,22 +191,22 @@ def _labels(keys: list[Key]) -> dict[Key, str]:
     }
 
 
-def _over_seeds(records: list[dict[str, Any]], rows: Callable[[], dict[int, ExampleScores]]) -> Interval:
-    """The mean over seeds with its interval; one seed's own record stands as it is."""
-    if len(records) == 1:
-        (r,) = records
-        return Interval(r["value"], r["low"], r["high"], r["n"])
+def _over_seeds(measures: list[Measure], rows: Callable[[], dict[int, ExampleScores]]) -> Interval:
+    """The mean over seeds with its interval; one seed's own stands as it is."""
+    if len(measures) == 1:
+        return measures[0].interval
     return seeded_interval(rows())
 
 
 def _validation(points: list[Point]) -> Interval | None:
     """Validation accuracy over seeds, where every run has it."""
-    if not all(p.entry.get("valid_accuracy") and p.entry.get("valid_rows") for p in points):
+    found = {p.seed: (p, p.entry.valid_accuracy, p.entry.valid_rows) for p in points}
+    judged = {seed: (p, m, rows) for seed, (p, m, rows) in found.items() if m and rows}
+    if len(judged) < len(points):
         return None
-    records = [p.entry["valid_accuracy"] for p in points]
     return _over_seeds(
-        records,
-        lambda: {p.seed: p.rows(r, p.entry["valid_rows"]) for p, r in zip(points, records, strict=True)},
+        [m for _, m, _ in judged.values()],
+        lambda: {seed: p.rows(m, rows) for seed, (p, m, rows) in judged.items()},
     )
 
 
@@ -213,11 +214,11 @@ def _costs(points: list[Point]) -> dict[str, float]:
     """Means over seeds of what was measured for all of them."""
     read: dict[str, Callable[[Point], float | None]] = {
         "device_hours": lambda p: p.device_hours,
-        "gpu_hours": lambda p: p.result["metrics"].get("gpu_hours"),
-        "latency_p50_ms": lambda p: p.entry.get("latency_p50_ms"),
-        "latency_p95_ms": lambda p: p.entry.get("latency_p95_ms"),
-        "throughput_per_s": lambda p: p.entry.get("throughput_per_s"),
-        "effective_depth": lambda p: p.entry.get("effective_depth"),
+        "gpu_hours": lambda p: p.result.metrics.get("gpu_hours"),
+        "latency_p50_ms": lambda p: p.judged and p.judged.latency_p50_ms,
+        "latency_p95_ms": lambda p: p.judged and p.judged.latency_p95_ms,
+        "throughput_per_s": lambda p: p.judged and p.judged.throughput_per_s,
+        "effective_depth": lambda p: p.judged and p.judged.effective_depth,
         "flops_per_example": lambda p: _per_example(p, "flops"),
         "tokens_per_example": lambda p: _per_example(p, "tokens"),
     }
@@ -230,25 +231,25 @@ def _costs(points: list[Point]) -> dict[str, float]:
 
 
 def _per_example(point: Point, counter: str) -> float | None:
-    count = (point.entry.get("cost") or {}).get(counter)
-    return None if count is None else count / point.entry["accuracy"]["n"]
+    count = point.entry.cost.get(counter)
+    return None if count is None else count / point.entry.accuracy.n
 
 
 def _baselines(frame: Frame) -> list[Entry]:
     """The trivial rivals, read from the newest run that has each. They know neither seed nor depth."""
-    newest = sorted(frame.points, key=lambda p: p.result.get("created", 0.0))
-    found: dict[str, tuple[Point, dict[str, Any]]] = {}
+    newest = sorted(frame.points, key=lambda p: p.result.created)
+    found: dict[str, tuple[Point, Outcome]] = {}
     for point in newest:
-        for name, record in (point.result.get("baselines") or {}).items():
-            if (point.folder / record["rows"]).is_file():
-                found[name] = (point, record)
+        for name, baseline in point.result.baselines.items():
+            if (point.folder / baseline.rows).is_file():
+                found[name] = (point, baseline)
     entries = []
-    for name, (point, record) in sorted(found.items()):
-        a = record["accuracy"]
-        rows = read_rows(point.folder / record["rows"], {"column": point.result["accuracy"]["column"], **a})
-        metrics = {k: m["value"] for k, m in record.get("metrics", {}).items()}
-        interval = Interval(a["value"], a["low"], a["high"], a["n"])
-        entries.append(Entry(name, BASELINE, None, [], {0: rows}, interval, metrics=metrics))
+    for name, (point, baseline) in sorted(found.items()):
+        rows = read_rows(point.folder / baseline.rows, baseline.accuracy)
+        metrics = {k: m.value for k, m in baseline.metrics.items()}
+        entries.append(
+            Entry(name, BASELINE, None, [], {0: rows}, baseline.accuracy.interval, metrics=metrics)
+        )
     return entries
 
 
@@ -396,18 +397,18 @@ def _hints(table: Comparison) -> list[str]:
             who = (entry.key.experiment, entry.key.method, entry.key.backbone, entry.key.trained)
             lacking.setdefault(who, []).extend(entry.points)
     for points in lacking.values():
-        if not _has_base(points[0].result["method"]):
+        if not _has_base(points[0].result.method):
             continue
         seeds = sorted({p.seed for p in points})
         verb = "run" if len(seeds) == 1 else "sweep"
-        judging = evaluation_keys(points[0].result["method"])
-        owner = points[0].result.get("trained_by")
+        judging = evaluation_keys(points[0].result.method)
+        owner = points[0].result.trained_by
         trainer = points[0].folder.path.parent / owner if owner else points[0].folder.path
         typed = [word for word in overrides(RunFolder(trainer)) if word.split("=")[0] not in judging]
-        words = [points[0].result["experiment"], *typed, "train_depth=0"]
+        words = [points[0].result.experiment, *typed, "train_depth=0"]
         words += ["depth=0"] * (verb == "sweep") + [f"seed={','.join(map(str, seeds))}"]
         hints.append(
-            f"{points[0].result['experiment']} has no base run on this data, so differences are against its "
+            f"{points[0].result.experiment} has no base run on this data, so differences are against its "
             f"least depth. Train the base: reason {verb} {' '.join(words)}"
         )
     return list(dict.fromkeys(hints))
@@ -429,7 +430,7 @@ def _has_base(method: str) -> bool:
 def as_dict(table: Comparison) -> dict[str, Any]:
     """The comparison as JSON data; keys are stable, what was not measured is null."""
     shared = _shared(table)
-    return {**shared, "units": table.units, "notes": table.notes, "hints": table.hints,
+    return {**shared, "units": asdict(table.units), "notes": table.notes, "hints": table.hints,
             "rows": [_line(e) | {"metrics": e.metrics} for e in table.entries]}  # fmt: skip
 
 
@@ -466,7 +467,7 @@ def _line(e: Entry) -> dict[str, Any]:
         "backbone": key.backbone if key else None,
         "train_depth": key.train_depth if key else None,
         "depth": e.depth,
-        "depth_unit": e.points[0].result["units"]["depth"] if e.points else None,
+        "depth_unit": e.points[0].result.units.depth if e.points else None,
         "settings": dict(key.settings) if key else {},
         "seeds": [p.seed for p in e.points],
         "runs": [p.run for p in e.points],

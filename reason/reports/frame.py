@@ -21,11 +21,10 @@ from typing import TYPE_CHECKING, Any
 from reason.errors import ConfigError, DamagedRun, ReasonError, RunError, unknown
 from reason.keys import marked, walk
 from reason.tracking.folder import RunFolder
+from reason.tracking.result import Judged, Measure, Outcome, Result
 
 if TYPE_CHECKING:
     from reason.metrics.statistics import ExampleScores
-
-SCHEMA = 1
 
 # Configuration keys that do not tell two configurations of one method apart: they stand in columns
 # of their own, or say where and how long a run was executed and judged rather than what it was.
@@ -36,11 +35,12 @@ _NOT_SETTINGS_UNDER = ("hardware.", "dataset.")  # the data digest speaks for th
 
 @dataclass(frozen=True)
 class Point:
-    """One run judged at one depth: an entry of a run's curve."""
+    """One run judged at one depth: an entry of a run's curve, or a rival's outcome there."""
 
     folder: RunFolder
-    result: dict[str, Any]  # result.json
-    entry: dict[str, Any]  # of result["curve"]
+    result: Result
+    entry: Outcome
+    depth: int
     config: dict[str, Any]  # dotted keys
     parent: str | None = None  # folder name of the sweep that it is a trial of
     rival: str = ""  # the rival whose outcome on the same examples this is; "" = the method's own
@@ -54,15 +54,16 @@ class Point:
 
     @property
     def seed(self) -> int:
-        return self.result["seed"]
+        return self.result.seed
 
     @property
-    def depth(self) -> int:
-        return self.entry["depth"]
+    def judged(self) -> Judged | None:
+        """The entry of the method itself, with its times; None for a rival."""
+        return self.entry if isinstance(self.entry, Judged) else None
 
     @property
     def train_depth(self) -> int:
-        return self.result["train_depth"]
+        return self.result.train_depth
 
     @property
     def is_base(self) -> bool:
@@ -78,28 +79,28 @@ class Point:
     def device_hours(self) -> float | None:
         """Hours that it took to have this model and these numbers: with the training of a model that was taken
         over, and with the stages that it stands on."""
-        metrics = self.result["metrics"]
+        metrics = self.result.metrics
         own = metrics.get("lineage_device_hours", metrics.get("device_hours"))
-        if own is None or "lineage_device_hours" in metrics or not self.result.get("trained_by"):
+        if own is None or "lineage_device_hours" in metrics or not self.result.trained_by:
             return own
         return own + metrics.get("train_device_hours", 0.0)  # a run of before stages had hours
 
-    def rows(self, of: dict[str, Any], path: str) -> ExampleScores:
+    def rows(self, of: Measure, path: str) -> ExampleScores:
         """The per-example outcome behind the accuracy ``of``, from ``path`` in the run folder.
 
         Raises:
             RunError: the file is missing or lacks a column.
         """
-        key = (path, of["column"], of.get("denominator"))
+        key = (path, of.column, of.denominator)
         if key not in self.outcomes:
             self.outcomes[key] = read_rows(self.folder / path, of)
         return self.outcomes[key]
 
 
-def device(result: dict[str, Any]) -> str:
+def device(result: Result) -> str:
     """The device of a run by its name; on CPU with the threads of each process."""
-    name, threads = result.get("device_name") or result.get("device", ""), result.get("threads")
-    if result.get("device") != "cpu" or not threads:
+    name, threads = result.device_name or result.device, result.threads
+    if result.device != "cpu" or not threads:
         return name
     return f"{name}, {threads} thread{'s' * (threads != 1)}"
 
@@ -170,7 +171,7 @@ class Frame:
 
     @property
     def larger_is_better(self) -> bool:
-        return self.points[0].result["accuracy"].get("larger_is_better", True)
+        return self.points[0].result.accuracy.larger_is_better
 
     @property
     def datasets(self) -> str:
@@ -205,7 +206,7 @@ def frames(root: Path | str, names: Sequence[str] = ()) -> list[Frame]:
         sets.setdefault(json.dumps(_what(point), sort_keys=True), []).append(point)
     if len(names) > 1 and len(sets) > 1:
         raise _not_comparable(list(sets.values()))
-    ordered = sorted(sets.values(), key=lambda s: -max(p.result.get("created", 0.0) for p in s))
+    ordered = sorted(sets.values(), key=lambda s: -max(p.result.created for p in s))
     found = [_grouped(members) for members in ordered]
     for frame in found:
         frame.notes[:0] = notes
@@ -219,20 +220,15 @@ def read(root: Path | str) -> tuple[list[Point], list[str]]:
     for folder in sound:
         try:
             points += _points(folder)
-        except (ReasonError, OSError, LookupError, TypeError, ValueError) as error:
+        except DamagedRun as error:
             notes.append(_left_out(folder, error))
     return points, notes
 
 
-def _left_out(folder: RunFolder, error: Exception) -> str:
+def _left_out(folder: RunFolder, error: RunError) -> str:
     if isinstance(error, DamagedRun):
         return f"{folder.name} is left out: {error.file} {error.what}. {error.mend}"
-    if isinstance(error, ReasonError):
-        return f"{folder.name} is left out: {error.message} {error.hint}".rstrip()
-    return (
-        f"{folder.name} is left out: its result.json lacks what a comparison needs "
-        f"({type(error).__name__}: {error}). Remove it with `reason rm {folder.name}`."
-    )
+    return f"{folder.name} is left out: {error.message} {error.hint}".rstrip()
 
 
 def _with_rows(points: Sequence[Point]) -> tuple[list[Point], list[str]]:
@@ -244,40 +240,37 @@ def _with_rows(points: Sequence[Point]) -> tuple[list[Point], list[str]]:
         if where in problems:
             continue
         try:
-            point.rows(point.entry["accuracy"], point.entry["rows"])
-            if point.entry.get("valid_rows"):
-                point.rows(point.entry["valid_accuracy"], point.entry["valid_rows"])
+            point.rows(point.entry.accuracy, point.entry.rows)
+            if point.entry.valid_accuracy and point.entry.valid_rows:
+                point.rows(point.entry.valid_accuracy, point.entry.valid_rows)
             if where not in seen:
                 seen.add(where)
-                for rival in (point.result.get("baselines") or {}).values():
+                for baseline in point.result.baselines.values():
                     if (
-                        point.folder / rival["rows"]
+                        point.folder / baseline.rows
                     ).is_file():  # a comparison does without those that are gone
-                        point.rows(point.result["accuracy"] | rival["accuracy"], rival["rows"])
+                        point.rows(baseline.accuracy, baseline.rows)
         except RunError as error:
             problems[where] = _left_out(point.folder, error)
     return [p for p in points if p.folder.path not in problems], list(problems.values())
 
 
 def _points(folder: RunFolder) -> list[Point]:
-    result = folder.result
-    if result is None or "curve" not in result:  # unfinished, or the folder of a sweep
+    if folder.identity["kind"] == "sweep" or (result := folder.result) is None:
         return []
-    if result.get("schema") != SCHEMA:
-        raise RunError(f"its result.json has schema {result.get('schema')}, this version reads {SCHEMA}")
-    config = defaults(result["method"]) | dict(_flat(folder.config))
-    parent = folder.identity.get("parent")
-    points = [Point(folder, result, entry, config, parent) for entry in result["curve"]]
+    config = defaults(result.method) | dict(_flat(folder.config))
+    parent = folder.identity["parent"]
+    points = [Point(folder, result, judged, judged.depth, config, parent) for judged in result.curve]
     points += [
-        Point(folder, result, {"depth": entry["depth"], **outcome}, config, parent, name)
-        for entry in result["curve"]
-        for name, outcome in entry.get("rivals", {}).items()
+        Point(folder, result, outcome, judged.depth, config, parent, name)
+        for judged in result.curve
+        for name, outcome in judged.rivals.items()
     ]
     return points
 
 
-def read_rows(path: Path, accuracy: dict[str, Any]) -> ExampleScores:
-    """The columns ``id`` and those that ``accuracy`` names, from an Arrow file of rows.
+def read_rows(path: Path, measure: Measure) -> ExampleScores:
+    """The columns ``id`` and those that ``measure`` names, from an Arrow file of rows.
 
     Kept evidence has no ids: its rows are sorted by them, so a row's number stands for its id.
 
@@ -290,7 +283,7 @@ def read_rows(path: Path, accuracy: dict[str, Any]) -> ExampleScores:
 
     from reason.metrics.statistics import ExampleScores
 
-    up, down = accuracy["column"], accuracy.get("denominator")
+    up, down = measure.column, measure.denominator
     try:
         with pa.ipc.open_file(str(path)) as file:
             named = ["id"] if "id" in file.schema.names else []
@@ -348,10 +341,8 @@ def _called(name: str, points: Sequence[Point], sweeps: Sequence[RunFolder]) -> 
         if name in (sweep.name, sweep.identity["experiment"]):
             trials |= {p.run for p in points if p.parent == sweep.name}
             with contextlib.suppress(DamagedRun):  # its own trials are known without its result
-                trials |= {t["run"] for t in (sweep.result or {}).get("trials", []) if t["run"]}
-    return [
-        p for p in points if name in (p.result["experiment"], p.result["method"], p.run) or p.run in trials
-    ]
+                trials |= {t.run for t in sweep.sweep_result.trials if t.run} if sweep.sweep_result else set()
+    return [p for p in points if name in (p.result.experiment, p.result.method, p.run) or p.run in trials]
 
 
 def _nothing_called(name: str, points: Sequence[Point], error: ConfigError) -> ConfigError:
@@ -361,22 +352,22 @@ def _nothing_called(name: str, points: Sequence[Point], error: ConfigError) -> C
         return ConfigError(f"No run of {name!r} has finished yet.", f"Start one with: reason run {name}")
     if "beginning of" in error.message:  # several runs begin like that: the folder's answer is better
         return error
-    known = {p.result["experiment"] for p in points} | {p.result["method"] for p in points}
+    known = {p.result.experiment for p in points} | {p.result.method for p in points}
     known |= {p.run for p in points} | {p.parent for p in points if p.parent}
     return unknown("method, experiment, run or sweep", name, known)
 
 
 def _what(point: Point) -> dict[str, Any]:
     """What must agree before numbers may be ranked, under the names that people know."""
-    units, accuracy = point.result["units"], point.result["accuracy"]
+    units, accuracy = point.result.units, point.result.accuracy
     return {
-        "accuracy": accuracy["name"],
-        "data digest": point.result["data_digest"],
-        "split": point.result["split"],
-        "number of examples": accuracy["n"],
-        "unit of an example": units["example"],
-        "unit of latency": units["latency"],
-        "unit of throughput": units["throughput"],
+        "accuracy": accuracy.name,
+        "data digest": point.result.data_digest,
+        "split": point.result.split,
+        "number of examples": accuracy.n,
+        "unit of an example": units.example,
+        "unit of latency": units.latency,
+        "unit of throughput": units.throughput,
     }
 
 
@@ -408,8 +399,8 @@ def _grouped(points: list[Point]) -> Frame:
     """Group over seeds. Of repeats of one configuration and seed the newest counts."""
     notes: list[str] = []
     newest: dict[tuple[str, int, int, str], Point] = {}
-    for point in sorted(points, key=lambda p: (p.result.get("created", 0.0), p.run)):
-        newest[point.result["config_hash"], point.seed, point.depth, point.rival] = point
+    for point in sorted(points, key=lambda p: (p.result.created, p.run)):
+        newest[point.result.config_hash, point.seed, point.depth, point.rival] = point
     differing = _differing_settings(list(newest.values()))
     members: dict[tuple[Key, int], Point] = {}
     for point in newest.values():  # oldest first, so the newest stays
@@ -425,8 +416,8 @@ def _grouped(points: list[Point]) -> Frame:
 
 def _key(point: Point, differing: dict[tuple[str, str], list[str]]) -> Key:
     r = point.result
-    settings = tuple((k, str(point.config.get(k))) for k in differing[r["method"], r["backbone"]])
-    known = (r["experiment"], r["method"], r["backbone"], r["dataset"], r["train_depth"])
+    settings = tuple((k, str(point.config.get(k))) for k in differing[r.method, r.backbone])
+    known = (r.experiment, r.method, r.backbone, r.dataset, r.train_depth)
     return Key(*known, point.depth, settings, point.rival)
 
 
@@ -434,7 +425,7 @@ def _differing_settings(points: list[Point]) -> dict[tuple[str, str], list[str]]
     """For each method and backbone, the configuration keys that are not the same in all runs."""
     seen: dict[tuple[str, str], dict[str, set[str]]] = {}
     for point in points:
-        here = seen.setdefault((point.result["method"], point.result["backbone"]), {})
+        here = seen.setdefault((point.result.method, point.result.backbone), {})
         for key, value in point.config.items():
             if key not in _NOT_SETTINGS and not key.startswith(_NOT_SETTINGS_UNDER):
                 here.setdefault(key, set()).add(str(value))

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from reason.methods.figures import Figure, HeatMap, Lines, Table, Tokens
-from reason.metrics.statistics import Interval
 from reason.reports import formatting
 from reason.reports.output_path import check_output_path
 from reason.reports.svg import chart, key
+from reason.tracking.result import Result
 
 STEPS = 33  # shades from dark to light
 SUFFIXES = (".html", ".htm")
@@ -33,30 +33,29 @@ def check_page(path: Path) -> None:
     check_output_path(path, "page", SUFFIXES)
 
 
-def about(result: Mapping[str, Any], example: str = "") -> dict[str, Any]:
+def about(result: Result, example: str = "") -> dict[str, Any]:
     """What the head of a page says of one example of a run: the keywords of ``page``.
 
     Args:
-        result: result.json. example: its id; '' where the method chose one.
+        example: its id; '' where the method chose one.
     """
-    r, units, a = result, result["units"], result["accuracy"]
-    one = units["example"]
+    r, units, a = result, result.units, result.accuracy
+    one = units.example
     who = f"{one} {example}" if example else f"one {one}"
-    trained = f"trained for {r['train_depth']}" if r["train_depth"] else "the base"
-    meaning = formatting.meaning(a["name"], one)
+    trained = f"trained for {r.train_depth}" if r.train_depth else "the base"
+    meaning = formatting.meaning(a.name, one)
     return {
-        "title": f"{who[0].upper()}{who[1:]}: {r['method']} on {r['dataset']}",
+        "title": f"{who[0].upper()}{who[1:]}: {r.method} on {r.dataset}",
         "facts": {
-            "run": r["run"],
+            "run": r.run,
             one: example or "chosen by the method",
-            "method": f"{r['method']} with {r['backbone']}",
-            "dataset": r["dataset"],
-            "depth": f"{r['depth']} {units['depth']}, {trained}",
-            "seed": str(r["seed"]),
-            a["name"]: f"{formatting.interval(Interval(a['value'], a['low'], a['high'], a['n']))} "
-            f"over the {a['n']:,} {one}s of the {r['split']} split",
+            "method": f"{r.method} with {r.backbone}",
+            "dataset": r.dataset,
+            "depth": f"{r.depth} {units.depth}, {trained}",
+            "seed": str(r.seed),
+            a.name: f"{formatting.interval(a.interval)} over the {a.n:,} {one}s of the {r.split} split",
         },
-        "saying": f"{a['name']}: {meaning}. The brackets hold the true value 95 times in 100."
+        "saying": f"{a.name}: {meaning}. The brackets hold the true value 95 times in 100."
         if meaning
         else "",
     }

@@ -92,11 +92,11 @@ def draw_comparison(table: Comparison, path: Path) -> None:
         _against_depth(axes[0], table, families)
         _against_cost(axes[1], table, families, "device_hours", "device-hours per run, training included")
         _against_cost(
-            axes[2], table, families, "latency_p50_ms", f"p50 latency of {table.units['latency']} (ms)"
+            axes[2], table, families, "latency_p50_ms", f"p50 latency of {table.units.latency} (ms)"
         )
         axes[0].set_ylabel(table.accuracy)
         seeds = sorted({len(e.points) for e in table.entries if e.points})
-        over = f"{table.n:,} {table.units['example']}s, " + " to ".join(
+        over = f"{table.n:,} {table.units.example}s, " + " to ".join(
             map(str, dict.fromkeys((seeds[0], seeds[-1])))
         )
         picture.suptitle(

@@ -15,7 +15,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from reason.metrics.statistics import Interval, paired_difference, smallest_p
+from reason.metrics.statistics import paired_difference, smallest_p
 from reason.reports import formatting
 from reason.reports.frame import device, evaluation_keys, overrides, read_rows
 from reason.reports.terminal import plain_table, title
@@ -23,6 +23,7 @@ from reason.tracking.folder import RunFolder
 
 if TYPE_CHECKING:
     from reason.reports.comparison import Comparison, Entry
+    from reason.tracking.result import Judged, Measure, Outcome, Result
 
 
 # --- tables that fit ----------------------------------------------------------------------------
@@ -84,28 +85,20 @@ class _Signs:
         return cls("<", "+", "-", "~") if options.ascii_only else cls("◂", "▲", "▼", "≈")
 
 
-def curve_on_demand(curve: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The entries of a curve whose examples were not all given the depth in full."""
-    return [e for e in curve if e.get("effective_depth") is not None and e["effective_depth"] != e["depth"]]
-
-
-def _spent(entry: dict[str, Any]) -> str:
-    """The depth of an entry; where it was spent on demand, the mean and the cap."""
-    return (
-        f"{entry['effective_depth']:.2f} of {entry['depth']}"
-        if curve_on_demand([entry])
-        else str(entry["depth"])
-    )
+def _spent(judged: Judged) -> str:
+    """The depth that was judged; where it was spent on demand, the mean and the cap."""
+    mean = judged.effective_depth
+    return str(judged.depth) if mean in (None, judged.depth) else f"{mean:.2f} of {judged.depth}"
 
 
 # --- the summary of a run -----------------------------------------------------------------------
 
 
-def run_summary(result: dict[str, Any], folder: Path | str | None = None) -> Any:
+def run_summary(result: Result, folder: Path | str | None = None) -> Any:
     """What ``reason run`` prints at its end: one line per depth, and how to read it.
 
     Args:
-        result: result.json. folder: the run folder; with it the differences between depths, and to
+        folder: the run folder; with it the differences between depths, and to
             the trivial baselines, are computed from the rows.
     """
     return _RunSummary(result, Path(folder) if folder is not None else None)
@@ -113,176 +106,159 @@ def run_summary(result: dict[str, Any], folder: Path | str | None = None) -> Any
 
 @dataclass
 class _RunSummary:
-    result: dict[str, Any]
+    result: Result
     folder: Path | None
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         r, signs = self.result, _Signs.of(options)
-        units, accuracy = r["units"], r["accuracy"]
-        name, plural = accuracy["name"], f"{units['example']}s"
+        units, name = r.units, r.accuracy.name
         chosen = self._chosen()
-        trained = f"trained for {r['train_depth']} {units['depth']}" if r["train_depth"] else "the base"
-        yield title(
-            f"{r['experiment']}: {r['method']} on {r['dataset']} with {r['backbone']}, {trained}, seed {r['seed']}"
-        )
+        trained = f"trained for {r.train_depth} {units.depth}" if r.train_depth else "the base"
+        yield title(f"{r.experiment}: {r.method} on {r.dataset} with {r.backbone}, {trained}, seed {r.seed}")
         yield Text()
-        curve, rivals = r["curve"], self._rivals()
-        records = [*(e["accuracy"] for e in curve), *(b["accuracy"] for b in rivals.values())]
+        curve, rivals = r.curve, self._rivals()
+        answers: list[Outcome] = [*curve, *rivals.values()]
         blank = [""] * len(rivals)
         depths = [_spent(e) + (f" {signs.chosen}" if e is chosen else "") for e in curve]
         columns = [
-            _Column(units["depth"], [*depths, *rivals], right=False),
-            _Column(f"{name} [95%]", [formatting.interval(_interval(a)) for a in records]),
-            *(self._beside(metric, [*curve, *rivals.values()]) for metric in r.get("beside") or ()),
-            _Column("validation", [_value(e.get("valid_accuracy")) for e in curve] + blank, 3),
-            _Column("p50 ms", [formatting.number(e.get("latency_p50_ms")) for e in curve] + blank, 1),
-            _Column("p95 ms", [formatting.number(e.get("latency_p95_ms")) for e in curve] + blank, 5),
-            _Column(
-                units["throughput"], [formatting.number(e.get("throughput_per_s")) for e in curve] + blank, 4
-            ),
+            _Column(units.depth, [*depths, *rivals], right=False),
+            _Column(f"{name} [95%]", [formatting.interval(a.accuracy.interval) for a in answers]),
+            *(self._beside(metric, answers) for metric in r.beside),
+            _Column("validation", [_value(e.valid_accuracy) for e in curve] + blank, 3),
+            _Column("p50 ms", [formatting.number(e.latency_p50_ms) for e in curve] + blank, 1),
+            _Column("p95 ms", [formatting.number(e.latency_p95_ms) for e in curve] + blank, 5),
+            _Column(units.throughput, [formatting.number(e.throughput_per_s) for e in curve] + blank, 4),
             _Column(f"MFLOP/{self._unit}", [formatting.number(self._megaflops(e)) for e in curve] + blank, 2),
         ]
         styles = ["bold" if e is chosen else "" for e in curve] + ["dim"] * len(rivals)
         table, dropped = _fitted(columns, options.max_width, styles, {len(curve) - 1} if rivals else set())
         yield table
         yield Text()
-        for line in self._reading(name, plural, chosen, signs, dropped):
+        for line in self._reading(chosen, signs, dropped):
             yield Text(line)
         yield Text()
         for command, remark in self._next():
             line = f"  {command}  # {remark}"
             yield Text(line if cell_len(line) <= options.max_width else f"  {command.rstrip()}", style="cyan")
 
-    def _rivals(self) -> dict[str, dict[str, Any]]:
+    def _rivals(self) -> dict[str, Outcome]:
         """What else answered the same examples: the rivals at the run's depth, and the trivial baselines."""
-        head = next(e for e in self.result["curve"] if e["depth"] == self.result["depth"])
-        return {**head.get("rivals", {}), **(self.result.get("baselines") or {})}
+        return self.result.head.rivals | self.result.baselines
 
-    def _beside(self, metric: str, entries: Sequence[dict[str, Any]]) -> _Column:
+    def _beside(self, metric: str, answers: Sequence[Outcome]) -> _Column:
         """A further metric of depths and rivals."""
-        found = [e["metrics"].get(metric) for e in entries]
-        return _Column(metric, [formatting.number(m["value"], 4) if m else "" for m in found], 1)
+        found = [a.metrics.get(metric) for a in answers]
+        return _Column(metric, [formatting.number(m.value, 4) if m else "" for m in found], 1)
 
     @property
     def _unit(self) -> str:
         """What throughput counts: "token", "user"."""
-        return self.result["units"]["throughput"].removesuffix("s/s")
+        return self.result.units.throughput.removesuffix("s/s")
 
-    def _megaflops(self, entry: dict[str, Any]) -> float | None:
+    def _megaflops(self, judged: Judged) -> float | None:
         """Operations that judging one unit took, in millions, where the method counts them."""
-        cost = entry.get("cost") or {}
+        cost = judged.cost
         if "flops" not in cost:
             return None
-        return cost["flops"] / (cost.get(f"{self._unit}s") or entry["accuracy"]["n"]) / 1e6
+        return cost["flops"] / (cost.get(f"{self._unit}s") or judged.accuracy.n) / 1e6
 
-    def _chosen(self) -> dict[str, Any] | None:
+    def _chosen(self) -> Judged | None:
         """The curve's entry that validation prefers (a tie goes to the shallowest), where it has a choice."""
-        entries = [e for e in self.result["curve"] if e.get("valid_accuracy")]
-        if len(entries) < 2:
+        values = [(e.valid_accuracy.value, e) for e in self.result.curve if e.valid_accuracy]
+        if len(values) < 2:
             return None
-        sign = 1 if self.result["accuracy"].get("larger_is_better", True) else -1
-        return max(entries, key=lambda e: (sign * e["valid_accuracy"]["value"], -e["depth"]))
+        sign = 1 if self.result.accuracy.larger_is_better else -1
+        return max(values, key=lambda found: (sign * found[0], -found[1].depth))[1]
 
-    def _reading(
-        self, name: str, plural: str, chosen: dict[str, Any] | None, signs: _Signs, dropped: list[str]
-    ) -> Iterable[str]:
-        r, units = self.result, self.result["units"]
-        explained = formatting.meaning(name, units["example"])
+    def _reading(self, chosen: Judged | None, signs: _Signs, dropped: list[str]) -> Iterable[str]:
+        r, units, name = self.result, self.result.units, self.result.accuracy.name
+        explained = formatting.meaning(name, units.example)
         yield f"{name} is the accuracy" + (f": {explained}." if explained else ".")
-        n = r["accuracy"]["n"]
-        over = f"the {n:,} {plural}" if n != 1 else f"one {units['example']}"
+        n = r.accuracy.n
+        over = f"the {n:,} {units.example}s" if n != 1 else f"one {units.example}"
         reading = "the brackets hold the true value 95 times in 100."
         if smallest_p(n) >= 0.05:
             reading = "so few tell little, and the brackets are narrower than they should be."
-        yield f"Averaged over {over} of the {r['split']} split; {reading}"
-        least = r["curve"][0]
-        if least["depth"] == 0 and r["train_depth"]:
-            yield f"0 {units['depth']}: {units['zero']}."
+        yield f"Averaged over {over} of the {r.split} split; {reading}"
+        if r.curve[0].depth == 0 and r.train_depth:
+            yield f"0 {units.depth}: {units.zero}."
         if chosen is not None:
-            yield f"{signs.chosen} {chosen['depth']} {units['depth']}: the depth that validation chooses."
-        for entry in curve_on_demand(r["curve"]):
-            yield (
-                f"Depth on demand: {entry['effective_depth']:.2f} of at most {entry['depth']} {units['depth']} were "
-                f"taken on average."
-            )
-        yield from self._differences(chosen or r["curve"][-1])
-        yield f"Latency spans {units['latency']}, one at a time." + (
+            yield f"{signs.chosen} {chosen.depth} {units.depth}: the depth that validation chooses."
+        for e in r.curve:
+            if e.effective_depth not in (None, e.depth):
+                yield (
+                    f"Depth on demand: {e.effective_depth:.2f} of at most {e.depth} {units.depth} were "
+                    f"taken on average."
+                )
+        yield from self._differences(chosen or r.curve[-1])
+        yield f"Latency spans {units.latency}, one at a time." + (
             f" Not shown for want of room: {', '.join(dropped)}." if dropped else ""
         )
         yield self._cost()
         if self.folder is not None:
             yield f"Everything about this run is in {self.folder}"
 
-    def _differences(self, entry: dict[str, Any]) -> Iterable[str]:
+    def _differences(self, judged: Judged) -> Iterable[str]:
         """Paired differences on this run's own rows: to the least depth, to each trivial baseline."""
         if self.folder is None:
             return
-        r, unit = self.result, self.result["units"]["depth"]
-        sides = {}
-        if entry["depth"] != r["curve"][0]["depth"]:
-            sides[f"{r['curve'][0]['depth']} {unit}"] = r["curve"][0]
+        least, unit = self.result.curve[0], self.result.units.depth
+        sides: dict[str, Outcome] = {}
+        if judged.depth != least.depth:
+            sides[f"{least.depth} {unit}"] = least
         sides |= self._rivals()
-        mine = read_rows(self.folder / entry["rows"], entry["accuracy"])
-        sign = 1 if r["accuracy"].get("larger_is_better", True) else -1
+        mine = read_rows(self.folder / judged.rows, judged.accuracy)
+        sign = 1 if judged.accuracy.larger_is_better else -1
         for name, side in sides.items():
-            rows = read_rows(self.folder / side["rows"], entry["accuracy"] | side["accuracy"])
+            rows = read_rows(self.folder / side.rows, side.accuracy)
             d = paired_difference({0: mine}, {0: rows})
             verdict = "not distinguishable from it"
             if d.distinguishable:
                 verdict = "better" if sign * d.value > 0 else "worse"
-            yield f"{entry['depth']} {unit} against {name}: {formatting.difference(d)}, {verdict}."
+            yield f"{judged.depth} {unit} against {name}: {formatting.difference(d)}, {verdict}."
 
     def _cost(self) -> str:
-        r, m = self.result, self.result["metrics"]
+        r, m, training = self.result, self.result.metrics, self.result.training
         parts = []
         if "device_hours" in m:
             parts.append(f"{formatting.number(m['device_hours'])} device-hours")
-            if r.get("stages"):
+            if r.stages:
                 parts.append(f"{formatting.number(m['lineage_device_hours'])} with what it begins with")
-        if r.get("gpus"):
+        if r.gpus:
             parts.append(f"{formatting.number(m['gpu_hours'])} GPU-hours")
-        training = r.get("training") or {}
         said = f"Cost: {', '.join(parts)} on {device(r)}."
-        if training.get("stopped") == "early":
-            said += f" Training stopped early, best at epoch {formatting.number(training['best_epoch'])}."
-        if r.get("trained_by"):
-            said += f" The model was trained by {r['trained_by']}."
+        if training is not None and training.stopped == "early":
+            said += f" Training stopped early, best at epoch {formatting.number(training.best_epoch)}."
+        if r.trained_by:
+            said += f" The model was trained by {r.trained_by}."
         return said
 
     def _next(self) -> list[tuple[str, str]]:
         """Commands worth trying after this run, each with a remark."""
-        r, example = self.result, self.result["units"]["example"]
-        name, said = r["experiment"], r["experiment"]
+        r, example = self.result, self.result.units.example
+        name, said = r.experiment, r.experiment
         if self.folder is not None:
-            trainer = self.folder.parent / (r.get("trained_by") or self.folder.name)
+            trainer = self.folder.parent / (r.trained_by or self.folder.name)
             typed = overrides(RunFolder(trainer if trainer.is_dir() else self.folder))
-            said = " ".join(
-                [name, *(w for w in typed if w.split("=")[0] not in evaluation_keys(r["method"]))]
-            )
-        depths = [e["depth"] for e in r["curve"]]
-        varied = ",".join(
-            map(str, depths if len(depths) > 1 else range(r["units"].get("least", 0), r["train_depth"] + 1))
-        )
+            said = " ".join([name, *(w for w in typed if w.split("=")[0] not in evaluation_keys(r.method))])
+        depths = [judged.depth for judged in r.curve]
+        varied = ",".join(map(str, depths if len(depths) > 1 else range(r.units.least, r.train_depth + 1)))
         commands = []
-        if r["train_depth"]:
+        if r.train_depth:
             commands.append((f"reason run {said} train_depth=0", "the base: the model without the method"))
-        if r["train_depth"]:
+        if r.train_depth:
             commands.append(
                 (f"reason sweep {said} depth={varied} seed=0..2", "three seeds tell luck from gain")
             )
         commands.append((f"reason compare {name}", "its runs side by side"))
-        commands.append((f"reason inspect {r['run']}", f"what happened on one {example}"))
+        commands.append((f"reason inspect {r.run}", f"what happened on one {example}"))
         commands.append(("reason ui", "every run in MLflow"))
         width = max(len(command) for command, _ in commands)
         return [(f"{command:<{width}}", remark) for command, remark in commands]
 
 
-def _interval(record: dict[str, Any]) -> Interval:
-    return Interval(record["value"], record["low"], record["high"], record["n"])
-
-
-def _value(record: dict[str, Any] | None) -> str:
-    return f"{record['value']:.4f}" if record else ""
+def _value(measure: Measure | None) -> str:
+    return f"{measure.value:.4f}" if measure else ""
 
 
 # --- a comparison -------------------------------------------------------------------------------
@@ -304,7 +280,7 @@ class _ComparisonView:
             "" if i and _series(entries[i - 1]) == _series(e) and e.kind != "baseline" else e.label
             for i, e in enumerate(entries)
         ]
-        over = f"{t.split} split, {t.n:,} {t.units['example']}s"
+        over = f"{t.split} split, {t.n:,} {t.units.example}s"
         yield title(f"{t.accuracy} on {t.dataset}, {over}. Depth: {', '.join(t.depth_units)}")
         yield Text()
         columns = [
@@ -319,7 +295,7 @@ class _ComparisonView:
             _Column("p95 ms", [formatting.number(e.costs.get("latency_p95_ms")) for e in entries], 9),
             _Column("hours", [formatting.number(e.costs.get("device_hours")) for e in entries], 4),
             _Column(
-                t.units["throughput"],
+                t.units.throughput,
                 [formatting.number(e.costs.get("throughput_per_s")) for e in entries],
                 10,
             ),
@@ -361,7 +337,7 @@ class _ComparisonView:
         if compared:
             references = list(dict.fromkeys(e.reference for e in compared))
             seeds = sorted({e.difference.seeds for e in compared if e.difference})
-            over = f"{t.n:,} {t.units['example']}s and {_span(seeds)}"
+            over = f"{t.n:,} {t.units.example}s and {_span(seeds)}"
             yield f"difference: to {' or '.join(references)}, paired over {over}."
             tests = f" after Holm's correction for {len(compared)} tests" if len(compared) > 1 else ""
             yield f"{signs.better} better, {signs.worse} worse, {signs.unclear} not distinguishable at p < 0.05{tests}."

@@ -20,6 +20,7 @@ from reason import registry
 from reason.errors import ReasonError
 from reason.tracking.clock import Instant
 from reason.tracking.folder import RunFolder
+from reason.tracking.result import Result, to_json
 
 # MLflow's limits (mlflow/utils/validation.py, 3.17)
 NAME_CAP, PARAM_CAP, TAG_CAP, DIGEST_CAP, BATCH_CAP, ENTRY_CAP = 250, 6000, 8000, 36, 1000, 100
@@ -75,17 +76,18 @@ class Description:
     def __init__(self, folder: RunFolder):
         self.folder = folder
         self.identity = folder.identity
-        self.result = folder.result or {}
+        self.is_sweep = self.identity["kind"] == "sweep"
+        self.result = folder.sweep_result if self.is_sweep else folder.result
         self.env = folder.env
         self.events = folder.events()
         attempts = [e for e in self.events if e["event"] == "attempt" and e.get("device")]
         self._attempt = {**attempts[-1], "world_size": attempts[-1].get("devices")} if attempts else {}
-        self.is_sweep = self.identity["kind"] == "sweep"
         self.config = {} if self.is_sweep else folder.config
 
     def known(self, key: str) -> Any:
         """A fact from wherever the run wrote it down, the latest word first."""
-        for source in (self.result, self.env, self.identity, self._attempt):
+        result = vars(self.result) if self.result else {}
+        for source in (result, self.env, self.identity, self._attempt):
             if source.get(key) is not None:
                 return source[key]
         return None
@@ -172,8 +174,7 @@ class Description:
 
     def units(self) -> dict[str, str | None]:
         """What accuracy, depth, latency and throughput mean on this run."""
-        accuracy = self.result.get("accuracy")
-        measured = accuracy.get("name") if isinstance(accuracy, Mapping) else None
+        measured = self.result.accuracy.name if isinstance(self.result, Result) else None
         try:
             card = registry.card("methods", str(self.identity.get("method")))
         except ReasonError:  # its package is gone; the numbers stand without their units
@@ -221,17 +222,16 @@ class Description:
 
     def metrics(self) -> dict[str, float]:
         """The final numbers of result.json under legal names."""
-        return {legal_name(k): v for k, v in _flat(self.result.get("metrics") or {}, "/") if _is_number(v)}
+        return {legal_name(k): v for k, v in self.result.metrics.items()} if self.result else {}
 
     def final_points(self) -> list[Point]:
         """Final numbers at step 0, and the curve over depth as ``depth/<name>`` (lower case) with step = depth."""
-        if not self.result:
+        if self.result is None:
             return []
         time = _mtime_ms(self.folder / "result.json")
         points = [Point(name, float(value), time, 0) for name, value in self.metrics().items()]
-        for row in self.result.get("curve") or ():
-            row = dict(row)
-            depth = int(row.pop("depth"))
+        for row in to_json(self.result).get("curve", ()):
+            depth = row.pop("depth")
             points += [
                 Point(legal_name(f"depth/{name.removeprefix('metrics/')}").lower(), float(value), time, depth)
                 for name, value in _flat(row, "/", leaf="value")

@@ -34,6 +34,7 @@ from typing import Any
 from reason.errors import ConfigError, DamagedRun, RunError, nearest
 from reason.files import append_json_lines, read_json, read_json_lines, write_json
 from reason.tracking.clock import Instant
+from reason.tracking.result import Kind, Result, SweepResult, from_json, to_json
 
 FINISHED, FAILED, KILLED, RUNNING, INTERRUPTED = "finished", "failed", "killed", "running", "interrupted"
 
@@ -224,17 +225,39 @@ class RunFolder:
         return self._object("env.json") or {}
 
     @property
-    def result(self) -> dict[str, Any] | None:
-        """result.json, or None while there is none."""
-        return self._object("result.json")
+    def result(self) -> Result | None:
+        """result.json of a run, or None while there is none.
+
+        Raises:
+            DamagedRun: it cannot be read as a ``Result``.
+        """
+        return self._result(Result)
+
+    @property
+    def sweep_result(self) -> SweepResult | None:
+        """result.json of a sweep, or None while there is none.
+
+        Raises:
+            DamagedRun: it cannot be read as a ``SweepResult``.
+        """
+        return self._result(SweepResult)
+
+    def _result(self, kind: type[Kind]) -> Kind | None:
+        told = self._object("result.json")
+        try:
+            return None if told is None else from_json(kind, told)
+        except ValueError as error:
+            raise self._damaged("result.json", str(error)) from error
 
     @property
     def problem(self) -> DamagedRun | None:
         """The first of its files that cannot be read; None where all can. Rows are not looked at."""
         try:
-            if self.identity["kind"] == "run":
-                _ = self.config
-            for name in ("plan.json", "result.json", "origin.json", "env.json", "calibration.json"):
+            is_run = self.identity["kind"] == "run"
+            _ = self.config if is_run else None
+            self._object("plan.json")
+            _ = self.result if is_run else self.sweep_result
+            for name in ("origin.json", "env.json", "calibration.json"):
                 self._object(name)
         except DamagedRun as error:
             return error
@@ -256,9 +279,9 @@ class RunFolder:
         mend = _MENDS.get(file, "Remove the run with `reason rm {name}`.")
         return DamagedRun(self.name, file, what, mend.format(name=self.name))
 
-    def write_result(self, result: dict[str, Any]) -> None:
-        """The last act of a run. After it the run is finished."""
-        write_json(self / "result.json", result)
+    def write_result(self, result: Result | SweepResult) -> None:
+        """The last act of a run, or of a sweep. After it, it is finished."""
+        write_json(self / "result.json", to_json(result))
 
     @property
     def status(self) -> str:

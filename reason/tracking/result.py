@@ -1,7 +1,8 @@
 """What a run came to: the content of ``result.json``, written and read through the dataclasses here.
 
 Numbers stand at four levels: a ``Measure`` is one metric with its interval, an ``Outcome`` one way of answering
-the examples, a ``Judged`` the method at one depth with its times and rivals, a ``Result`` the whole run.
+the examples, a ``Judged`` the method at one depth with its times and rivals, a ``Result`` the whole run. The
+``result.json`` of a sweep is a ``SweepResult``.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ import dataclasses
 import functools
 import types
 import typing
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import MISSING, dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from reason.metrics.statistics import Interval
 
 SCHEMA = 1
 
@@ -28,6 +32,12 @@ class Measure:
     column: str  # of the rows: the mean of this column
     denominator: str = ""  # where named: sum of ``column`` over sum of ``denominator``
     larger_is_better: bool = True
+
+    @property
+    def interval(self) -> Interval:
+        from reason.metrics.statistics import Interval  # needs numpy, which a list of runs does without
+
+        return Interval(self.value, self.low, self.high, self.n)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +128,10 @@ class Result:
     created: float = 0.0  # time of day
     schema: int = SCHEMA
 
+    def __post_init__(self) -> None:
+        if all(judged.depth != self.depth for judged in self.curve):
+            raise ValueError(f"has no depth {self.depth} in its curve")
+
     @property
     def head(self) -> Judged:
         """The method at the run's depth."""
@@ -132,40 +146,85 @@ class Result:
         return self.head.valid_accuracy
 
 
-def to_json(value: Any) -> Any:
-    """A dataclass as JSON data."""
+@dataclass(frozen=True)
+class SweepTrial:
+    """One trial of a sweep, and what became of it."""
+
+    varied: dict[str, str]  # key -> value
+    run: str | None  # its run folder, where it has one
+    problem: str = ""  # why it has no result
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepResult:
+    """A finished sweep."""
+
+    run: str
+    experiment: str
+    trials: list[SweepTrial]  # in the order of execution
+    metrics: dict[str, float]  # sums over the trials, as MLflow shows them
+    kind: str = "sweep"
+    schema: int = SCHEMA
+
+
+Kind = TypeVar("Kind", Result, SweepResult)
+
+
+def to_json(value: Result | SweepResult) -> dict[str, Any]:
+    """The content of ``result.json``."""
     return dataclasses.asdict(value)
 
 
-def from_json(kind: Any, value: Any) -> Any:
-    """JSON data as what ``kind`` declares. Keys that it does not know are left out.
+def from_json(kind: type[Kind], value: dict[str, Any]) -> Kind:
+    """The content of a ``result.json`` as what it describes. Keys that ``kind`` does not know are left out.
 
+    Args:
+        kind: ``Result`` or ``SweepResult``.
     Raises:
-        ValueError: a key is missing, or a value is not of its type.
+        ValueError: another schema, a key that is missing, or a value that is not of its type. The message goes on
+            from the name of the file: "has no units.depth".
     """
+    schema = value.get("schema")
+    if schema != SCHEMA:
+        known = "has no schema" if schema is None else f"has schema {schema!r}"
+        raise ValueError(f"{known}, this version reads {SCHEMA}")
+    return _read(kind, value, "")
+
+
+def _read(kind: Any, value: Any, at: str) -> Any:
+    """JSON data as what ``kind`` declares; ``at`` says where in the file it stands."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
         (inner,) = (a for a in arguments if a is not type(None))
-        return None if value is None else from_json(inner, value)
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        declared = _hints(kind)
-        if not isinstance(value, dict):
-            raise ValueError(f"{kind.__name__} is not an object")
-        try:
-            return kind(**{k: from_json(declared[k], v) for k, v in value.items() if k in declared})
-        except TypeError as error:
-            raise ValueError(str(error).partition("__init__() ")[2] or str(error)) from error
-    if origin is dict and isinstance(value, dict):
-        return {k: from_json(arguments[1], v) for k, v in value.items()}
-    if origin is list and isinstance(value, list):
-        return [from_json(arguments[0], v) for v in value]
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if kind is Any or isinstance(value, kind):
+        return None if value is None else _read(inner, value, at)
+    if isinstance(value, dict) and isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        found = {}
+        for key, (declared, needed) in _keys(kind).items():
+            where = f"{at}.{key}" if at else key
+            if key in value:
+                found[key] = _read(declared, value[key], where)
+            elif needed:
+                raise ValueError(f"has no {where}")
+        return kind(**found)
+    if isinstance(value, dict) and origin is dict:
+        return {k: _read(arguments[1], v, f"{at}.{k}") for k, v in value.items()}
+    if isinstance(value, list) and origin is list:
+        return [_read(arguments[0], v, f"{at}[{i}]") for i, v in enumerate(value)]
+    if kind is Any or (kind in _SCALARS and type(value) in _SCALARS[kind]):
         return value
-    raise ValueError(f"{value!r} is not {getattr(kind, '__name__', kind)}")
+    name = "an object" if dataclasses.is_dataclass(kind) or origin is dict else _NAMES.get(kind, "a list")
+    raise ValueError(f"has a value at {at} that is not {name}")
+
+
+_SCALARS = {str: (str,), bool: (bool,), int: (int,), float: (float, int)}
+_NAMES = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}
 
 
 @functools.cache
-def _hints(kind: type) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
+def _keys(kind: Any) -> dict[str, tuple[Any, bool]]:
+    """Of each field of a dataclass, its type and whether it has to be there."""
+    hints = typing.get_type_hints(kind)
+    return {
+        f.name: (hints[f.name], f.default is MISSING and f.default_factory is MISSING)
+        for f in dataclasses.fields(kind)
+    }

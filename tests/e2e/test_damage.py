@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ import yaml
 from command import runs
 
 from reason.files import read_json, write_json
+from reason.tracking.folder import RunFolder
 
 FINISHED, INTERRUPTED, GOOD = "latent-aaaaaaaa-1", "latent-bbbbbbbb-1", "latent-cccccccc-1"
 NAMES = [FINISHED, INTERRUPTED, GOOD]
@@ -23,6 +25,7 @@ CUTS = {
     "half": lambda data: data[: len(data) // 2],
     "empty": lambda data: b"",
     "null": lambda data: b"null",
+    "hollow": lambda data: b"{}",
 }
 
 
@@ -72,7 +75,13 @@ def test_the_three_are_what_they_are_to_be(three, reason):
 
 @pytest.mark.parametrize(
     ("file", "cut"),
-    [(file, cut) for file in JSON + OTHERS for cut in CUTS if cut != "null" or file in JSON],
+    [
+        (file, cut)
+        for file in JSON + OTHERS
+        for cut in CUTS
+        if cut != "null" or file in JSON
+        if cut != "hollow" or file == "result.json"
+    ],
 )
 def test_a_damaged_file_hides_no_good_run_and_nothing_ends_in_a_traceback(three, reason, file, cut):
     damaged = [n for n in (FINISHED, INTERRUPTED) if (three / n / file).exists()]
@@ -122,6 +131,58 @@ def test_a_sweep_goes_on_beside_damaged_runs(three, reason, tiny):
         assert said.code == 0, said.err
     assert len([r for r in runs() if r.identity["parent"]]) == 2
     assert reason("resume", "last").code == 0
+
+
+SWEEP = ["depth=0,1", "seed=0", "train_depth=1"]
+
+
+@pytest.mark.parametrize(
+    "depth", [0, 1]
+)  # of a trial that took over the model, and of the one that trained it
+@pytest.mark.parametrize("content", ["{", "{}"])
+def test_a_trial_whose_result_cannot_be_read_is_made_again(reason, tiny, store, depth, content):
+    words = ["sweep", "latent", *tiny, *SWEEP]
+    assert reason(*words).code == 0
+    torn = next(r for r in runs() if r.identity["parent"] and r.config["depth"] == depth)
+    (torn / "result.json").write_text(content)
+    said = reason(*words)
+    assert said.code == 0, said.err
+    assert f"{torn.name} is damaged: result.json" in said.err and "It counts as not finished" in said.err
+    (sweep,) = runs("sweep")
+    results = [RunFolder(Path("runs") / t.run).result for t in sweep.sweep_result.trials]
+    assert [r.depth for r in results] == [1, 0] and torn.name not in {r.run for r in results}
+    with open(sweep / "trials.csv", encoding="utf-8") as f:
+        assert [float(row["accuracy"]) for row in csv.DictReader(f)] == [r.accuracy.value for r in results]
+
+
+def test_a_trial_whose_result_is_torn_while_the_sweep_goes_on_is_told_and_ends_nothing(
+    reason, tiny, store, monkeypatch
+):
+    from reason.engine import sweep as engine
+
+    real = engine.run
+
+    def torn(plan, **keys):
+        made = real(plan, **keys)
+        if plan.config.depth == 1:
+            (made / "result.json").write_text("{")
+        return made
+
+    with monkeypatch.context() as m:
+        m.setattr(engine, "run", torn)
+        said = reason("sweep", "latent", *tiny, *SWEEP)
+    assert said.code == 3 and "Traceback" not in said.err, said.err
+    (sweep,) = runs("sweep")
+    assert "It counts as not finished" in said.err and sweep.status == "failed" and sweep.sweep_result is None
+    with open(sweep / "trials.csv", encoding="utf-8") as f:
+        assert [bool(row["accuracy"]) for row in csv.DictReader(f)] == [False, True]
+    assert reason("resume", sweep.name).code == 0
+    assert sweep.sweep_result.metrics["trials"] == 2
+
+
+def test_the_result_of_a_run_as_json_is_that_of_its_file(three, reason):
+    shown = json.loads(reason("show", GOOD, "--json").out)["result"]
+    assert shown == read_json(three / GOOD / "result.json")
 
 
 def _seeds(answer) -> set[int]:

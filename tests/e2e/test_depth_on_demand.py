@@ -27,9 +27,9 @@ def test_policies_are_a_sweep_axis_over_one_model(reason, tiny, store):
         kept = json.loads((run / "calibration.json").read_text())
         policy = run.config["latent"]["policy"]
         assert ("policy" in kept["fitted"]) == (policy != "fixed")
-        assert [e["depth"] for e in run.result["curve"]] == [2]
-        assert run.result["metrics"]["effective_depth"] <= 2
-        assert {"coverage@10", "gini@10"} <= run.result["curve"][-1]["overall"].keys()
+        assert [judged.depth for judged in run.result.curve] == [2]
+        assert run.result.metrics["effective_depth"] <= 2
+        assert {"coverage@10", "gini@10"} <= run.result.curve[-1].overall.keys()
     said = reason("compare", "latent", "--json")
     (table,) = json.loads(said.out)["tables"]
     assert {row["label"] for row in table["rows"] if row["kind"] == "method"} == {

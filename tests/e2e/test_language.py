@@ -70,9 +70,7 @@ def test_a_sweep_over_depth_trains_once_for_each_seed(reason, tiny_text, store):
     made = runs()
     assert len(made) == 6
     assert sum(r.identity["trained_by"] is None for r in made) == 2
-    assert {(r.result["depth"], r.result["seed"]) for r in made} == {
-        (d, s) for d in (1, 2, 3) for s in (0, 1)
-    }
+    assert {(r.result.depth, r.result.seed) for r in made} == {(d, s) for d in (1, 2, 3) for s in (0, 1)}
     told = reason("compare", "mor", "--json")
     assert told.code == 0 and "next-token accuracy" in told.out
 

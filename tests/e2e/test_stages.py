@@ -47,10 +47,10 @@ def test_a_stage_is_made_first_and_then_found(experiments, reason, store):
     assert "begins with first" in said.err
     made = by_experiment()
     first, second = made["first"], made["second"]
-    assert second.identity["stages"] == second.result["stages"] == {SOURCE: first.name}
+    assert second.identity["stages"] == second.result.stages == {SOURCE: first.name}
     assert first.identity["stage_of"] == second.name
-    metrics = second.result["metrics"]
-    both = first.result["metrics"]["device_hours"] + metrics["device_hours"]
+    metrics = second.result.metrics
+    both = first.result.metrics["device_hours"] + metrics["device_hours"]
     assert metrics["lineage_device_hours"] == pytest.approx(both, rel=1e-3)
     tags = mlflow_runs(store)[second.name].data.tags
     assert tags["stage.backbone.source"] == first.name
@@ -65,14 +65,14 @@ def test_a_sweep_makes_each_stage_once(experiments, reason, store):
     said = reason("sweep", "second", "seed=0,1")
     assert said.code == 0, said.err
     assert "2 trials, 2 trained and 2 that they begin with" in said.out
-    assert len(runs()) == 4 and all(r.result["training"] for r in runs())
+    assert len(runs()) == 4 and all(r.result.training for r in runs())
     (sweep,) = runs("sweep")
-    total = sum(r.result["metrics"]["device_hours"] for r in runs())
-    assert sweep.result["metrics"]["lineage_device_hours"] == pytest.approx(total, rel=0.2)
+    total = sum(r.result.metrics["device_hours"] for r in runs())
+    assert sweep.sweep_result.metrics["lineage_device_hours"] == pytest.approx(total, rel=0.2)
     for child in runs():
         for name in child.identity["stages"].values():
             (stage,) = [r for r in runs() if r.name == name]
-            assert stage.result["seed"] == child.result["seed"]
+            assert stage.result.seed == child.result.seed
 
 
 @pytest.mark.parametrize("killed", ["first", "second"])

@@ -34,7 +34,7 @@ class TestRun:
             "throughput_per_s", "effective_depth", "peak_memory_gb", "eval/ndcg_at_20", "train/loss",
         ):  # fmt: skip
             assert name in metrics, name
-        assert metrics["accuracy"] == pytest.approx(result["accuracy"]["value"])
+        assert metrics["accuracy"] == pytest.approx(result.accuracy.value)
         params = recorded.data.params
         assert params["method"] == "latent" and params["gpus"] == "0" and params["depth"] == "2"
         assert recorded.data.tags["reason.config_hash"] == folder.identity["config_hash"]
@@ -55,7 +55,7 @@ class TestRun:
             second.identity["trained_by"] == first.name
             and second.identity["train_hash"] == first.identity["train_hash"]
         )
-        assert second.result["training"] is None and second.result["accuracy"]["n"] == 10
+        assert second.result.training is None and second.result.accuracy.n == 10
         assert not list((second / "checkpoints").iterdir())
         assert reason("evaluate", first.name, "depth=3").code == 2
         assert reason("evaluate", first.name, "train.lr=1").code == 2
@@ -90,7 +90,7 @@ class TestRun:
 
         folder = reason.run("latent", dict(word.split("=") for word in tiny), seed=3)
         loaded = reason.load(folder)
-        assert loaded.result["seed"] == 3
+        assert loaded.result.seed == 3
         user = loaded.session.ctx.dataset.user_ids[0]
         assert len(loaded.predict([{"user": user, "k": 5}], depth=0)[0]["items"]) == 5
 
@@ -105,20 +105,20 @@ class TestSweep:
         children = runs()
         assert len(children) == 6
         trained = [r for r in children if not r.identity["trained_by"]]
-        assert len(trained) == 2 and all(r.result["depth"] == 2 for r in trained)
+        assert len(trained) == 2 and all(r.result.depth == 2 for r in trained)
         found = mlflow_runs(store)
         assert len(found) == 7
         parent = found[sweep.name].info.run_id
         assert sum(r.data.tags.get("mlflow.parentRunId") == parent for r in found.values()) == 6
         for child in children:
-            metrics = child.result["metrics"]
+            metrics = child.result.metrics
             owner = child.identity["trained_by"] or child.name
             own = next(r for r in children if r.name == owner)
             assert metrics["train_device_hours"] == pytest.approx(
-                own.result["metrics"]["train_device_hours"], rel=1e-6
+                own.result.metrics["train_device_hours"], rel=1e-6
             )
-        total = sum(r.result["metrics"]["device_hours"] for r in children)
-        assert sweep.result["metrics"]["device_hours"] == pytest.approx(total, rel=0.2)
+        total = sum(r.result.metrics["device_hours"] for r in children)
+        assert sweep.sweep_result.metrics["device_hours"] == pytest.approx(total, rel=0.2)
 
         # The same command again finds everything done.
         before = {r.name: (r / "result.json").stat().st_mtime_ns for r in children}
@@ -173,5 +173,5 @@ def test_the_folder_holds_what_it_says(ran):
     ):
         assert (folder / name).exists(), name
     assert read_json(folder / "env.json")["versions"]["torch"]
-    rows = folder.result["curve"][0]["rows"]
+    rows = folder.result.curve[0].rows
     assert (folder / rows).exists() and (folder / "model" / "model.safetensors").exists()

@@ -20,6 +20,7 @@ from reason.engine.trainer import Trainer
 from reason.engine.worker import work
 from reason.errors import RunError
 from reason.files import read_json
+from reason.tracking.result import to_json
 
 HERE = World(0, 1, torch.device("cpu"))
 
@@ -224,10 +225,10 @@ class TestWork:
         with folder.lock():
             folder.event("attempt", device="cpu", devices=1)
             result = self.work(folder)
-        assert [e["depth"] for e in result["curve"]] == [0, 1, 2]
-        assert result["metrics"]["accuracy"] == result["curve"][-1]["accuracy"]["value"]
-        assert result["metrics"]["gpu_hours"] == 0 and result["metrics"]["device_hours"] > 0
-        assert "latency_p95_ms" not in result["metrics"], "4 samples are too few for a p95"
-        accuracy = result["accuracy"]
-        assert accuracy["low"] <= accuracy["value"] <= accuracy["high"] and accuracy["n"] == 40
-        assert json.dumps(result, allow_nan=False)
+        assert [judged.depth for judged in result.curve] == [0, 1, 2]
+        assert result.metrics["accuracy"] == result.curve[-1].accuracy.value
+        assert result.metrics["gpu_hours"] == 0 and result.metrics["device_hours"] > 0
+        assert "latency_p95_ms" not in result.metrics, "4 samples are too few for a p95"
+        accuracy = result.accuracy
+        assert accuracy.low <= accuracy.value <= accuracy.high and accuracy.n == 40
+        assert json.dumps(to_json(result), allow_nan=False)

@@ -89,7 +89,7 @@ def session(name, tiny, *words):
 def numbers(folder):
     """All that must be reproducible in a result: accuracies, metrics and cost at every depth."""
     kept = ("depth", "accuracy", "valid_accuracy", "metrics", "cost", "effective_depth", "rivals")
-    return [{k: e[k] for k in kept} for e in folder.result["curve"]]
+    return [{k: getattr(judged, k) for k in kept} for judged in folder.result.curve]
 
 
 def test_a_tiny_run_takes_seconds_and_repeats_itself(name, tiny):
@@ -187,7 +187,7 @@ def test_what_is_kept_is_what_was_trained(name, tiny):
     """A run keeps no copy of what it only opened, and a model is never put on other frozen weights."""
     folder = execute(name, tiny)
     model, card = folder / "model" / "model.safetensors", registry.card("methods", name)
-    assert model.exists() == card.trains == bool(folder.result["training"])
+    assert model.exists() == card.trains == (folder.result.training is not None)
     assert card.trains or not any((folder / "checkpoints").iterdir())
     opened = open_run(folder)
     frozen = {n for n, p in opened.session.network.named_parameters() if not p.requires_grad}

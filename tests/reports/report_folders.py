@@ -19,15 +19,25 @@ from reason.methods.figures import HeatMap, Lines, Table, Tokens
 from reason.metrics.ranking import ranking_columns
 from reason.metrics.statistics import bootstrap_interval
 from reason.tracking.folder import RunFolder
+from reason.tracking.result import (
+    Judged,
+    Measure,
+    Outcome,
+    Result,
+    RunUnits,
+    SweepResult,
+    SweepTrial,
+    Training,
+)
 
 USERS = 300
-UNITS = {
-    "depth": "latent steps",
-    "zero": "no step taken (the base is the train_depth=0 run)",
-    "example": "user",
-    "latency": "one ranked request",
-    "throughput": "users/s",
-}
+UNITS = RunUnits(
+    depth="latent steps",
+    zero="no step taken (the base is the train_depth=0 run)",
+    example="user",
+    latency="one ranked request",
+    throughput="users/s",
+)
 DIGEST = "0123456789abcdef0123456789abcdef"
 
 
@@ -54,7 +64,7 @@ class Maker:
         users: int = USERS,
         digest: str = DIGEST,
         accuracy: str = "NDCG@10",
-        units: dict[str, str] | None = None,
+        units: RunUnits = UNITS,
         settings: dict[str, Any] | None = None,
         typed: dict[str, Any] | None = None,
         device_name: str = "Test CPU",
@@ -86,9 +96,9 @@ class Maker:
             OmegaConf.update(tree, key, value)
         OmegaConf.save(tree, folder / "config.yaml")
 
-        curve = []
+        curve: list[Judged] = []
         for depth in depths:
-            entry: dict[str, Any] = {"depth": depth}
+            valid: dict[str, Any] = {}
             for split, gains in (("valid", valid_gain if valid_gain is not None else gain), ("test", gain)):
                 path = f"rows/{split}-depth{depth}.arrow"
                 given = np.full(users, depth) if used is None else used
@@ -98,18 +108,17 @@ class Maker:
                 }
                 rank = np.array([at[d][user] for user, d in enumerate(given.tolist())])
                 more = known(users) | {"step_cosine": np.full(users, 0.9)} if cohorts else {}
-                records = self._rows(folder, path, rank, given, accuracy, more)
+                measures = self._rows(folder, path, rank, given, accuracy, more)
                 if split == "valid":
-                    entry |= {"valid_accuracy": records[accuracy], "valid_rows": path}
+                    valid = {"valid_accuracy": measures[accuracy], "valid_rows": path}
                     continue
-                entry |= {
-                    "accuracy": records.pop(accuracy), "rows": path, "metrics": records,
-                    "latency_p50_ms": latency * (1 + 0.3 * depth), "latency_p95_ms": latency * (1.6 + 0.4 * depth),
-                    "latency_n": 100, "throughput_per_s": 5000 / (1 + 0.2 * depth), "effective_depth": float(given.mean()),
-                    "overall": {"coverage@10": 0.5 - 0.1 * depth, "gini@10": 0.9} if cohorts else {},
-                    "cost": {"steps": users * depth, "tokens": users * 50, "flops": 1e6 * users * (1 + depth)},
-                }  # fmt: skip
-            curve.append(entry)
+                curve.append(Judged(
+                    depth=depth, accuracy=measures.pop(accuracy), rows=path, metrics=measures, **valid,
+                    latency_p50_ms=latency * (1 + 0.3 * depth), latency_p95_ms=latency * (1.6 + 0.4 * depth),
+                    latency_n=100, throughput_per_s=5000 / (1 + 0.2 * depth), effective_depth=float(given.mean()),
+                    overall={"coverage@10": 0.5 - 0.1 * depth, "gini@10": 0.9} if cohorts else {},
+                    cost={"steps": users * depth, "tokens": users * 50, "flops": 1e6 * users * (1 + depth)},
+                ))  # fmt: skip
         popular = self._rows(
             folder,
             "rows/test-popularity.arrow",
@@ -117,22 +126,19 @@ class Maker:
             np.zeros(users),
             accuracy,
         )
-        head = curve[-1]
         hours = 0.002 if trained_by else 0.02 + 0.004 * train_depth
-        folder.write_result({
-            "schema": 1, "run": folder.name, "experiment": experiment, "method": method, "backbone": "sasrec",
-            "dataset": "movielens-100k", "data_digest": digest, "split": "test", "depth": depths[-1],
-            "train_depth": train_depth, "seed": seed, "config_hash": config_hash, "train_hash": "",
-            "trained_by": trained_by, "units": units or UNITS,
-            "accuracy": head["accuracy"], "valid_accuracy": head["valid_accuracy"], "curve": curve,
-            "baselines": {"popularity": {
-                "accuracy": popular.pop(accuracy), "metrics": popular, "rows": "rows/test-popularity.arrow"}},
-            "metrics": {"device_hours": hours, "train_device_hours": 0.018 + 0.004 * train_depth, "gpu_hours": 0.0},
-            "training": None if trained_by else {
-                "steps": 900, "epochs": 9.0, "best_epoch": 6.0, "seconds": 70.0, "stopped": "early"},
-            "device": "cpu", "device_name": device_name, "world_size": 1, "threads": 2, "gpus": 0, "params_m": 0.2,
-            "info": {"users": users}, "created": self.clock,
-        })  # fmt: skip
+        folder.write_result(Result(
+            run=folder.name, experiment=experiment, method=method, backbone="sasrec",
+            dataset="movielens-100k", data_digest=digest, split="test", depth=depths[-1],
+            train_depth=train_depth, seed=seed, config_hash=config_hash, train_hash="",
+            trained_by=trained_by, units=units, curve=curve,
+            baselines={"popularity": Outcome(
+                accuracy=popular.pop(accuracy), metrics=popular, rows="rows/test-popularity.arrow")},
+            metrics={"device_hours": hours, "train_device_hours": 0.018 + 0.004 * train_depth, "gpu_hours": 0.0},
+            training=None if trained_by else Training(900, 9.0, 600, 6.0, 0.2, "early", []),
+            device="cpu", device_name=device_name, world_size=1, threads=2, gpus=0, params_m=0.2,
+            info={"users": users}, created=self.clock,
+        ))  # fmt: skip
         return folder
 
     def sweep(self, depths=(0, 1, 2, 3), seeds=(0, 1, 2), **keys: Any) -> RunFolder:
@@ -156,8 +162,8 @@ class Maker:
                     **keys,
                 )
                 trainer = trainer or child.name
-                trials.append({"varied": {"depth": depth, "seed": seed}, "run": child.name, "problem": None})
-        folder.write_result({"schema": 1, "kind": "sweep", "run": folder.name, "trials": trials})
+                trials.append(SweepTrial({"depth": str(depth), "seed": str(seed)}, child.name))
+        folder.write_result(SweepResult(run=folder.name, experiment="latent", trials=trials, metrics={}))
         return folder
 
     def bases(self, seeds=(0, 1, 2), **keys: Any) -> list[RunFolder]:
@@ -166,21 +172,20 @@ class Maker:
     def _rows(
         self, folder: RunFolder, path: str, rank: np.ndarray, depth: np.ndarray, accuracy: str,
         more: dict[str, np.ndarray] | None = None,
-    ) -> dict[str, Any]:  # fmt: skip
+    ) -> dict[str, Measure]:  # fmt: skip
         values = ranking_columns(rank)
         table = pa.table({
             "id": [f"user-{i}" for i in range(len(rank))], "depth_used": depth.astype(float), "rank": rank, **values, **(more or {}),
         })  # fmt: skip
         feather.write_feather(table, folder / path, compression="zstd")
         wanted = {accuracy: "ndcg@10", "Recall@10": "recall@10", "MRR": "mrr"}
-        records = {}
+        measures = {}
         for name, column in wanted.items():
             low, high = bootstrap_interval(values[column], resamples=200)
-            records[name] = {
-                "name": name, "value": float(values[column].mean()), "low": low, "high": high, "n": len(rank),
-                "column": column, "denominator": "", "larger_is_better": True,
-            }  # fmt: skip
-        return records
+            measures[name] = Measure(
+                name, float(values[column].mean()), float(low), float(high), len(rank), column
+            )
+        return measures
 
 
 def ranks(split: str, users: int, gain: float, seed: int, depth: int, train_depth: int) -> np.ndarray:

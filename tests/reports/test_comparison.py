@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -48,7 +49,7 @@ def test_differences_are_to_the_base_on_the_same_users_and_seeds(table):
 
 def test_accuracy_is_the_mean_over_seeds_and_its_interval_holds_it(table):
     for e in table.entries[:-1]:
-        mean = np.mean([p.entry["accuracy"]["value"] for p in e.points])
+        mean = np.mean([p.entry.accuracy.value for p in e.points])
         assert e.accuracy.value == pytest.approx(mean)
         assert e.accuracy.low < mean < e.accuracy.high and e.accuracy.seeds == 3
 
@@ -127,10 +128,8 @@ def test_best_takes_settings_by_validation_too_and_keeps_the_base(make):
 
 def test_a_tie_on_validation_goes_to_the_shallowest(make):
     run = make.run(gain={0: 0.0, 1: 0.5, 2: 0.5})
-    result = run.result
-    for entry in result["curve"]:
-        entry["valid_accuracy"]["value"] = 0.1
-    run.write_result(result)
+    curve = [replace(j, valid_accuracy=replace(j.valid_accuracy, value=0.1)) for j in run.result.curve]
+    run.write_result(replace(run.result, curve=curve))
     chosen = [e.depth for e in table_of(make.root).entries if e.chosen]
     assert chosen == [0]
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from report_folders import UNITS
 
 from reason.errors import ConfigError
-from reason.files import write_json
 from reason.reports.frame import Frame, frames
+from reason.tracking.result import SweepTrial
 
 
 def only(found: list[Frame]) -> Frame:
@@ -65,7 +67,7 @@ def test_named_runs_that_cannot_be_ranked_are_refused_and_told_apart(make, other
 
 def test_a_different_unit_of_depth_does_not_hinder(make):
     make.run()
-    make.run(method="pauserec", experiment="pauserec", units=UNITS | {"depth": "pause tokens"})
+    make.run(method="pauserec", experiment="pauserec", units=replace(UNITS, depth="pause tokens"))
     assert len(only(frames(make.root, ["latent", "pauserec"])).groups) == 6
 
 
@@ -76,7 +78,7 @@ def test_names_are_experiments_methods_sweeps_and_runs(make):
     def runs(*names: str) -> set[str]:
         return {p.run for p in only(frames(make.root, names)).points}
 
-    children = {t["run"] for t in sweep.result["trials"]}
+    children = {t.run for t in sweep.sweep_result.trials}
     assert runs("latent") == children | {lone.name}  # the method of all
     assert runs("latent-beauty") == {lone.name} == runs(lone.name) == runs(lone.name[:-3])
     assert runs(sweep.name) == children
@@ -87,9 +89,9 @@ def test_names_are_experiments_methods_sweeps_and_runs(make):
 def test_a_sweep_counts_the_finished_runs_it_found(make):
     found = make.run(depths=(0,), train_depth=1)
     sweep = make.sweep(depths=(1,), seeds=(0,))
-    result = sweep.result
-    result["trials"].append({"varied": {"depth": 0}, "run": found.name, "problem": None})
-    write_json(sweep / "result.json", result)
+    result = sweep.sweep_result
+    trials = [*result.trials, SweepTrial({"depth": "0"}, found.name)]
+    sweep.write_result(replace(result, trials=trials))
     assert {p.run for p in only(frames(make.root, [sweep.name])).points} >= {found.name}
 
 
@@ -108,13 +110,15 @@ def test_names_that_mean_nothing_are_refused_with_the_nearest(make):
 
 
 def test_a_damaged_run_is_left_out_with_a_note_and_the_rest_stands(make):
-    good, bad, worse = make.run(), make.run(seed=1), make.run(seed=2)
+    good, bad, worse, empty = (make.run(seed=seed) for seed in range(4))
     (bad / "rows/test-depth1.arrow").unlink()
     (worse / "result.json").write_text("{", encoding="utf-8")
+    (empty / "result.json").write_text('{"schema": 1}', encoding="utf-8")
     frame = only(frames(make.root))
     assert {p.run for p in frame.points} == {good.name}
     assert any(bad.name in n and "test-depth1" in n for n in frame.notes)
     assert any(worse.name in n and "not valid JSON" in n for n in frame.notes)
+    assert any(empty.name in n and "has no run" in n and "reason resume" in n for n in frame.notes)
 
 
 def test_hours_of_a_shared_model_include_its_training(store):

@@ -334,8 +334,7 @@ def test_the_head_says_what_it_is_about(make):
     assert facts["run"] == run.name and facts["user"] == "user-7" and facts["dataset"] == "movielens-100k"
     assert facts["method"] == "latent with sasrec" and facts["depth"] == "2 latent steps, trained for 2"
     assert (
-        facts["NDCG@10"].startswith(f"{run.result['accuracy']['value']:.4f} [")
-        and "300 users" in facts["NDCG@10"]
+        facts["NDCG@10"].startswith(f"{run.result.accuracy.value:.4f} [") and "300 users" in facts["NDCG@10"]
     )
     assert told["saying"].startswith("NDCG@10: 1 where the right item comes first")
     base = about(make.run(depths=(0,), train_depth=0).result)

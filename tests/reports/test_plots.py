@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from report_folders import FIGURES
@@ -39,10 +41,8 @@ def test_a_comparison_draws_three_panels_with_curve_base_and_front(store, tmp_pa
 
 def test_a_comparison_without_times_says_so(make, tmp_path):
     run = make.run()
-    result = run.result
-    for entry in result["curve"]:
-        entry["latency_p50_ms"] = entry["latency_p95_ms"] = None
-    run.write_result(result)
+    curve = [replace(judged, latency_p50_ms=None, latency_p95_ms=None) for judged in run.result.curve]
+    run.write_result(replace(run.result, curve=curve))
     draw_comparison(compare(make.root)[0], tmp_path / "c.png")
     assert ink(pixels(tmp_path / "c.png")) > 0.02
 

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from report_folders import FIGURES
@@ -81,8 +82,8 @@ def test_run_summary_says_all_that_a_newcomer_needs(make):
     text = drawn(run_summary(run.result, run.path))
     assert fits(text, 80)
     flat = " ".join(text.split())
-    for entry in run.result["curve"]:
-        assert f"{entry['accuracy']['value']:.4f} [{entry['accuracy']['low']:.4f}" in text
+    for entry in run.result.curve:
+        assert f"{entry.accuracy.value:.4f} [{entry.accuracy.low:.4f}" in text
     for needed in (
         "latent steps", "popularity", "NDCG@10 is the accuracy: 1 where the right item comes first among all items",
         "300 users", "◂ 2 latent steps: the depth that validation chooses", "2 latent steps against 0 latent steps: +",
@@ -100,8 +101,8 @@ def test_run_summary_marks_the_choice_of_validation_and_not_of_test(make):
 
 def test_run_summary_of_a_base_and_without_p95(make):
     run = make.run(depths=(0,), train_depth=0)
-    result = run.result
-    result["curve"][0]["latency_p95_ms"] = None
+    (only,) = run.result.curve
+    result = replace(run.result, curve=[replace(only, latency_p95_ms=None)])
     text = drawn(run_summary(result, run.path))
     assert "the base" in text and "p95" not in text and "◂" not in text and "sweep" not in text
 

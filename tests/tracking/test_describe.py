@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -55,7 +56,7 @@ def test_params_are_plain_and_shared(make):
     folder.event("attempt", device="cpu", devices=2)
     params = Description(folder).params()
     assert (params["gpus"], params["world_size"]) == ("0", "2")
-    folder.write_result({**RESULT, "device": "cuda", "world_size": 4})
+    folder.write_result(replace(RESULT, device="cuda", world_size=4))
     params = Description(folder).params()
     assert (params["gpus"], params["world_size"], params["params_m"]) == ("4", "4", "0.5")
 
@@ -102,6 +103,7 @@ def test_final_points(make):
             "depth/accuracy",
             "depth/recall_at_5",
             "depth/latency_p50_ms",
+            "depth/latency_n",
         ),
     }
 

@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
+from tracking_samples import RESULT
 
 from reason.errors import ConfigError, DamagedRun, RunError
 from reason.files import write_json
@@ -90,8 +92,8 @@ def test_states(make):
     assert folder.status == INTERRUPTED
     folder.event("closed", status=KILLED)
     assert folder.status == KILLED
-    folder.write_result({"metrics": {}})
-    assert folder.status == FINISHED and folder.result == {"metrics": {}}
+    folder.write_result(RESULT)
+    assert folder.status == FINISHED and folder.result == RESULT
 
 
 def test_the_lock_outlasts_someone_who_only_looks(make):
@@ -160,7 +162,7 @@ def test_a_broken_result_is_told(make):
     with pytest.raises(RunError, match="not valid JSON"):
         _ = folder.result
     with pytest.raises(ValueError, match="Out of range"):  # NaN: honest or absent
-        folder.write_result({"metrics": {"accuracy": float("nan")}})
+        folder.write_result(replace(RESULT, metrics={"accuracy": float("nan")}))
     assert (folder / "result.json").read_text() == "{"
     write_json(folder / "result.json", {})
     assert json.loads((folder / "result.json").read_text()) == {}
@@ -195,7 +197,7 @@ def test_a_damaged_identity_is_told_with_its_mend_and_hides_nobody(make, root, c
     ("file", "content", "words"),
     [
         ("config.yaml", "{: no", "is not valid YAML"), ("config.yaml", "", "is empty"), ("config.yaml", "method: lat", "is cut off"),
-        ("config.yaml", "method: latent\n", "has no seed"), ("result.json", "null", "is not a JSON object"),
+        ("config.yaml", "method: latent\n", "has no seed"), ("result.json", "null", "is not a JSON object"), ("result.json", "{}", "has no schema"),
         ("origin.json", "{", "is not valid JSON"), ("env.json", "", "is empty"), ("calibration.json", "7", "is not a JSON object"),
     ],
 )  # fmt: skip

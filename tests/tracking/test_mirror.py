@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 from test_store import free_port
@@ -20,6 +21,7 @@ from reason.files import read_json, write_json
 from reason.tracking import mirror as mirror_module
 from reason.tracking.folder import KILLED, RunFolder
 from reason.tracking.mirror import Mirror, forget, sync
+from reason.tracking.result import SweepResult
 from reason.tracking.store import StoreError, open_store
 
 
@@ -156,7 +158,8 @@ def test_an_interrupted_run_is_closed_in_folder_and_store(uri, make, root):
 
 def test_children_are_found_by_their_parent(uri, make, root):
     sweep = make("plan", kind="sweep", config=None)
-    sweep.write_result({"metrics": {"trials": 2, "device_hours": 0.5, "valid_accuracy": 0.3}})
+    metrics = {"trials": 2, "device_hours": 0.5, "valid_accuracy": 0.3}
+    sweep.write_result(SweepResult(run=sweep.name, experiment="plan", trials=[], metrics=metrics))
     (sweep / "trials.csv").write_text("a,b\n")
     children = [make("child", parent=sweep.name) for _ in range(2)]
     make("other")
@@ -318,7 +321,7 @@ def test_a_result_written_anew_is_sent_anew(uri, make, root):
     folder.write_result(RESULT)
     sync(root, uri)
     time.sleep(0.01)
-    folder.write_result({**RESULT, "metrics": {"accuracy": 0.5}})
+    folder.write_result(replace(RESULT, metrics={"accuracy": 0.5}))
     (change,) = [s.change for s in sync(root, uri)]
     assert "result" in change.details and run_of(uri, folder).data.metrics["accuracy"] == 0.5
 

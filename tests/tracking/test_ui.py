@@ -19,6 +19,7 @@ from tracking_samples import RESULT
 from reason.cli.ui import _free_port, _tail, ui
 from reason.errors import ConfigError
 from reason.tracking.mirror import Mirror
+from reason.tracking.result import to_json
 from reason.tracking.store import StoreError
 
 CALL = "import sys; from reason.cli.ui import ui; ui(port=int(sys.argv[1]))"
@@ -71,7 +72,7 @@ def test_pages_answer_when_told_so_and_nothing_is_left(uri, make, tmp_path):
         run = json.loads(get(f"{address}/api/2.0/mlflow/runs/get?run_id={mirror.run_id}"))["run"]
         assert {m["key"]: m["value"] for m in run["data"]["metrics"]}["accuracy"] == 0.25
         kept = get(f"{address}/get-artifact?path=result.json&run_uuid={mirror.run_id}")
-        assert json.loads(kept) == RESULT
+        assert json.loads(kept) == to_json(RESULT)
         with pytest.raises(urllib.error.HTTPError) as refused:
             get(f"{address}/api/2.0/mlflow/runs/get?run_id={mirror.run_id}", Host="evil.example")
         assert refused.value.code == 403

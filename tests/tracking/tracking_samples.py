@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from reason.tracking.result import Judged, Measure, Result, RunUnits
+
 CONFIG = {
     "method": "latent",
     "depth": 2,
@@ -15,9 +17,17 @@ CONFIG = {
     "runs": "runs",
     "offline": False,
 }
-RESULT = {
-    "accuracy": {"name": "NDCG@10", "value": 0.25, "low": 0.2, "high": 0.3, "n": 10},
-    "metrics": {
+
+
+def measure(name: str, value: float, column: str = "hit") -> Measure:
+    return Measure(name, value, low=0.0, high=1.0, n=10, column=column)
+
+
+RESULT = Result(
+    run="latent-aaaaaaaa-1", experiment="latent", method="latent", backbone="sasrec", dataset="movielens-100k",
+    data_digest="d" * 32, split="test", depth=2, train_depth=2, seed=7, config_hash="a" * 64, train_hash="b" * 64,
+    units=RunUnits("latent steps", "no step taken", "user", "one ranked request", "users/s"),
+    metrics={
         "accuracy": 0.25,
         "valid_accuracy": 0.26,
         "device_hours": 0.01,
@@ -26,13 +36,13 @@ RESULT = {
         "eval/NDCG@10": 0.25,
         "eval/recall@5": 0.4,
     },
-    "curve": [
-        {"depth": d, "accuracy": {"value": a, "low": 0.0, "high": 1.0, "n": 10}, "rows": "rows/x.arrow",
-         "metrics": {"Recall@5": {"value": a / 2}}, "latency_p50_ms": 1.0 + d}
+    curve=[
+        Judged(depth=d, accuracy=measure("NDCG@10", a), rows="rows/x.arrow",
+               metrics={"Recall@5": measure("Recall@5", a / 2)}, latency_p50_ms=1.0 + d)
         for d, a in enumerate((0.1, 0.2, 0.25))
     ],
-    "device": "cpu", "world_size": 1, "threads": 2, "params_m": 0.5, "info": {"users": 10},
-}  # fmt: skip
+    device="cpu", world_size=1, threads=2, params_m=0.5, info={"users": 10},
+)  # fmt: skip
 
 
 def curve(name: str, n: int, start: float = 1_700_000_000.0, gap: float = 0.5) -> list[dict]:

@@ -119,7 +119,7 @@ def as_dict(study: Study) -> dict[str, Any]:
     t = study.evidence.table
     return {
         "accuracy_metric": t.accuracy, "larger_is_better": t.larger_is_better, "dataset": t.dataset,
-        "data_digest": t.data_digest, "split": t.split, "n": t.n, "units": t.units,
+        "data_digest": t.data_digest, "split": t.split, "n": t.n, "units": dataclasses.asdict(t.units),
         **{section: [_plain(r, study.sign) for r in getattr(study, section)] for section in SECTIONS},
         "missing": study.missing, "notes": study.evidence.notes,
     }  # fmt: skip

@@ -257,7 +257,7 @@ def _time(study: Study, test: Mapping[str, Any]) -> _Judged:
     if mine is least or not study.evidence.table.one_device:
         raise ValueError("its times at two depths were not taken on one kind of device")
     key, power = _CLOCKS[test["of"]]
-    deep, shallow = ({p.seed: p.entry.get(key) for p in o.entry.points} for o in (mine, least))
+    deep, shallow = ({p.seed: getattr(p.judged, key, None) for p in o.entry.points} for o in (mine, least))
     ratios = [(value / shallow[s]) ** power for s, value in deep.items() if value and shallow.get(s)]
     if not ratios:
         raise ValueError("no time was taken")

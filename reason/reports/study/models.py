@@ -54,7 +54,7 @@ class Outcome:
     @property
     def overall(self) -> dict[str, float]:
         """Numbers of a whole evaluation that are no ratio of sums over rows; means over seeds."""
-        told = [p.entry.get("overall") or {} for p in self.entry.points]
+        told = [p.judged.overall if p.judged else {} for p in self.entry.points]
         return {
             name: float(np.mean([t[name] for t in told])) for name in told[0] if all(name in t for t in told)
         }
@@ -253,7 +253,7 @@ def _columns(point: Point, names: set[str]) -> dict[str, np.ndarray]:
     import pyarrow as pa
     from pyarrow import feather
 
-    path = point.folder / point.entry["rows"]
+    path = point.folder / point.entry.rows
     try:
         with pa.ipc.open_file(str(path)) as file:
             there = [n for n in file.schema.names if n in names]
@@ -267,7 +267,7 @@ def _columns(point: Point, names: set[str]) -> dict[str, np.ndarray]:
 
 def _is_policy(outcome: Outcome) -> bool:
     told = outcome.entry.points[0]
-    policy = told.config.get(f"{told.result['method']}.policy")
+    policy = told.config.get(f"{told.result.method}.policy")
     return policy not in (None, "fixed") or any(
         np.any(used != outcome.depth) for used in outcome.used.values()
     )
@@ -286,7 +286,7 @@ def _model(
 
 def _owner(point: Point) -> str:
     """The run that trained the weights."""
-    return point.result.get("trained_by") or point.run
+    return point.result.trained_by or point.run
 
 
 def _attach(policy: Outcome, evidence: Evidence) -> None:
@@ -302,7 +302,7 @@ def _attach(policy: Outcome, evidence: Evidence) -> None:
         evidence.notes.append(
             f"{policy.label} decides depths case by case, and its model was not judged at fixed depths: it is "
             f"left out. These judge them: reason evaluate {policy.entry.points[0].run} "
-            f"{policy.entry.points[0].result['method']}.policy=fixed eval.curve=true"
+            f"{policy.entry.points[0].result.method}.policy=fixed eval.curve=true"
         )
         return
     own = min(candidates, key=lambda m: sum(settings.get(k) != v for k, v in m.key.settings))

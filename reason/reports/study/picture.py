@@ -34,7 +34,7 @@ def draw_study(study: Study, path: Path) -> None:
         _depths(left, study)
         _groups(right, study, rows)
         picture.suptitle(
-            f"{t.accuracy} on {t.dataset}: {t.split} split, {t.n:,} {t.units['example']}s, 95% intervals",
+            f"{t.accuracy} on {t.dataset}: {t.split} split, {t.n:,} {t.units.example}s, 95% intervals",
             x=0.01, ha="left", fontsize=12, color=INK,
         )  # fmt: skip
         drawn: dict[str, Any] = {}

@@ -114,7 +114,7 @@ def _answer(study: Study, signs: _Signs, width: int | None) -> Made:
     if tests:
         seeds = _range([t.difference.seeds for a in told for t in (a.to_base, a.to_least) if t])
         notes.append(
-            f"Paired over {table.n:,} {table.units['example']}s and {seeds} seed{'s' * (seeds != '1')}."
+            f"Paired over {table.n:,} {table.units.example}s and {seeds} seed{'s' * (seeds != '1')}."
         )
         notes.append(_legend(study, signs, tests))
     remarks = [_sentence(study, i) for i in range(len(told))]
@@ -282,7 +282,7 @@ def _oracle(study: Study, signs: _Signs, width: int | None) -> Made:
 
 
 def _one_oracle(study: Study, o: Oracle) -> Sheet:
-    null, example = o.null, study.evidence.table.units["example"]
+    null, example = o.null, study.evidence.table.units.example
     fewer = null is not None and null.runs < len(o.depths)
     rows = [
         (f"one for all (depth {o.fixed})", formatting.interval(o.fixed_accuracy),
@@ -353,7 +353,7 @@ def _policy(study: Study, mine: list[PolicyResult], recovered: dict[str, Interva
         _Column("given depth", [", ".join(f"{d:g}: {s:.0%}" for d, s in p.shares.items()) for p in mine], 9, right=False),
     ]  # fmt: skip
     notes = [
-        f"Depth {mine[0].fixed}: {mine[0].fixed_is}. Over {_over(mine[0].n, mine[0].seeds, study.evidence.table.units['example'])}."
+        f"Depth {mine[0].fixed}: {mine[0].fixed_is}. Over {_over(mine[0].n, mine[0].seeds, study.evidence.table.units.example)}."
     ]
     notes += [f"{p.policy}: {p.why}." for p in mine if p.why]
     return Sheet(mine[0].model, columns, notes)
@@ -392,7 +392,7 @@ def _shares(study: Study, mine: list[ShareResult], signs: _Signs) -> Sheet:
         _Column("ms", [formatting.number(s.ms) for s in mine], 0),
     ]
     rules = {i for i in range(len(mine) - 1) if mine[i].chosen != mine[i + 1].chosen}
-    example = study.evidence.table.units["example"]
+    example = study.evidence.table.units.example
     notes = [f"Deep is depth {s0.deep}, the others get {s0.least}. Over {_over(s0.n, s0.seeds, example)}."]
     if s0.ms is not None:
         notes[0] += " ms: a request on average, from the medians at both depths."

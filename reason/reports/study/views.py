@@ -33,7 +33,7 @@ class StudyView:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         signs = UNICODE if not options.ascii_only else _Signs.of(options)
         t = self.study.evidence.table
-        over = f"{t.split} split, {t.n:,} {t.units['example']}s"
+        over = f"{t.split} split, {t.n:,} {t.units.example}s"
         yield title(f"{t.accuracy} on {t.dataset}, {over}. Depth: {', '.join(t.depth_units)}")
         for name in SECTIONS if self.study.evidence.models else ["answer"]:
             sheets, remarks = section(self.study, name, signs, options.max_width)

@@ -37,16 +37,16 @@ def execute(tiny, words, *more):
 @every_encoder
 def test_a_run_is_trained_judged_loaded_and_asked(tiny, words):
     folder = execute(tiny, words)
-    curve = folder.result["curve"]
-    assert [e["depth"] for e in curve] == [0, 1, 2]
+    curve = folder.result.curve
+    assert [judged.depth for judged in curve] == [0, 1, 2]
     for lower, higher in itertools.pairwise(curve):
-        assert all(higher["cost"][name] >= cost for name, cost in lower["cost"].items())
-        assert higher["cost"]["flops"] > lower["cost"]["flops"]
+        assert all(higher.cost[name] >= cost for name, cost in lower.cost.items())
+        assert higher.cost["flops"] > lower.cost["flops"]
 
     loaded = open_run(folder)
     s = loaded.session
     again = judge(s.method, s.ctx, HERE, s.network.eval(), s.ctx.data.test, 2)
-    assert again.accuracy == pytest.approx(curve[2]["accuracy"]["value"], abs=1e-6)
+    assert again.accuracy == pytest.approx(curve[2].accuracy.value, abs=1e-6)
     history = [s.ctx.dataset.item_ids[i] for i in (3, 1, 4)]
     (answer,) = loaded.predict([{"history": history, "k": 5}])
     with torch.no_grad():
@@ -60,8 +60,8 @@ def test_a_run_is_trained_judged_loaded_and_asked(tiny, words):
 @every_encoder
 def test_the_same_run_gives_the_same_numbers(tiny, words):
     first, second = (execute(tiny, words, "latent.loss=erl", "train.epochs=1").result for _ in range(2))
-    for one, other in zip(first["curve"], second["curve"], strict=True):
-        assert one["metrics"] == other["metrics"] and one["cost"] == other["cost"]
+    for one, other in zip(first.curve, second.curve, strict=True):
+        assert one.metrics == other.metrics and one.cost == other.cost
 
 
 @every_encoder

@@ -370,7 +370,7 @@ def test_a_run_from_a_source_is_a_source(model):
     first = run(
         f"backbone.source={model}", "train_depth=2", "mor.routing=none", "mor.lora=2", "mor.distil=0.5"
     )
-    assert first.result["info"]["source"] == str(model)
+    assert first.result.info["source"] == str(model)
     tokens = text(2, 20)
     source = open_causal(f"run:{first.name}")
     assert source.tokens.digest == TOKENS.digest and source.where == f"run {first.name}"
@@ -379,7 +379,7 @@ def test_a_run_from_a_source_is_a_source(model):
     assert source.digest == open_causal(f"run:{first.path}").digest != opened(str(model)).digest
     second = run(f"backbone.source=run:{first.name}", "train_depth=2", "train.steps=0", "train.epochs=0")
     assert second.config["backbone"]["source"] == f"run:{first.path.absolute()}"
-    assert second.result["training"]["steps"] == 0 and second.result["metrics"]["eval/loss"] > 0
+    assert second.result.training.steps == 0 and second.result.metrics["eval/loss"] > 0
 
 
 def test_no_training_judges_the_model_as_it_begins(model):
@@ -399,14 +399,14 @@ def test_a_routed_run_from_a_source_is_loaded_as_what_was_trained(model, routing
     )
     loaded = open_run(found).session
     assert loaded.network.config.combine == "delta"
-    bits = found.result["curve"][-1]["metrics"]["bits per byte"]["value"]
+    bits = found.result.curve[-1].metrics["bits per byte"].value
     again = judge(loaded.method, loaded.ctx, HERE, loaded.network, loaded.ctx.data.test, 2)
     rows = again.evaluation.rows
     assert rows["bits"].to_numpy().sum() / rows["bytes"].to_numpy().sum() == pytest.approx(bits, rel=1e-6)
     judged = runner.run(
         recorded_plan(found, {"eval.curve": False}), model=found, quiet=True
     )  # source, tokenizer: as trained
-    assert judged.result["curve"][-1]["metrics"]["bits per byte"]["value"] == pytest.approx(bits, rel=1e-6)
+    assert judged.result.curve[-1].metrics["bits per byte"].value == pytest.approx(bits, rel=1e-6)
     assert torch.equal(
         logits(open_run(judged).session.network, text(2, 9)), logits(loaded.network, text(2, 9))
     )
