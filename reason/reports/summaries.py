@@ -121,7 +121,7 @@ class _RunSummary:
         units, accuracy = r["units"], r["accuracy"]
         name, plural = accuracy["name"], f"{units['example']}s"
         chosen = self._chosen()
-        trained = f"trained for {r['train_depth']} {units['depth']}" if r["train_depth"] else "the base"
+        trained = f"trained with {r['train_depth']} {units['depth']}" if r["train_depth"] else "the base"
         yield title(
             f"{r['experiment']}: {r['method']} on {r['dataset']} with {r['backbone']}, {trained}, seed {r['seed']}"
         )
@@ -188,30 +188,30 @@ class _RunSummary:
     ) -> Iterable[str]:
         r, units = self.result, self.result["units"]
         explained = formatting.meaning(name, units["example"])
-        yield f"{name} is the accuracy" + (f": {explained}." if explained else ".")
+        yield f"{name} measures accuracy" + (f": {explained}." if explained else ".")
         n = r["accuracy"]["n"]
         over = f"the {n:,} {plural}" if n != 1 else f"one {units['example']}"
-        reading = "the brackets hold the true value 95 times in 100."
+        reading = "brackets give 95% bootstrap confidence intervals."
         if smallest_p(n) >= 0.05:
-            reading = "so few tell little, and the brackets are narrower than they should be."
+            reading = "with so few examples the confidence intervals in brackets are too narrow."
         yield f"Averaged over {over} of the {r['split']} split; {reading}"
         least = r["curve"][0]
         if least["depth"] == 0 and r["train_depth"]:
             yield f"0 {units['depth']}: {units['zero']}."
         if chosen is not None:
-            yield f"{signs.chosen} {chosen['depth']} {units['depth']}: the depth that validation chooses."
+            yield f"{signs.chosen} {chosen['depth']} {units['depth']}: the depth chosen on validation."
         for entry in curve_on_demand(r["curve"]):
             yield (
                 f"Depth on demand: {entry['effective_depth']:.2f} of at most {entry['depth']} {units['depth']} were "
-                f"taken on average."
+                f"used on average."
             )
         yield from self._differences(chosen or r["curve"][-1])
-        yield f"Latency spans {units['latency']}, one at a time." + (
-            f" Not shown for want of room: {', '.join(dropped)}." if dropped else ""
+        yield f"Latency is that of {units['latency']} at batch size 1." + (
+            f" Columns omitted to fit the window: {', '.join(dropped)}." if dropped else ""
         )
         yield self._cost()
         if self.folder is not None:
-            yield f"Everything about this run is in {self.folder}"
+            yield f"Run folder: {self.folder}"
 
     def _differences(self, entry: dict[str, Any]) -> Iterable[str]:
         """Paired differences on this run's own rows: to the least depth, to each trivial baseline."""
@@ -227,10 +227,10 @@ class _RunSummary:
         for name, side in sides.items():
             rows = read_rows(self.folder / side["rows"], entry["accuracy"] | side["accuracy"])
             d = paired_difference({0: mine}, {0: rows})
-            verdict = "not distinguishable from it"
+            verdict = "not distinguishable"
             if d.distinguishable:
                 verdict = "better" if sign * d.value > 0 else "worse"
-            yield f"{entry['depth']} {unit} against {name}: {formatting.difference(d)}, {verdict}."
+            yield f"{entry['depth']} {unit} vs. {name}: {formatting.difference(d)}, {verdict}."
 
     def _cost(self) -> str:
         r, m = self.result, self.result["metrics"]
@@ -238,7 +238,9 @@ class _RunSummary:
         if "device_hours" in m:
             parts.append(f"{formatting.number(m['device_hours'])} device-hours")
             if r.get("stages"):
-                parts.append(f"{formatting.number(m['lineage_device_hours'])} with what it begins with")
+                parts.append(
+                    f"{formatting.number(m['lineage_device_hours'])} including the runs it starts from"
+                )
         if r.get("gpus"):
             parts.append(f"{formatting.number(m['gpu_hours'])} GPU-hours")
         training = r.get("training") or {}
@@ -265,14 +267,14 @@ class _RunSummary:
         )
         commands = []
         if r["train_depth"]:
-            commands.append((f"reason run {said} train_depth=0", "the base: the model without the method"))
+            commands.append((f"reason run {said} train_depth=0", "the base, trained without the method"))
         if r["train_depth"]:
             commands.append(
-                (f"reason sweep {said} depth={varied} seed=0..2", "three seeds tell luck from gain")
+                (f"reason sweep {said} depth={varied} seed=0..2", "three seeds, to tell gain from luck")
             )
-        commands.append((f"reason compare {name}", "its runs side by side"))
-        commands.append((f"reason inspect {r['run']}", f"what happened on one {example}"))
-        commands.append(("reason ui", "every run in MLflow"))
+        commands.append((f"reason compare {name}", "compare its runs"))
+        commands.append((f"reason inspect {r['run']}", f"one {example}, step by step"))
+        commands.append(("reason ui", "all runs in MLflow"))
         width = max(len(command) for command, _ in commands)
         return [(f"{command:<{width}}", remark) for command, remark in commands]
 
@@ -362,19 +364,19 @@ class _ComparisonView:
             references = list(dict.fromkeys(e.reference for e in compared))
             seeds = sorted({e.difference.seeds for e in compared if e.difference})
             over = f"{t.n:,} {t.units['example']}s and {_span(seeds)}"
-            yield f"difference: to {' or '.join(references)}, paired over {over}."
+            yield f"difference: from {' or '.join(references)}, paired over {over}."
             tests = f" after Holm's correction for {len(compared)} tests" if len(compared) > 1 else ""
             yield f"{signs.better} better, {signs.worse} worse, {signs.unclear} not distinguishable at p < 0.05{tests}."
             if seeds == [1]:
-                yield "With one seed the intervals speak of examples alone; three seeds tell luck from gain."
+                yield "With one seed the intervals cover variation between examples only; use at least three seeds to include training noise."
         if any(e.chosen for e in t.entries):
-            yield f"{signs.chosen} the depth that validation chooses."
+            yield f"{signs.chosen} the depth chosen on validation."
         if "hours" not in dropped and any("device_hours" in e.costs for e in t.entries):
             yield "hours: device-hours per run, training included."
         if any(e.fronts for e in t.entries) and "Pareto" not in dropped:
-            yield "Pareto: nothing is as accurate in less time per request (ms) or for fewer device-hours (h)."
+            yield "Pareto: nothing else is as accurate at a lower latency (ms) or for fewer device-hours (h)."
         if dropped:
-            yield f"Not shown for want of room: {', '.join(dropped)}. A wider window or --csv has them."
+            yield f"Columns omitted to fit the window: {', '.join(dropped)}. Widen it, or use --csv."
 
 
 _SHORT = {"device_hours": "h", "latency_p50_ms": "ms"}
