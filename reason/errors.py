@@ -88,8 +88,8 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> ConfigError:
     """The error for a name that is not among ``choices``, with the nearest one."""
     choices = sorted(choices)
     if not choices:
-        return ConfigError(f"Unknown {kind} {name!r}.", "There is none yet.")
+        return ConfigError(f"Unknown {kind} {name!r}.", "None is available.")
     close = nearest(name, choices)
     hint = f"Did you mean {close!r}?" if close else ""
     listed = ", ".join(choices[:20]) + (" ..." if len(choices) > 20 else "")
-    return ConfigError(f"Unknown {kind} {name!r}.", f"{hint} Known: {listed}.".strip())
+    return ConfigError(f"Unknown {kind} {name!r}.", f"{hint} Available: {listed}.".strip())

@@ -45,10 +45,10 @@ def card(kind: str, name: str) -> Any:
         raise RunError(
             f"The {kind.removesuffix('s')} {name!r} ({entries[name].value}) cannot be loaded: "
             f"{type(error).__name__}: {error}",
-            "Mend or uninstall the package that registers it.",
+            "Fix or uninstall the package that registers it.",
         ) from error
     if getattr(found, "name", None) != name:
-        raise RunError(f"The entry point {name!r} leads to {found!r}, which is not a card of that name.")
+        raise RunError(f"The entry point {name!r} points to {found!r}, which is not a card of that name.")
     return found
 
 

@@ -55,8 +55,8 @@ def unpacked(file: Path, where: str) -> Path:
     folder = cache_dir() / "models" / f"gguf-{sha256(file)[:32]}-{RECIPE}"
     if not folder.is_dir():
         if find_spec("gguf") is None:
-            raise MissingExtra("Reading a GGUF file needs the library gguf.", "gguf")
-        say(f"Converting {where}, once, to {folder}.")
+            raise MissingExtra("Reading GGUF files requires the package gguf.", "gguf")
+        say(f"Converting {where} (only needed once) to {folder}.")
     return build_once(folder, lambda aside: _convert(file, aside, where))
 
 
@@ -68,7 +68,7 @@ def _convert(file: Path, folder: Path, where: str) -> None:
         stated = {key: field.contents() for key, field in reader.fields.items() if len(field.data) == 1}
     except Exception as error:  # a damaged header can lead anywhere
         raise DataError(
-            f"{where} cannot be read as GGUF: {error}.", "It is damaged or incomplete: fetch it again."
+            f"{where} cannot be read as GGUF: {error}.", "It is damaged or incomplete; download it again."
         ) from error
     config = _config(stated, {tensor.name for tensor in reader.tensors}, where)
     listed = reader.fields.get("tokenizer.ggml.tokens")
@@ -91,16 +91,19 @@ def _config(stated: dict[str, Any], tensors: set[str], where: str) -> dict[str, 
 
     scaling = value("rope.scaling.type", "none")
     for strange, what in (
-        (stated.get("split.count", 1) > 1, "is one of several parts (gguf-split --merge joins them)"),
-        (value("expert_count", 0) > 0, "is a mixture of experts"),
-        ("rope_freqs.weight" in tensors, "brings rotary frequencies of its own (Llama 3.1 and later)"),
-        (scaling not in ("none", "linear"), f"scales its rotary positions by {scaling!r}"),
-        (value("attention.sliding_window", 0) > 0, "attends through a sliding window"),
+        (
+            stated.get("split.count", 1) > 1,
+            "is split into several files (merge them with gguf-split --merge)",
+        ),
+        (value("expert_count", 0) > 0, "is a mixture-of-experts model"),
+        ("rope_freqs.weight" in tensors, "has its own rotary frequencies (Llama 3.1 and later)"),
+        (scaling not in ("none", "linear"), f"uses RoPE scaling of the type {scaling!r}"),
+        (value("attention.sliding_window", 0) > 0, "uses sliding-window attention"),
     ):
         if strange:
             raise ConfigError(
                 f"{where} {what}, which is not supported in a GGUF file.",
-                f"Open the model that it was converted from, if that is supported. {KNOWN}",
+                f"Use the original model that it was converted from, if that is supported. {KNOWN}",
             )
     hidden, heads = value("embedding_length"), value("attention.head_count")
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": value("rope.freq_base", 10000.0)}
@@ -130,15 +133,13 @@ def _tokenizer(file: Path, folder: Path, where: str, count: int, eos: Any) -> No
             str(file.parent), gguf_file=file.name, local_files_only=True, trust_remote_code=False
         )
         found.save_pretrained(folder)
-        problem = (
-            "" if (len(found), found.eos_token_id) == (count, eos) else "some tokens are spelt otherwise"
-        )
+        problem = "" if (len(found), found.eos_token_id) == (count, eos) else "some tokens differ"
     except Exception as error:  # transformers raises what its converters come upon
         problem = str(error)
     if problem:
         raise DataError(
             f"The tokenizer in {where} cannot be rebuilt: {problem}.",
-            "Open the model that it was converted from: a folder in Hugging Face's format has its own tokenizer.",
+            "Use the original model in Hugging Face format, which contains its own tokenizer.",
         )
 
 
@@ -167,7 +168,7 @@ def _shards(reader: Any, config: dict[str, Any], where: str) -> Iterator[dict[st
             value = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).astype("float32"))
         except (NotImplementedError, ValueError) as error:
             raise DataError(
-                f"{where} holds {tensor.name}, which cannot be read: {error}.",
+                f"The tensor {tensor.name} in {where} cannot be read: {error}.",
                 "Use a file with another quantisation, such as Q8_0.",
             ) from error
         name = _name(tensor.name)

@@ -21,12 +21,12 @@ from reason.errors import ConfigError, DataError
 from reason.files import read_json
 
 FAMILIES = {  # model_type: how people call it
-    "llama": "Llama (SmolLM too)",
-    "mistral": "Mistral without a sliding window",
+    "llama": "Llama (including SmolLM)",
+    "mistral": "Mistral without sliding-window attention",
     "qwen2": "Qwen2 and Qwen2.5",
     "qwen3": "Qwen3",
 }
-KNOWN = "Known: " + ", ".join(FAMILIES.values()) + "."
+KNOWN = "Supported: " + ", ".join(FAMILIES.values()) + "."
 
 
 def refuse_family(where: str, family: Any) -> ConfigError:
@@ -63,7 +63,7 @@ def shape_of(folder: Path, where: str) -> Shape:
         )  # fmt: skip
     except Exception as error:  # whatever a file of somebody else's writing can lead a library to
         raise DataError(
-            f"config.json of {where} cannot be read: {error}.", "Fetch or save the model again."
+            f"config.json of {where} cannot be read: {error}.", "Download or save the model again."
         ) from error
     for strange, what in _peculiarities(config, rope, shape):
         if strange:
@@ -76,19 +76,19 @@ def _stated(folder: Path, where: str) -> dict[str, Any]:
     if not file.is_file():
         if (folder / "adapter_config.json").is_file():
             raise DataError(
-                f"{where} holds an adapter, not a model.", "Merge it into its base model, and save that."
+                f"{where} holds an adapter, not a model.", "Merge it into its base model and save the result."
             )
         guess = next(iter(sorted(folder.glob("*.gguf"))), None)
         raise DataError(
             f"{where} is not a model folder: it has no config.json.",
-            f"Name the file itself: {guess}." if guess else "A model folder has config.json, tokenizer.json "
-            "and *.safetensors, as save_pretrained of transformers writes them.",
+            f"Give the file itself: {guess}." if guess else "A model folder has config.json, tokenizer.json "
+            "and *.safetensors, as written by save_pretrained of transformers.",
         )  # fmt: skip
     try:
         found = read_json(file)
         assert isinstance(found, dict)
     except (ValueError, AssertionError) as error:
-        raise DataError(f"{file} is not valid JSON: {error}.", "Fetch or save the model again.") from error
+        raise DataError(f"{file} is not valid JSON: {error}.", "Download or save the model again.") from error
     return found
 
 
@@ -96,15 +96,18 @@ def _peculiarities(config: Any, rope: dict[str, Any], shape: Shape) -> Iterator[
     """What a model of these families may ask for beyond what ``Layer`` does."""
     window = getattr(config, "sliding_window", None)
     layers = set(getattr(config, "layer_types", None) or ["full_attention"])
-    yield window is not None, f"attends through a sliding window of {window} tokens"
-    yield layers != {"full_attention"}, f"has layers of the kinds {', '.join(sorted(layers))}"
-    yield config.hidden_act not in ("silu", "swish"), f"uses the activation {config.hidden_act!r}"
-    yield bool(getattr(config, "attention_bias", False)), "has biases in every projection of its attention"
-    yield bool(getattr(config, "mlp_bias", False)), "has biases in its feed-forward part"
-    yield rope.get("partial_rotary_factor", 1.0) != 1.0, "turns only a part of each head by position"
-    yield shape.head_dim % 2 == 1, f"has heads of odd width {shape.head_dim}"
-    yield shape.heads % shape.kv_heads > 0, f"shares {shape.kv_heads} key heads among {shape.heads}"
-    yield getattr(config, "quantization_config", None) is not None, "is stored with quantised weights"
+    yield window is not None, f"uses sliding-window attention over {window} tokens"
+    yield layers != {"full_attention"}, f"has layers of the types {', '.join(sorted(layers))}"
+    yield config.hidden_act not in ("silu", "swish"), f"uses the activation function {config.hidden_act!r}"
+    yield bool(getattr(config, "attention_bias", False)), "has biases in all attention projections"
+    yield bool(getattr(config, "mlp_bias", False)), "has biases in its feed-forward layers"
+    yield rope.get("partial_rotary_factor", 1.0) != 1.0, "uses partial rotary embeddings"
+    yield shape.head_dim % 2 == 1, f"has an odd head dimension ({shape.head_dim})"
+    yield (
+        shape.heads % shape.kv_heads > 0,
+        f"has {shape.kv_heads} key-value heads for {shape.heads} query heads",
+    )
+    yield getattr(config, "quantization_config", None) is not None, "has quantised weights"
 
 
 def _scaled(shape: Shape, rope: dict[str, Any], where: str) -> Shape:
@@ -121,7 +124,7 @@ def _scaled(shape: Shape, rope: dict[str, Any], where: str) -> Shape:
             ),
         )
     raise ConfigError(
-        f"{where} scales its rotary positions by {rope['rope_type']!r}, which is not supported.",
+        f"{where} uses RoPE scaling of the type {rope['rope_type']!r}, which is not supported.",
         "Supported: default, linear, llama3.",
     )
 
@@ -180,15 +183,15 @@ class Weights(Mapping[str, Tensor]):
         if missing := sorted(wanted.keys() - self._stored.keys()):
             problem = f"has no weights named {missing[0]}" + _more(missing)
         elif extra := sorted(self._stored.keys() - wanted.keys() - _ignored(shape)):
-            problem = f"has weights that its config has no place for: {extra[0]}" + _more(extra)
+            problem = f"has weights that its config does not account for: {extra[0]}" + _more(extra)
         else:
             for name, size in wanted.items():
                 if (found := self._stored[name].shape) != size:
-                    problem = f"has {name} of size {_size(found)}, where its config says {_size(size)}"
+                    problem = f"has {name} of shape {_size(found)}, but its config requires {_size(size)}"
                     break
         if problem:
             raise DataError(
-                f"{where} {problem}.", "Its files do not belong together: fetch or save it again."
+                f"{where} {problem}.", "Its files do not belong together; download or save it again."
             )
 
     def __getitem__(self, name: str) -> Tensor:
@@ -244,13 +247,14 @@ def _stored(folder: Path, where: str) -> dict[str, Stored]:
                 found |= reader(file)
             except Exception as error:  # both readers have many ways to fail on a damaged file
                 raise DataError(
-                    f"{file} cannot be read: {error}.", "It is damaged or incomplete: fetch or save it again."
+                    f"{file} cannot be read: {error}.",
+                    "It is damaged or incomplete; download or save it again.",
                 ) from error
         # A network saved without its head leaves out the prefix.
         return {n if n.startswith(("model.", "lm_head.")) else f"model.{n}": s for n, s in found.items()}
     raise DataError(
-        f"{where} has no weights: neither model.safetensors nor its index.",
-        "Save it with save_pretrained of transformers, or fetch the whole repository.",
+        f"{where} has no weights: it has neither model.safetensors nor model.safetensors.index.json.",
+        "Save it with save_pretrained of transformers, or download the whole repository.",
     )
 
 
@@ -259,12 +263,17 @@ def _shards(index: Path, where: str) -> list[Path]:
         listed = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         files = [index.parent / name for name in listed]
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise DataError(f"{index} is broken: {error!r}.", "Fetch or save the model again.") from error
+        raise DataError(
+            f"{index} is not a valid index: {error!r}.", "Download or save the model again."
+        ) from error
     for file in files:
         if file.parent != index.parent:
-            raise DataError(f"{index} names a file elsewhere: {file.name!r}.", "Do not use this model.")
+            raise DataError(
+                f"{index} refers to a file outside its folder: {file.name!r}.",
+                "Do not use this model; its source may be malicious.",
+            )
         if not file.is_file():
-            raise DataError(f"{where} is incomplete: {file.name} is missing.", "Fetch the rest of it.")
+            raise DataError(f"{where} is incomplete: {file.name} is missing.", "Download the missing files.")
     return files
 
 

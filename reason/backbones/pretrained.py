@@ -69,7 +69,7 @@ def open_causal(source: str, offline: bool = False) -> CausalLM:
     if found == "run":
         folder = run_folder(source)
         if not folder.is_dir():
-            raise DataError(f"There is no run {folder}.", "`reason list runs` shows the runs there are.")
+            raise DataError(f"There is no run {folder}.", "`reason list runs` lists the runs.")
         return _checked(*unrolled(folder, f"run {folder.name}"), f"run {folder.name}")
     if found == "carried":
         (file,) = carrier(source, offline).glob("*.gguf")
@@ -82,9 +82,9 @@ def open_causal(source: str, offline: bool = False) -> CausalLM:
     if path.is_file() and path.suffix.lower() == ".gguf":
         return _folder(unpacked(path, str(path)), str(path))
     if path.exists():
-        raise ConfigError(f"{path} is neither a folder nor a .gguf file.", f"A source is {FORMS}.")
+        raise ConfigError(f"{path} is neither a folder nor a .gguf file.", f"Give {FORMS}.")
     close = nearest(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
-    hint = f"Did you mean {path.parent / close}?" if close else f"A source is {FORMS}."
+    hint = f"Did you mean {path.parent / close}?" if close else f"Give {FORMS}."
     raise DataError(f"There is no {path}.", hint)
 
 
@@ -102,8 +102,8 @@ def opened(source: str, offline: bool = False) -> CausalLM:
 def _checked(shape: Shape, tensors: Mapping[str, Tensor], tokens: Tokens, where: str) -> CausalLM:
     if tokens.size > shape.vocab:
         raise DataError(
-            f"{where} has a tokenizer of {tokens.size:,} tokens and an embedding of {shape.vocab:,} rows.",
-            "Its files do not belong together: fetch or save it again.",
+            f"{where} has a tokenizer with {tokens.size:,} tokens but an embedding with {shape.vocab:,} rows.",
+            "Its files do not belong together; download or save it again.",
         )
     return CausalLM(shape, tensors, tokens, where)
 
@@ -120,24 +120,26 @@ def _fetched(source: str, offline: bool) -> tuple[Path, str]:
     except errors.LocalEntryNotFoundError as error:
         if offline:
             raise DataError(
-                f"{source} is not in the cache of the hub, and --offline forbids fetching it.",
-                "Run once with a network and without --offline, or name a folder that holds the model.",
+                f"{source} is not in the Hugging Face cache, and --offline forbids downloading it.",
+                "Run once online and without --offline, or give a folder that contains the model.",
             ) from error
         raise _out_of_reach(source, error) from error
     except errors.GatedRepoError as error:
         raise DataError(
-            f"{source} requires that you accept its terms.",
-            "Accept them on the page of the model, then run: hf auth login",
+            f"{source} is gated: you must accept its terms first.",
+            "Accept them on the model's page, then run: hf auth login",
         ) from error
     except errors.RevisionNotFoundError as error:
-        raise DataError(f"{name} has no revision {revision!r}.", "Leave it out for the newest.") from error
+        raise DataError(
+            f"{name} has no revision {revision!r}.", "Omit the revision to use the newest."
+        ) from error
     except errors.RepositoryNotFoundError as error:
         raise DataError(
-            f"The hub has no model {name!r}, or it is private.",
-            "Check the spelling (owner/name); for a private model run: hf auth login",
+            f"There is no model {name!r} on the Hugging Face hub, or it is private.",
+            "Check the spelling (owner/name). For a private model, run: hf auth login",
         ) from error
     except errors.HFValidationError as error:
-        raise ConfigError(f"{source!r} is not a hub id: {error}.", f"A source is {FORMS}.") from error
+        raise ConfigError(f"{source!r} is not a hub id: {error}.", f"Give {FORMS}.") from error
     except Exception as error:  # network errors; the library has changed their types twice
         raise _out_of_reach(source, error) from error
     return Path(folder), f"{name} at revision {Path(folder).name[:12]}"
@@ -146,7 +148,7 @@ def _fetched(source: str, offline: bool) -> tuple[Path, str]:
 def _out_of_reach(source: str, error: Exception) -> DataError:
     reason = str(error).strip().splitlines() or [type(error).__name__]
     return DataError(
-        f"{source} cannot be fetched: {reason[0]}",
-        "Check the network (HF_ENDPOINT can name a mirror), or name a folder that holds the model; "
+        f"{source} cannot be downloaded: {reason[0]}",
+        "Check the network (HF_ENDPOINT can point to a mirror), or give a folder that contains the model; "
         "smollm2-135m comes from PyPI instead.",
     )

@@ -12,7 +12,7 @@ CARRIED = ("smollm2-135m",)  # models that come without a hub: parcels of reason
 HUB = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")  # owner/name or owner/name@revision
 FORMS = (
     "a folder in Hugging Face's format, a .gguf file, a hub id such as HuggingFaceTB/SmolLM2-135M "
-    f"(or owner/name@revision), run:NAME of a finished run that trained one, experiment:NAME, or {', '.join(CARRIED)}"
+    f"(or owner/name@revision), run:NAME (a finished run), experiment:NAME, or {', '.join(CARRIED)}"
 )
 
 Kind = Literal["carried", "run", "experiment", "local", "hub"]
@@ -36,9 +36,8 @@ def kind(source: str) -> Kind:
         return "hub"
     close = nearest(source, CARRIED)
     raise ConfigError(
-        f"{source!r} does not name a language model: there is no such file or folder here, and it "
-        "is not a hub id.",
-        (f"Did you mean {close!r}? " if close else "") + f"A source is {FORMS}.",
+        f"{source!r} is not a language model: there is no such file or folder, and it is not a hub id.",
+        (f"Did you mean {close!r}? " if close else "") + f"Give {FORMS}.",
     )
 
 

@@ -87,13 +87,15 @@ class Tokens:
         if not file.is_file():
             raise DataError(
                 f"{folder} has no tokenizer.json.",
-                'Where the library transformers can read its tokenizer, this writes one: python -c "from '
+                'If transformers can read its tokenizer, create the file with: python -c "from '
                 "transformers import AutoTokenizer as T; T.from_pretrained('FOLDER').save_pretrained('FOLDER')\"",
             )
         try:
             tokenizer = Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises nothing narrower
-            raise DataError(f"{file} cannot be read: {error}.", "Fetch or save the model again.") from error
+            raise DataError(
+                f"{file} cannot be read: {error}.", "Download or save the model again."
+            ) from error
         return cls(tokenizer, _end_of(folder, tokenizer))
 
     def save(self, folder: Path | str) -> None:
@@ -183,10 +185,10 @@ class Tokens:
             (word for text in texts for word in text.split(" ") if word and word not in words), None
         )
         if self._json["model"]["type"] != "WordLevel" or strange is None:
-            return DataError(f"The tokenizer cannot write these texts: {error}.")
+            return DataError(f"The tokenizer cannot encode these texts: {error}.")
         return DataError(
             f"The word {strange!r} is not in the vocabulary of {len(words):,} words.",
-            "A tokenizer of words knows those it was trained on. Use backbone.tokenizer=bpe for open text.",
+            "A word tokenizer knows only the words it was trained on. Use backbone.tokenizer=bpe for open text.",
         )
 
 
@@ -206,8 +208,8 @@ LETTERS = _letters()
 def _bpe(texts: Sequence[str], vocab: int) -> tuple[Tokenizer, int]:
     if vocab < 257:
         raise ConfigError(
-            f"A tokenizer of {vocab} tokens cannot write every byte.",
-            "Give it at least 257 (backbone.vocab).",
+            f"A vocabulary of {vocab} tokens is too small for all 256 bytes.",
+            "Use backbone.vocab=257 or more.",
         )
     digits = pre_tokenizers.Digits(individual_digits=True)
     words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
@@ -236,10 +238,10 @@ def _word(texts: Sequence[str], vocab: int) -> tuple[Tokenizer, int]:
     counts = Counter(word for text in texts for word in text.split(" ") if word)
     if len(counts) >= vocab:
         raise ConfigError(
-            f"The texts have {len(counts):,} different words; backbone.vocab={vocab} holds {vocab - 1:,}, "
-            "and the end of a document.",
-            "Use backbone.tokenizer=bpe for text in which words are made of parts, "
-            f"or backbone.vocab={len(counts) + 1} if each is a symbol of its own.",
+            f"The texts have {len(counts):,} different words; backbone.vocab={vocab} has room for {vocab - 1:,} "
+            "and the end-of-document token.",
+            "Use backbone.tokenizer=bpe for natural language, "
+            f"or backbone.vocab={len(counts) + 1} if each word is a symbol of its own.",
         )
     words = sorted(counts, key=lambda word: (-counts[word], word))
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=END))
@@ -269,7 +271,7 @@ def _bytes_of(text: str, number: int) -> bytes:
     except UnicodeEncodeError as error:
         raise DataError(
             f"Text {number + 1} is not valid Unicode: character {error.start + 1} is half of a surrogate pair.",
-            "Repair the data at its source: such halves come from truncated JSON escapes (\\ud83d).",
+            "Fix the data at its source; lone surrogates come from truncated JSON escapes (\\ud83d).",
         ) from error
 
 
@@ -286,8 +288,8 @@ def _end_of(folder: Path, tokenizer: Tokenizer) -> int:
             found = ids[0] if isinstance(ids, list) and ids else ids
     if not isinstance(found, int) or tokenizer.id_to_token(found) is None:
         raise DataError(
-            f"Nothing in {folder} names the token that ends a text.",
-            'Name it in tokenizer_config.json, such as {"eos_token": "<|endoftext|>"}.',
+            f"{folder} does not define an end-of-text token.",
+            'Define it in tokenizer_config.json, e.g. {"eos_token": "<|endoftext|>"}.',
         )
     return found
 
@@ -298,5 +300,5 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         found = read_json(file)
     except ValueError as error:
-        raise DataError(f"{file} is not valid JSON: {error}.", "Fetch or save the model again.") from error
+        raise DataError(f"{file} is not valid JSON: {error}.", "Download or save the model again.") from error
     return found if isinstance(found, dict) else {}

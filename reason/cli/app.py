@@ -20,35 +20,35 @@ from reason.errors import ReasonError
 
 INTERRUPTED, TERMINATED = 130, 143
 
-# verb -> (its panel in --help, the module under reason.cli and the function or app in it)
+# command -> (its panel in --help, the module under reason.cli and the function or app in it)
 VERBS = {
-    "run": ("Run", "run:run"),
-    "sweep": ("Run", "sweep:sweep"),
-    "resume": ("Run", "resume:resume"),
-    "evaluate": ("Run", "evaluate:evaluate"),
-    "list": ("See", "list:list_"),
-    "show": ("See", "show:show"),
-    "compare": ("See", "compare:compare"),
-    "study": ("See", "study:study"),
-    "inspect": ("See", "inspect:inspect"),
-    "predict": ("See", "predict:predict"),
-    "ui": ("See", "ui:ui"),
-    "doctor": ("Keep house", "doctor:doctor"),
-    "sync": ("Keep house", "sync:sync"),
-    "rm": ("Keep house", "rm:rm"),
-    "data": ("Keep house", "data:app"),
+    "run": ("Experiments", "run:run"),
+    "sweep": ("Experiments", "sweep:sweep"),
+    "resume": ("Experiments", "resume:resume"),
+    "evaluate": ("Experiments", "evaluate:evaluate"),
+    "list": ("Overview", "list:list_"),
+    "show": ("Overview", "show:show"),
+    "compare": ("Results", "compare:compare"),
+    "study": ("Results", "study:study"),
+    "inspect": ("Results", "inspect:inspect"),
+    "predict": ("Results", "predict:predict"),
+    "ui": ("Results", "ui:ui"),
+    "doctor": ("Maintenance", "doctor:doctor"),
+    "sync": ("Maintenance", "sync:sync"),
+    "rm": ("Maintenance", "rm:rm"),
+    "data": ("Maintenance", "data:app"),
 }
 
 
 def guarded(verb: Callable[..., Any]) -> Callable[..., Any]:
-    """The verb with its errors told to a person and turned into exit codes."""
+    """The verb with its errors reported to the user and turned into exit codes."""
 
     @functools.wraps(verb)
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
             return verb(*args, **kwargs)
         except ReasonError as error:
-            _tell(error)
+            _print_error(error)
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
@@ -62,7 +62,7 @@ def guarded(verb: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _tell(error: ReasonError) -> None:
+def _print_error(error: ReasonError) -> None:
     from reason.cli.output import stderr
 
     console = stderr()
@@ -97,8 +97,8 @@ def build(only: str | None = None) -> typer.Typer:
         rich_markup_mode="rich",
         pretty_exceptions_show_locals=False,
         context_settings={"help_option_names": ["-h", "--help"]},
-        help="Five ways of giving a model more reasoning, run, swept over their depth and compared on the same footing."
-        "\n\nStart with [bold]reason run latent[/bold]; then [bold]reason list[/bold] and [bold]reason ui[/bold].",
+        help="Run five ways of giving a model more reasoning, sweep over their depth, and compare them on equal terms."
+        "\n\nStart with [bold]reason run latent[/bold], then try [bold]reason list[/bold] and [bold]reason ui[/bold].",
     )
     app.callback()(root)
     for name, (panel, target) in VERBS.items():

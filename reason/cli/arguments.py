@@ -45,7 +45,7 @@ RunName = Annotated[
     str,
     typer.Argument(
         metavar="RUN",
-        help="A run: its folder, its name, the beginning of it, or 'last'.",
+        help="A run: its folder, its name or the start of its name, or 'last'.",
         autocompletion=_runs,
     ),
 ]
@@ -57,30 +57,45 @@ Names = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[NAME ...]",
-        help="Methods, experiments, sweeps or runs; none means every finished run.",
+        help="Methods, experiments, sweeps or runs. Default: all finished runs.",
         show_default=False,
         autocompletion=_anything,
     ),
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE ...]", help="Any key of `reason show NAME`.", show_default=False),
+    typer.Argument(
+        metavar="[KEY=VALUE ...]",
+        help="Configuration keys; `reason show NAME` lists them.",
+        show_default=False,
+    ),
 ]
 Files = Annotated[
     list[Path] | None,
-    typer.Option("-c", metavar="FILE", help="A YAML file of keys; later files win.", show_default=False),
+    typer.Option(
+        "-c",
+        metavar="FILE",
+        help="YAML file with configuration keys; may be repeated, later files win.",
+        show_default=False,
+    ),
 ]
 Gpus = Annotated[
     int | None,
-    typer.Option("--gpus", min=1, help="Devices to use; with --device cpu, processes.", show_default=False),
+    typer.Option(
+        "--gpus", min=1, help="Number of GPUs; with --device cpu, number of processes.", show_default=False
+    ),
 ]
-Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or mps.", show_default=False)]
-Seed = Annotated[int | None, typer.Option("--seed", help="Short for seed=N.", show_default=False)]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved plan and stop.")]
-Offline = Annotated[bool, typer.Option("--offline", help="Fetch nothing.")]
+Device = Annotated[
+    str | None, typer.Option("--device", help="Device to run on: auto, cpu, cuda or mps.", show_default=False)
+]
+Seed = Annotated[
+    int | None, typer.Option("--seed", help="Random seed; the same as seed=N.", show_default=False)
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and exit.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Do not download anything.")]
 RUNS = Path(os.environ.get("REASON_RUNS", "runs"))
-Runs = Annotated[Path, typer.Option("--runs", help="The folder that holds the runs.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+Runs = Annotated[Path, typer.Option("--runs", help="Folder with the runs.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout.")]
 
 
 def flags(gpus: int | None, device: str | None, seed: int | None, offline: bool) -> dict[str, object]:

@@ -13,22 +13,22 @@ from reason.cli.arguments import RUNS, Json, Names, Runs
 def compare(
     names: Names = None,
     best: Annotated[
-        bool, typer.Option("--best", help="Only the depth and settings that validation prefers.")
+        bool, typer.Option("--best", help="Show only the depth and settings chosen on validation.")
     ] = False,
     json: Json = False,
-    csv: Annotated[bool, typer.Option("--csv", help="One line per row, as CSV on stdout.")] = False,
+    csv: Annotated[bool, typer.Option("--csv", help="Print the rows as CSV to stdout.")] = False,
     plot: Annotated[
         Path | None,
         typer.Option(
             "--plot",
             metavar="FILE",
-            help="Also draw accuracy against depth, hours and latency.",
+            help="Also plot accuracy against depth, device-hours and latency.",
             show_default=False,
         ),
     ] = None,
     runs: Runs = RUNS,
 ) -> None:
-    """Rank finished runs with 95% intervals and paired differences to the base.
+    """Compare finished runs: 95% confidence intervals and paired differences from the base.
 
     Example: reason compare latent --plot latent.png
     """
@@ -36,7 +36,7 @@ def compare(
     from reason.errors import ConfigError
 
     if json and csv:
-        raise ConfigError("--json and --csv are two forms of the same answer.", "Choose one of them.")
+        raise ConfigError("--json and --csv cannot be used together.", "Choose one.")
     if plot is not None:
         from reason.reports.plots import check_picture
 
@@ -60,4 +60,4 @@ def compare(
         from reason.reports.plots import draw_comparisons
 
         for path in draw_comparisons(tables, plot):
-            say(f"picture: {path}")
+            say(f"Image: {path}")

@@ -1,4 +1,4 @@
-"""``reason data``: bring, check and find what experiments read."""
+"""``reason data``: fetch, check and locate what experiments read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from reason.cli.arguments import Json, Offline
 
-app = typer.Typer(no_args_is_help=True, help="Bring, check and find the data and models that are fetched.")
+app = typer.Typer(no_args_is_help=True, help="Fetch, check and locate datasets and models.")
 
 
 def _fetchable(incomplete: str) -> list[str]:
@@ -26,11 +26,15 @@ def _checkable(incomplete: str) -> list[str]:
     )
 
 
-Fetchable = Annotated[str, typer.Argument(metavar="NAME", help="What to bring.", autocompletion=_fetchable)]
+Fetchable = Annotated[
+    str, typer.Argument(metavar="NAME", help="The dataset or model to fetch.", autocompletion=_fetchable)
+]
 Checkable = Annotated[
     str,
     typer.Argument(
-        metavar="NAME|PATH", help="A dataset, a fetched model, or a file.", autocompletion=_checkable
+        metavar="NAME|PATH",
+        help="A dataset, a fetched model, or a path to a file.",
+        autocompletion=_checkable,
     ),
 ]
 Keys = Annotated[
@@ -43,7 +47,7 @@ Keys = Annotated[
 
 @app.command()
 def fetch(name: Fetchable, offline: Offline = False) -> None:
-    """Bring NAME into the cache unless it is there, and print its folder."""
+    """Download NAME into the cache, unless it is there already, and print its folder."""
     from reason.datasets.fetch import carrier
 
     _refuse_sourceless(name)
@@ -52,20 +56,22 @@ def fetch(name: Fetchable, offline: Offline = False) -> None:
 
 @app.command()
 def path(name: Fetchable) -> None:
-    """Print the folder of NAME in the cache. Fetches nothing."""
+    """Print the folder of NAME in the cache, without downloading anything."""
     from reason.datasets.fetch import cache_dir, cached
     from reason.errors import DataError
 
     _refuse_sourceless(name)
     found = cached(name)
     if found is None:
-        raise DataError(f"{name} is not in the cache ({cache_dir()}).", f"Bring it: reason data fetch {name}")
+        raise DataError(
+            f"{name} is not in the cache ({cache_dir()}).", f"Fetch it with: reason data fetch {name}"
+        )
     print(found)
 
 
 @app.command()
 def verify(name: Checkable, keys: Keys = None, offline: Offline = False, json: Json = False) -> None:
-    """Check NAME (a dataset, or a file of yours): checksums, counts, digest, split sizes, oddities."""
+    """Check a dataset or a file of your own: checksums, counts, digest, split sizes, irregularities."""
     from reason.cli.output import emit_json, show
     from reason.datasets.fetch import PARCELS, carrier
     from reason.datasets.fetch import verify as damaged
@@ -77,9 +83,9 @@ def verify(name: Checkable, keys: Keys = None, offline: Offline = False, json: J
         if bad := damaged(folder):
             raise DataError(
                 f"{folder} is damaged: {', '.join(bad)}.",
-                f"Delete that folder and fetch again: reason data fetch {name}",
+                f"Delete that folder and fetch it again with: reason data fetch {name}",
             )
-        answer |= {"path": str(folder), "checksums": "as fetched"}
+        answer |= {"path": str(folder), "checksums": "match"}
     answer |= _loaded(name, keys or [], offline)
     if json:
         emit_json(answer)
@@ -104,7 +110,7 @@ def _loaded(name: str, keys: list[str], offline: bool) -> dict[str, Any]:
         card, words = registry.card("datasets", name), keys
     elif name in PARCELS:
         if keys:
-            raise ConfigError(f"{name} is no dataset and has no keys.", "Leave out " + " ".join(keys) + ".")
+            raise ConfigError(f"{name} is not a dataset and takes no keys.", "Remove " + " ".join(keys) + ".")
         return {}
     elif Path(name).exists() or Path(name).suffix or Path(name).parent != Path("."):
         card, words = registry.card("datasets", "interactions"), [f"path={name}", *keys]
@@ -142,6 +148,6 @@ def _refuse_sourceless(name: str) -> None:
 
     if name not in PARCELS and name in registry.names("datasets"):
         raise DataError(
-            f"{name} is not fetched: {registry.card('datasets', name).summary}.",
-            f"Check it: reason data verify {name}",
+            f"{name} does not need to be fetched: {registry.card('datasets', name).summary}.",
+            f"Check it with: reason data verify {name}",
         )

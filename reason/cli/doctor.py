@@ -16,8 +16,10 @@ from reason.cli.output import emit_json, show
 from reason.errors import ReasonError
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
-    """Check packages, devices, tracking store, caches and what is registered."""
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout.")] = False,
+) -> None:
+    """Check the installation: packages, devices, tracking store, caches and registered plug-ins."""
     found = examine()
     if as_json:
         emit_json(found)
@@ -110,12 +112,12 @@ def _devices(problems: list[str]) -> dict[str, Any]:
     found["mps"] = torch.backends.mps.is_available()
     if facts["accelerators"] and not found["cuda"] and not found["mps"]:
         why = (
-            "this torch is a CPU build"
+            "the installed torch is a CPU-only build"
             if torch.version.cuda is None
-            else "its driver and this torch do not fit"
+            else "its driver does not match the installed torch"
         )
         found["note"] = (
-            f"{', '.join(facts['accelerators'])} is here, but {why}; see https://pytorch.org/get-started"
+            f"{', '.join(facts['accelerators'])} was found, but {why}; see https://pytorch.org/get-started"
         )
     return found
 
@@ -217,7 +219,7 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         ", ".join(f"{name} {version or 'MISSING'}" for name, version in found["packages"].items()),
     )
     for extra, entry in found["extras"].items():
-        yield f"extra {extra}", "installed" if not entry["install"] else f"absent; {entry['install']}"
+        yield f"extra {extra}", "installed" if not entry["install"] else f"not installed; {entry['install']}"
     d = found["devices"]
     yield "cpu", f"{d['cpu'] or 'unknown'}, {d['cores']} cores, {d['memory_gb']} GB"
     if "cuda" in d:
@@ -226,7 +228,7 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if "note" in d:
         yield "note", d["note"]
     t = found["tracking"]
-    state = "not made yet; the first run makes it" if not t["exists"] else f"{t['runs']} runs"
+    state = "not created yet; the first run creates it" if not t["exists"] else f"{t['runs']} runs"
     yield "tracking", f"{t['store']}: {state if t['reachable'] else 'NOT REACHABLE'}"
     for cache in found["caches"]:
         has = ", ".join(f"{name} ({mb} MB)" for name, mb in cache["fetched_mb"].items()) or "nothing fetched"
@@ -235,7 +237,10 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield kind, ", ".join(names) or "none"
     run = found["default_run"]
     if run:
-        yield "a run uses", f"{run['device']}, {run['processes']} process, {run['threads']} threads"
+        yield (
+            "default run",
+            f"{run['device']}, {run['processes']} process, {run['threads']} thread{'s' * (run['threads'] != 1)}",
+        )
     for warning in found["warnings"]:
         yield "warning", warning
     for problem in found["problems"]:

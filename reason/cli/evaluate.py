@@ -7,7 +7,7 @@ from reason.cli.run import draw_result
 
 
 def evaluate(run: RunName, overrides: Overrides = None, device: Device = None, runs: Runs = RUNS) -> None:
-    """Evaluate a run's model as a new run, without training.
+    """Evaluate the model of a run as a new run, without training.
 
     Example: reason evaluate last depth=1 eval.limit=100
     """
@@ -20,8 +20,8 @@ def evaluate(run: RunName, overrides: Overrides = None, device: Device = None, r
     folder = RunFolder.find(run, runs)
     if folder.status != FINISHED:
         raise RunError(
-            f"{folder.name} is {folder.status}: there is no model to evaluate yet.",
-            f"Finish it with `reason resume {folder.path}`.",
+            f"{folder.name} is {folder.status}: it has no model to evaluate yet.",
+            f"Finish it with: reason resume {folder.path}",
         )
     keys = dict(split(word) for word in overrides or [])
     if device is not None:

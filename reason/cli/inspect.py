@@ -13,12 +13,15 @@ from reason.cli.arguments import RUNS, Json, RunName, Runs
 def inspect(
     run: RunName,
     example: Annotated[
-        str, typer.Argument(metavar="[EXAMPLE]", help="Id of an example; left out, the method chooses one.")
+        str, typer.Argument(metavar="[EXAMPLE]", help="Id of an example; by default the method chooses one.")
     ] = "",
     plot: Annotated[
         Path | None,
         typer.Option(
-            "--plot", metavar="FILE", help="Also write the figures as one picture.", show_default=False
+            "--plot",
+            metavar="FILE",
+            help="Also save the figures as an image (PNG, PDF or SVG).",
+            show_default=False,
         ),
     ] = None,
     html: Annotated[
@@ -26,14 +29,14 @@ def inspect(
         typer.Option(
             "--html",
             metavar="FILE",
-            help="Also write them as one page that opens in any browser.",
+            help="Also save them as one self-contained HTML page.",
             show_default=False,
         ),
     ] = None,
     json: Json = False,
     runs: Runs = RUNS,
 ) -> None:
-    """Show one example step by step: in the terminal, as a picture with --plot, as a page with --html.
+    """Show one example step by step in the terminal; also as an image (--plot) or a web page (--html).
 
     Example: reason inspect last 196 --html user.html
     """
@@ -64,11 +67,11 @@ def inspect(
         from reason.reports.plots import draw_figures
 
         draw_figures(figures, plot)
-        say(f"picture: {plot}")
+        say(f"Image: {plot}")
     if html is not None:
         from reason.files import atomic
         from reason.reports.html import about, page
 
         with atomic(html) as f:
             f.write(page(figures, **about(loaded.result, example)))
-        say(f"page: {html}")
+        say(f"Page: {html}")

@@ -17,7 +17,7 @@ KINDS = ("methods", "experiments", "sweeps", "datasets", "backbones", "runs")
 def list_(
     kind: Annotated[
         str,
-        typer.Argument(metavar="[KIND]", help=f"One of {', '.join(KINDS)}; left out, all that can be run."),
+        typer.Argument(metavar="[KIND]", help=f"One of {', '.join(KINDS)}; by default all but runs."),
     ] = "",
     json: Json = False,
     runs: Runs = RUNS,
@@ -42,7 +42,7 @@ def list_(
             stdout().print(_table(k, columns, rows))
         if not kind:
             stdout().print(
-                "Start with `reason run latent`. `reason show NAME` explains one, `reason list runs` shows what was run.",
+                "Start with `reason run latent`. `reason show NAME` explains an entry; `reason list runs` shows your runs.",
                 highlight=False,
             )
     for warning in warnings:
@@ -107,7 +107,7 @@ def _runs(root) -> tuple[list[str], list[list[str]], list[str]]:
     for folder in RunFolder.leftovers(root):
         rows.append((0.0, [folder.name, "never started", "", "", ""]))
         problems.append(
-            f"{folder.name} was left by a run that ended before it began. Remove it with `reason rm {folder.name}`."
+            f"{folder.name} was left behind by a run that ended before it started. Delete it with: reason rm {folder.name}"
         )
     rows.sort(key=lambda r: r[0])  # what has no time of creation comes first
     return (["run", "status", "depth", "accuracy", "created"], [row for _, row in rows], problems)

@@ -1,4 +1,4 @@
-"""`reason predict`: answer requests, one JSON object a line."""
+"""`reason predict`: answer requests, one JSON object per line."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from reason.cli.arguments import RUNS, RunName, Runs
 def predict(
     run: RunName,
     depth: Annotated[
-        int | None, typer.Option("--depth", help="Depth to answer at.", show_default="the run's")
+        int | None,
+        typer.Option("--depth", help="Depth of reasoning to answer with.", show_default="that of the run"),
     ] = None,
     runs: Runs = RUNS,
 ) -> None:
-    """Read requests from stdin and write answers to stdout, in order, one JSON object a line.
+    """Read requests from stdin and write answers to stdout, in order, one JSON object per line.
 
-    What a request holds depends on the method: {"user": "196"} for latent, {"prompt": "def main("} for mor. One that makes no
-    sense is answered with an error that says what it may hold.
+    The fields of a request depend on the method: {"user": "196"} for latent, {"prompt": "def main("} for mor.
+    An invalid request is answered with an error that says which fields are allowed.
 
     Example: echo '{"user": "196"}' | reason predict last
     """
@@ -31,7 +32,7 @@ def predict(
 
     if sys.stdin.isatty():
         raise ConfigError(
-            "predict reads requests from stdin, and nothing is piped into it.",
+            "predict reads requests from standard input, but nothing is piped into it.",
             'For example: echo \'{"user": "196"}\' | reason predict last',
         )
     loaded = open_run(RunFolder.find(run, runs))
@@ -47,7 +48,7 @@ def predict(
             places.append(number)
         except json.JSONDecodeError as error:
             answers[number] = {
-                "error": f"line {number} is not JSON: {error.msg}, at character {error.pos + 1}"
+                "error": f"line {number} is not valid JSON: {error.msg} at character {error.pos + 1}"
             }
         except ValueError as error:
             answers[number] = {"error": f"line {number} is not a request: {error}"}

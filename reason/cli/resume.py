@@ -1,4 +1,4 @@
-"""`reason resume`: go on with what was interrupted."""
+"""`reason resume`: continue what was interrupted."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from reason.cli.sweep import draw_sweep
 
 
 def resume(run: RunName, gpus: Gpus = None, device: Device = None, runs: Runs = RUNS) -> None:
-    """Finish a run from its last checkpoint, or a sweep from its plan.
+    """Continue an interrupted run from its last checkpoint, or an interrupted sweep.
 
     Example: reason resume last
     """
@@ -28,7 +28,9 @@ def resume(run: RunName, gpus: Gpus = None, device: Device = None, runs: Runs = 
     keys = {k: v for k, v in {"hardware.gpus": gpus, "hardware.device": device}.items() if v is not None}
     if folder.identity.get("kind") == "sweep":
         if keys:
-            raise ConfigError("A sweep goes on where it was started.", "Leave --device and --gpus out.")
+            raise ConfigError(
+                "A sweep is resumed on the devices it was started on.", "Remove --device and --gpus."
+            )
         draw_sweep(engine.resume_sweep(folder))
     else:
         draw_result(runner.resume(folder, keys))

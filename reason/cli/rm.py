@@ -13,14 +13,14 @@ from reason.cli.arguments import RUNS, Runs
 def rm(
     names: Annotated[
         list[str],
-        typer.Argument(metavar="RUN ...", help="Runs or sweeps to delete: full names, or paths of folders."),
+        typer.Argument(metavar="RUN ...", help="Runs or sweeps to delete, by full name or path."),
     ],
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     runs: Runs = RUNS,
 ) -> None:
-    """Delete run folders and mark their MLflow runs deleted.
+    """Delete run folders and mark their MLflow runs as deleted.
 
-    A run whose model is used by others is kept until they are deleted.
+    A run whose model other runs use can be deleted only together with them.
     """
     from reason.errors import ConfigError, RunError
     from reason.tracking.folder import RUNNING
@@ -34,7 +34,7 @@ def rm(
     if not yes:
         if not sys.stdin.isatty():
             raise ConfigError(
-                "Deleting needs a confirmation, and there is no terminal to ask on.", "Add --yes."
+                "Deleting needs confirmation, but there is no terminal to ask in.", "Add --yes to confirm."
             )
         typer.confirm(f"Delete {', '.join(sorted(r.name for r in chosen))}?", abort=True, err=True)
     with held(chosen):  # a run that was resumed while we asked is not deleted

@@ -9,7 +9,7 @@ def run(
     name: Name, overrides: Overrides = None, c: Files = None, gpus: Gpus = None, device: Device = None,
     seed: Seed = None, dry_run: DryRun = False, offline: Offline = False,
 ) -> None:  # fmt: skip
-    """Train, evaluate at every depth, log, and print the result.
+    """Train a model, evaluate it at every depth, log to MLflow and print the results.
 
     Example: reason run latent depth=3 train.epochs=10 --seed 1
     """

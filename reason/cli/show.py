@@ -13,11 +13,11 @@ def show(
     name: AnyName,
     overrides: Overrides = None,
     c: Files = None,
-    origin: Annotated[bool, typer.Option("--origin", help="Name the layer that set each key.")] = False,
+    origin: Annotated[bool, typer.Option("--origin", help="Also show which layer set each key.")] = False,
     json: Json = False,
     runs: Runs = RUNS,
 ) -> None:
-    """Show every key with its value and meaning; for a run, also how it went."""
+    """Show every configuration key with its value and meaning; for a run, also its results."""
     import dataclasses
 
     from reason import registry
@@ -56,8 +56,8 @@ def show(
     folder = RunFolder.find(name, runs)
     if overrides or c:
         raise ConfigError(
-            f"{folder.name} is a run: what it was is what it is.",
-            f"To judge it differently: reason evaluate {folder.name} KEY=VALUE",
+            f"{folder.name} is a recorded run; its configuration cannot be changed.",
+            f"To evaluate its model with other settings: reason evaluate {folder.name} KEY=VALUE",
         )
     is_sweep = folder.identity["kind"] == "sweep"
     if json:
@@ -74,7 +74,7 @@ def show(
             draw_sweep(folder)
         else:
             stdout().print(
-                f"{folder.name} is {folder.status}. `reason resume {folder.path}` finishes it.",
+                f"{folder.name} is {folder.status}. Resume with: reason resume {folder.path}",
                 highlight=False,
             )
         return
@@ -89,7 +89,7 @@ def show(
         draw_result(folder)
     else:
         stdout().print(
-            f"{folder.name} is {folder.status}. `reason resume {folder.path}` goes on with it.",
+            f"{folder.name} is {folder.status}. Resume with: reason resume {folder.path}",
             highlight=False,
         )
 
@@ -113,8 +113,8 @@ def _draw_card(plan) -> None:
     lines = [
         f"[bold]{card.name}[/bold]  {card.summary}",
         f"paper: {card.paper}",
-        f"depth: {card.depth.unit}, {card.depth.least} or more (least: {card.depth.zero})",
-        f"accuracy: {card.units.accuracy} per {card.units.example}; latency of {card.units.latency}; throughput in {card.units.throughput}",
+        f"depth: {card.depth.unit}, {card.depth.least} or more ({card.depth.least}: {card.depth.zero})",
+        f"accuracy: {card.units.accuracy} per {card.units.example}; latency per {card.units.latency.removeprefix('one ')}; throughput in {card.units.throughput}",
     ]
     stdout().print("\n".join(lines), highlight=False, soft_wrap=True)
 
@@ -129,7 +129,7 @@ def draw_plan(plan, origin: bool = False) -> None:
     from reason.keys import walk
 
     table = Table(
-        title=f"{plan.experiment}: resolved keys",
+        title=f"{plan.experiment}: resolved configuration",
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,
@@ -148,7 +148,7 @@ def draw_plan(plan, origin: bool = False) -> None:
         table.add_row(key.name, shown, *([Text(layer)] if origin else []), Text(key.meaning))
     stdout().print(table)
     stdout().print(
-        f"evaluates depth {', '.join(map(str, plan.depths))} of a model trained for {plan.config.train_depth}",
+        f"Evaluated at depth {', '.join(map(str, plan.depths))}; trained at depth {plan.config.train_depth}.",
         highlight=False,
     )
 

@@ -18,13 +18,13 @@ def study(
         typer.Option(
             "--plot",
             metavar="FILE",
-            help="Also draw accuracy against mean depth, and what depth brings to whom.",
+            help="Also plot accuracy against mean depth, and the gain from depth by group.",
             show_default=False,
         ),
     ] = None,
     runs: Runs = RUNS,
 ) -> None:
-    """Ask whether deeper reasoning pays: for whom, against luck, case by case, at what cost.
+    """Study whether deeper reasoning pays off: who gains, how much is luck, and at what cost.
 
     Example: reason study latent --plot study.png
     """
@@ -50,4 +50,4 @@ def study(
         from reason.reports.study.picture import draw_studies
 
         for path in draw_studies(found, plot):
-            say(f"picture: {path}")
+            say(f"Image: {path}")

@@ -12,11 +12,11 @@ from reason.cli.arguments import Device, DryRun, Files, Gpus, Offline, Overrides
 def sweep(
     name: SweepName, overrides: Overrides = None, c: Files = None, gpus: Gpus = None, device: Device = None,
     seed: Seed = None, dry_run: DryRun = False, offline: Offline = False,
-    on_error: Annotated[str, typer.Option("--on-error", help="continue or stop when a trial fails.")] = "continue",
+    on_error: Annotated[str, typer.Option("--on-error", help="What to do when a trial fails: continue or stop.")] = "continue",
 ) -> None:  # fmt: skip
-    """Run a grid; issued again after an interruption, it finishes what is missing.
+    """Run a grid of trials; run the same command again to finish an interrupted sweep.
 
-    Values with commas vary, a..b is a range.
+    Comma-separated values are varied; a..b is a range of integers.
 
     Example: reason sweep latent depth=0,1,2,3 seed=0..2
     """
@@ -25,13 +25,13 @@ def sweep(
 
     if on_error not in ("continue", "stop"):
         raise unknown("choice for --on-error", on_error, ("continue", "stop"))
-    said = {"files": c or [], "flags": flags(gpus, device, seed, offline)}
+    options = {"files": c or [], "flags": flags(gpus, device, seed, offline)}
     if dry_run:
-        draw_plan(engine.plan_sweep(name, overrides or [], **said))
+        draw_plan(engine.plan_sweep(name, overrides or [], **options))
         return
     if seed is not None and any(w.startswith("seed=") for w in overrides or []):
-        raise ConfigError("--seed and seed=... were both given.", "Use one of them.")
-    folder = engine.sweep(name, overrides or [], **said, stop_on_error=on_error == "stop")
+        raise ConfigError("The seed is given twice, by --seed and by seed=...", "Use one of the two.")
+    folder = engine.sweep(name, overrides or [], **options, stop_on_error=on_error == "stop")
     draw_sweep(folder)
 
 
@@ -45,9 +45,9 @@ def draw_sweep(folder) -> None:
     compare([folder.name], runs=Path(folder.path.parent))
     metrics = folder.sweep_result.metrics
     stages = metrics.get("stages", 0)
-    begun = f" and {stages} that they begin with" if stages else ""
+    begun = f" (and {stages} they start from)" if stages else ""
     stdout().print(
-        f"{metrics.get('trials', 0)} trials, {metrics.get('trainings', 0)} trained{begun}, "
+        f"{metrics.get('trials', 0)} trials, {metrics.get('trainings', 0)} models trained{begun}, "
         f"{metrics.get('lineage_device_hours', metrics.get('device_hours', 0)):.4f} device-hours. Folder: {folder.path}",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
@@ -87,7 +87,7 @@ def draw_stages(plans) -> None:
 
     for stage in {(s.plan.experiment, s.plan.config.seed): s for plan in plans for s in chain(plan)}.values():
         stdout().print(
-            f"first, unless it is there: {stage.plan.experiment}, seed {stage.plan.config.seed} "
-            f"({stage.key} of what follows)",
+            f"Runs first, unless already finished: {stage.plan.experiment}, seed {stage.plan.config.seed} "
+            f"(used as {stage.key})",
             highlight=False, soft_wrap=True,
         )  # fmt: skip

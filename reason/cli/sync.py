@@ -13,17 +13,17 @@ from reason.cli.output import emit_json, say, show
 def sync(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RUN ...]", help="Runs or sweeps; all if none is named.", show_default=False),
+        typer.Argument(metavar="[RUN ...]", help="Runs or sweeps. Default: all.", show_default=False),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout.")] = False,
     rebuild: Annotated[
-        bool, typer.Option("--rebuild", help="Move a damaged SQLite store aside and build it anew.")
+        bool, typer.Option("--rebuild", help="Move a damaged SQLite store aside and rebuild it.")
     ] = False,
     runs: Runs = RUNS,
 ) -> None:
-    """Mirror run folders into MLflow: what is missing there is added, interrupted runs are closed.
+    """Copy to MLflow what is missing there, and close interrupted runs.
 
-    The folders are the truth, so this can be repeated at will.
+    The run folders are authoritative, so this is safe to repeat.
     """
     from reason.errors import ConfigError
     from reason.tracking.mirror import sync as bring
@@ -31,9 +31,12 @@ def sync(
 
     uri = tracking_uri()
     if rebuild and names:
-        raise ConfigError("--rebuild builds the whole store anew, not that of some runs.", "Name no runs.")
+        raise ConfigError(
+            "--rebuild rebuilds the whole store and cannot be limited to some runs.",
+            "Remove the names of the runs.",
+        )
     if rebuild and (aside := move_aside(uri)):
-        say(f"The damaged store is now {aside}.")
+        say(f"The damaged store was moved to {aside}.")
     report = bring(runs, uri, names or None)
     failed = [s for s in report if s.error]
     if as_json:
@@ -48,7 +51,7 @@ def sync(
     if not as_json:
         same = sum(not s.change and not s.error for s in report)
         say(
-            f"{len(report)} runs in {shown(uri)}: {len(report) - same - len(failed)} brought up to date, {same} already were."
+            f"{len(report)} runs in {shown(uri)}: {len(report) - same - len(failed)} updated, {same} already up to date."
         )
     if failed:
         raise typer.Exit(1)

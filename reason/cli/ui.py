@@ -1,4 +1,4 @@
-"""`reason ui`: MLflow's own pages on our store, told ready only when they answer."""
+"""`reason ui`: MLflow's own pages on our store, announced only when they answer."""
 
 from __future__ import annotations
 
@@ -23,41 +23,41 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def ui(
-    port: Annotated[int, typer.Option(help="Port; another free one is taken if it is in use.")] = 5000,
+    port: Annotated[int, typer.Option(help="Port; if it is in use, another free port is chosen.")] = 5000,
     host: Annotated[
-        str, typer.Option(help="Address to listen on. Anything but this machine needs --allowed-hosts.")
+        str, typer.Option(help="Address to listen on; any but the local machine requires --allowed-hosts.")
     ] = "127.0.0.1",
     allowed_hosts: Annotated[
-        str, typer.Option(help="Host names by which others may reach it, comma-separated.")
+        str, typer.Option(help="Comma-separated host names by which other machines may reach the server.")
     ] = "",
 ) -> None:
-    """Show the runs in the browser. Ends with Ctrl-C."""
+    """Show the runs in MLflow's web interface. Stop with Ctrl-C."""
     from reason.tracking.store import prepare, shown, tracking_uri
 
     uri = tracking_uri()
     if uri.startswith(("http://", "https://")):
         prepare(uri)
-        say("The store is a server that has its own pages:")
+        say("The tracking store is a server with its own web interface:")
         print(shown(uri))
         return
     if host not in LOOPBACK:
         if not allowed_hosts:
             raise ConfigError(
-                f"--host {host} opens the pages to other machines.",
-                "Say by which names they may be reached: --allowed-hosts myhost:5000 (there is no password).",
+                f"--host {host} opens the web interface to other machines.",
+                "Give the names by which it may be reached, e.g. --allowed-hosts myhost:5000. There is no password.",
             )
-        say(f"Warning: whoever reaches {host} can read and change every run; there is no password.")
+        say(f"Warning: anyone who can reach {host} can read and change every run; there is no password.")
     prepare(uri)
     free = _free_port(host, port)
     if free != port:
-        say(f"Port {port} is in use; taking {free}.")
+        say(f"Port {port} is in use; using {free}.")
     with _server(uri, host, free, allowed_hosts) as (server, output):
         _wait_until_ready(server, output, uri, host, free)
-        say(f"Runs of {shown(uri)}. Ctrl-C ends this.")
+        say(f"Showing the runs in {shown(uri)}. Press Ctrl-C to stop.")
         print(f"http://{'127.0.0.1' if host in LOOPBACK else host}:{free}", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             if server.wait():
-                raise RunError("The MLflow server ended by itself.", _tail(output, uri))
+                raise RunError("The MLflow server stopped unexpectedly.", _tail(output, uri))
 
 
 @contextlib.contextmanager
@@ -129,7 +129,7 @@ def _tail(output: IO[bytes], uri: str) -> str:
 
     output.seek(0)
     lines = output.read().decode(errors="replace").splitlines()
-    return without_secrets("Its last words:\n" + "\n".join(lines[-8:]), uri)
+    return without_secrets("Its last output:\n" + "\n".join(lines[-8:]), uri)
 
 
 def _free_port(host: str, port: int) -> int:

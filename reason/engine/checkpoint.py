@@ -61,10 +61,10 @@ def load_tensors(path: Path, **expected: Any) -> dict[str, Any]:
     except (SafetensorError, OSError, ValueError) as error:
         raise RunError(
             f"The checkpoint {path} is corrupt: {error}.",
-            "Delete it; `reason resume` goes on from the one before.",
+            "Delete it; `reason resume` then continues from the previous one.",
         ) from error
     if header is None:
-        raise RunError(f"{path} was not written by reason.", "Point to a run made by `reason run`.")
+        raise RunError(f"{path} was not written by reason.", "Use a run created by `reason run`.")
     meta = json.loads(header)
     for key, value in {"format": FORMAT, **expected}.items():
         if meta.get(key) != value:
@@ -111,14 +111,14 @@ def load_model(network: nn.Module, path: Path, train_hash: str) -> None:
     if wrong:
         raise RunError(
             f"{path} does not fit this network: {', '.join(wrong[:4])} differ.",
-            "The code or the backbone has changed since it was trained; train again.",
+            "The code or the backbone has changed since training; train again.",
         )
     with safe_open(path, framework="pt") as f:
         frozen = json.loads(f.metadata()["reason"]).get("frozen", "")
     if frozen != frozen_digest(network):
         raise RunError(
-            f"{path} was trained on top of other frozen weights than those that were built now.",
-            "Bring back the model that it began with, or train again.",
+            f"{path} was trained on top of different frozen weights.",
+            "Restore the model that training started from, or train again.",
         )
     network.load_state_dict(tensors, strict=False)
 
@@ -224,7 +224,7 @@ class Checkpoints:
         if problems:
             raise RunError(
                 "No checkpoint of this run can be used: " + " ".join(problems),
-                f"Delete {self.folder} to train from the start.",
+                f"Delete {self.folder} to train from scratch.",
             )
         return None
 

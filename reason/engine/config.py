@@ -74,10 +74,10 @@ class TrainConfig:
         if not 0 < self.lr < math.inf:
             raise ValueError(f"train.lr is {self.lr}; it must be above 0 and finite.")
         if self.warmup + (self.cooldown if self.schedule == "trapezoid" else 0) > 1:
-            raise ValueError("train.warmup and train.cooldown together exceed the whole training.")
+            raise ValueError("train.warmup and train.cooldown add up to more than 1.")
         if self.batch_size < self.accumulate:
             raise ValueError(
-                f"train.batch_size={self.batch_size} cannot be cut into {self.accumulate} micro-batches."
+                f"train.batch_size={self.batch_size} cannot be divided into {self.accumulate} micro-batches."
             )
 
 
@@ -119,7 +119,9 @@ def _at_least(section: Any, name: str, **least: float) -> None:
 def _within(section: Any, name: str, **bounds: tuple[float, float]) -> None:
     for leaf, (low, high) in bounds.items():
         if not low <= getattr(section, leaf) <= high:
-            raise ValueError(f"{name}.{leaf} is {getattr(section, leaf)}; it must lie in [{low}, {high}].")
+            raise ValueError(
+                f"{name}.{leaf} is {getattr(section, leaf)}; it must be between {low} and {high}."
+            )
 
 
 # --- resolving --------------------------------------------------------------------------------------
@@ -148,11 +150,11 @@ def resolve(
     """
     environ = os.environ if environ is None else environ
     cwd = Path.cwd() if cwd is None else cwd
-    layers = [("default of a sweep", dict(defaults or {})), *experiment_layers(name, cwd)]
+    layers = [("sweep default", dict(defaults or {})), *experiment_layers(name, cwd)]
     layers += [(str(path), flatten(read_yaml(path), str(path))) for path in map(Path, files)]
     layers += environment_layers(environ)
-    spoken = [split(word) for word in overrides]
-    layers.append(("command line", dict(spoken)))
+    arguments = [split(word) for word in overrides]
+    layers.append(("command line", dict(arguments)))
     layers.append(("command line", {k: v for k, v in (flags or {}).items() if v is not None}))
     return _assemble(name, layers)
 
@@ -175,8 +177,8 @@ def _assemble(name: str, layers: list[Layer]) -> Plan:
     layers, dataset = _choose_dataset(layers, card)
     if card.view not in dataset.views:
         raise ConfigError(
-            f"The method {method!r} reads {card.view!r}; the dataset {dataset.name!r} offers {', '.join(dataset.views)}.",
-            "Choose one that fits: "
+            f"The method {method!r} needs {card.view!r} data; the dataset {dataset.name!r} provides {', '.join(dataset.views)}.",
+            "Choose a suitable dataset: "
             + ", ".join(c.name for c in registry.cards("datasets")[0] if card.view in c.views)
             + ".",
         )
@@ -203,8 +205,8 @@ def _suits(backbone: Any, card: MethodCard) -> None:
     if backbone.kind != kind:
         fit = [c.name for c in registry.cards("backbones")[0] if c.kind == kind]
         raise ConfigError(
-            f"The method {card.name!r} works on a {kind}; the backbone {backbone.name!r} is a {backbone.kind}.",
-            f"Choose one that fits: {', '.join(fit)}.",
+            f"The method {card.name!r} needs a {kind} as its backbone; {backbone.name!r} is a {backbone.kind}.",
+            f"Choose a suitable backbone: {', '.join(fit)}.",
         )
 
 
@@ -222,12 +224,12 @@ def _schema(method: str, own: type, backbone: type, dataset: type) -> type:
             (
                 "depth",
                 int | None,
-                key(None, "how much reasoning is spent where the headline accuracy is measured"),
+                key(None, "amount of reasoning at which the headline accuracy is measured"),
             ),
             (
                 "train_depth",
                 int | None,
-                key(None, "the depth that the model is trained for; 0 = the base, without the method"),
+                key(None, "depth at which the model is trained; 0 = the base, without the method"),
             ),
             ("seed", int, key(0, "seed of the data order, the initial weights and every random draw")),
             ("backbone", backbone, section(backbone)),
@@ -236,8 +238,8 @@ def _schema(method: str, own: type, backbone: type, dataset: type) -> type:
             ("train", TrainConfig, section(TrainConfig)),
             ("eval", EvalConfig, section(EvalConfig)),
             ("hardware", HardwareConfig, section(HardwareConfig)),
-            ("runs", str, key("runs", "folder in which run folders are made")),
-            ("offline", bool, key(False, "fetch nothing: use caches and local paths only")),
+            ("runs", str, key("runs", "folder in which run folders are created")),
+            ("offline", bool, key(False, "do not download anything; use caches and local paths only")),
         ],
     )
 
@@ -248,7 +250,7 @@ def _settle_depth(draft: Draft, card: MethodCard) -> None:
     depth, train_depth = draft.value("depth"), draft.value("train_depth")
     if train_depth is not None and train_depth < 0:
         raise ConfigError(
-            f"train_depth={train_depth} is below the least, 0: the base without {card.name}.",
+            f"train_depth={train_depth} must be at least 0 (0 = the base, without {card.name}).",
             "Use train_depth=0 or more.",
         )
     if depth is None:
@@ -288,15 +290,15 @@ def _choose_dataset(layers: list[Layer], method: MethodCard) -> tuple[list[Layer
     for where, values in layers:
         written = values.get("dataset.name")
         if written is not None:
-            asked = resolved("dataset.name", where, {**everything, "dataset.name": written})
+            chosen = resolved("dataset.name", where, {**everything, "dataset.name": written})
             values = {k: v for k, v in values.items() if k != "dataset.name"}
-            if asked not in registry.names("datasets") and _looks_like_path(asked):
+            if chosen not in registry.names("datasets") and _looks_like_path(chosen):
                 values = {"dataset.path": written, **values}
-                asked = written = OWN[method.view]
-            if asked != name:
-                gone = _replaced(name, asked)
+                chosen = written = OWN[method.view]
+            if chosen != name:
+                gone = _replaced(name, chosen)
                 kept = [(w, {k: v for k, v in lower.items() if k not in gone}) for w, lower in kept]
-            name, values = asked, {"dataset.name": written, **values}
+            name, values = chosen, {"dataset.name": written, **values}
         kept.append((where, values))
     return kept, registry.card("datasets", name)
 

@@ -70,8 +70,8 @@ def launch(work: Callable[..., Any], payload: dict[str, Any], processes: int, th
             raise _recorded(read_json(failure)) from None
         rank, first = error.get_first_failure()
         raise RunError(
-            f"Rank {rank} ended with exit code {first.exitcode}.",
-            f"Its last words are in {failure.with_name(f'log-rank{rank}.txt' if rank else 'log.txt')}.",
+            f"Rank {rank} exited with code {first.exitcode}.",
+            f"Its last output is in {failure.with_name(f'log-rank{rank}.txt' if rank else 'log.txt')}.",
         ) from None
 
 
@@ -112,13 +112,13 @@ def _record(error: ReasonError) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _recorded(said: dict[str, Any]) -> ReasonError:
+def _recorded(record: dict[str, Any]) -> ReasonError:
     """The error that a rank recorded, of its own type where that can be made again here."""
     try:
-        kind: Any = importlib.import_module(said["module"])
-        for name in said["name"].split("."):
+        kind: Any = importlib.import_module(record["module"])
+        for name in record["name"].split("."):
             kind = getattr(kind, name)
-        error = kind(*said["arguments"])
+        error = kind(*record["arguments"])
     except (ImportError, AttributeError, TypeError):  # a local class, or one that is made in another way
         error = None
-    return error if isinstance(error, ReasonError) else RunError(said["message"], said["hint"])
+    return error if isinstance(error, ReasonError) else RunError(record["message"], record["hint"])

@@ -34,12 +34,12 @@ def shipped_experiments() -> Path:
 def experiments(cwd: Path | None = None) -> dict[str, dict[str, str]]:
     """Named experiments, shipped and local: {name: {"summary", "method"}}."""
     found = _definitions("experiments", cwd)
-    told = {}
+    listed = {}
     for name in found:
         own = {k: v for _, body in found[name] for k, v in body.items()}
         layers = _through_extends(name, found)
-        told[name] = {"summary": str(own.get("summary", "")), "method": str(_method(layers) or name)}
-    return told
+        listed[name] = {"summary": str(own.get("summary", "")), "method": str(_method(layers) or name)}
+    return listed
 
 
 def sweeps(cwd: Path | None = None) -> dict[str, dict[str, Any]]:
@@ -50,8 +50,8 @@ def sweeps(cwd: Path | None = None) -> dict[str, dict[str, Any]]:
         for key in ("vary", "set"):
             if not isinstance(found[name].get(key) or {}, dict):
                 raise ConfigError(
-                    f"{key} of the sweep {name!r} ({bodies[-1][0]}) is not a mapping of keys.",
-                    "Write `key: value` lines below it.",
+                    f"{key} of the sweep {name!r} ({bodies[-1][0]}) is not a mapping of keys to values.",
+                    "Write lines of the form `key: value` below it.",
                 )
     return found
 
@@ -83,12 +83,14 @@ def _section(path: Path, section: str) -> dict[str, dict[str, Any]]:
     bodies = content.get(section) or {}
     if not isinstance(bodies, dict):
         raise ConfigError(
-            f"{section} in {path} is not a mapping of names.", f"Write `NAME:` lines below `{section}:`."
+            f"{section} in {path} is not a mapping of names to settings.",
+            f"Write lines of the form `NAME:` below `{section}:`.",
         )
     for name, body in bodies.items():
         if not isinstance(body, dict):
             raise ConfigError(
-                f"{section}.{name} in {path} is not a mapping of keys.", "Write `key: value` lines below it."
+                f"{section}.{name} in {path} is not a mapping of keys to values.",
+                "Write lines of the form `key: value` below it.",
             )
     return bodies
 
@@ -102,12 +104,12 @@ def experiment_layers(name: str, cwd: Path) -> list[Layer]:
     found = _definitions("experiments", cwd)
     if name not in found and name not in registry.names("methods"):
         if name in _definitions("sweeps", cwd):
-            raise ConfigError(f"{name!r} is a sweep.", f"Start it with: reason sweep {name}")
+            raise ConfigError(f"{name!r} is a sweep.", f"Run it with: reason sweep {name}")
         raise unknown("method or experiment", name, [*registry.names("methods"), *found])
     layers = _through_extends(name, found) if name in found else []
     if layers and _method(layers) is None:
         raise ConfigError(
-            f"The experiment {name!r} does not say its method.", "Add a line such as `method: latent`."
+            f"The experiment {name!r} does not name a method.", "Add a line such as `method: latent`."
         )
     return layers
 
@@ -130,21 +132,21 @@ def _through_extends(name: str, found: Definitions) -> list[Layer]:
 def _ancestry(name: str, found: Definitions) -> list[str]:
     """``name`` and what it extends, directly or not; the last ancestor first."""
     line = [name]
-    while (said := _extended(line[0], found)) is not None:
-        where, above = said
+    while (extends := _extended(line[0], found)) is not None:
+        where, above = extends
         if above in line:
             circle = " -> ".join([*line[: line.index(above) + 1][::-1], above])
             raise ConfigError(
                 f"The experiment {line[0]!r} ({where}) extends itself: {circle}.",
-                "Take `extends` out of one of them."
-                + " A local experiment is merged onto the shipped one of its name anyway."
+                "Remove `extends` from one of them."
+                + " A local experiment is always merged onto the shipped one of the same name."
                 * (above == line[0]),
             )
         if above not in found:
             error = unknown("experiment", above, found)
             error.message = f"The experiment {line[0]!r} ({where}) extends an unknown experiment: {above!r}."
             if above in registry.names("methods"):
-                error.hint = f"{above} is a method. Write `method: {above}` in place of `extends`."
+                error.hint = f"{above} is a method. Write `method: {above}` instead of `extends`."
             raise ConfigError(error.message, error.hint)
         line.insert(0, above)
     return line
@@ -156,7 +158,7 @@ def _extended(name: str, found: Definitions) -> tuple[str, str] | None:
         above = body.get("extends")
         if above is not None and not (isinstance(above, str) and above):
             raise ConfigError(
-                f"extends of the experiment {name!r} ({where}) is not the name of one experiment.",
+                f"`extends` of the experiment {name!r} ({where}) must be the name of one experiment.",
                 "Write `extends: NAME`.",
             )
         if above is not None:
@@ -184,19 +186,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise ConfigError(f"There is no file {path}.", "Check the path given to -c.") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}.", "Give a text file with YAML in it.") from error
+        raise ConfigError(f"{path} cannot be read: {error}.", "Give a YAML text file.") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}", "Mend the line named above.") from error
+        raise ConfigError(f"{path} is not valid YAML: {error}", "Correct the line named above.") from error
     except RecursionError as error:
-        raise ConfigError(f"{path} is nested too deeply.", "Keys are a few levels deep at most.") from error
+        raise ConfigError(f"{path} is nested too deeply.", "Keys nest only a few levels deep.") from error
     if content in (None, ""):
         return {}
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds no mapping.", "Write `key: value` lines.")
+        raise ConfigError(
+            f"{path} is not a mapping of keys to values.", "Write lines of the form `key: value`."
+        )
     if _nodes(content, {}) > MOST_NODES:
         raise ConfigError(
-            f"{path} holds more than {MOST_NODES:,} values once its anchors are written out.",
-            "Refer to an anchor less often.",
+            f"{path} has more than {MOST_NODES:,} values once its anchors are expanded.",
+            "Use fewer references to anchors.",
         )
     return content
 
@@ -213,7 +217,7 @@ class _Loader(_BaseLoader):
             names = [key.value for key, _ in node.value]
             twice = next(key for i, (key, _) in enumerate(node.value) if key.value in names[:i])
             raise yaml.constructor.ConstructorError(
-                None, None, f"the key {twice.value!r} stands twice", twice.start_mark
+                None, None, f"the key {twice.value!r} appears twice", twice.start_mark
             )
         return found
 
@@ -254,7 +258,7 @@ def flatten(tree: Mapping[str, Any], where: str = "") -> dict[str, Any]:
         found = {key: value} if inside is None else {f"{key}.{leaf}": v for leaf, v in inside.items()}
         for twice in found.keys() & flat.keys():
             raise ConfigError(
-                f"{twice} is set twice{f' in {where}' if where else ''}.", "Keep one of the two."
+                f"{twice} is set twice{f' in {where}' if where else ''}.", "Remove one of the two."
             )
         flat |= found
     return flat

@@ -133,29 +133,32 @@ def choose_device(hardware: Any) -> tuple[str, int]:
         ConfigError: devices were asked for that are not here. Never a silent CPU run.
     """
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    kind, asked = hardware.device, hardware.gpus
+    kind, requested = hardware.device, hardware.gpus
     if kind == "auto":
-        if asked and not found:
+        if requested and not found:
             raise ConfigError(
-                f"{asked} GPU{'s' if asked > 1 else ''} asked for, and this machine has none that CUDA can use.",
-                f"On the CPU, {asked} processes: --device cpu --gpus {asked}. One CPU process: leave --gpus out.",
+                f"{requested} GPU{'s' if requested > 1 else ''} requested, but CUDA finds none on this machine.",
+                f"Use --device cpu --gpus {requested} for {requested} CPU process{'es' if requested > 1 else ''}, or omit --gpus for one.",
             )
         kind = "cuda" if found else "cpu"
     if kind == "cuda" and not found:
         raise ConfigError(
-            "--device cuda: this machine has no GPU that CUDA can use.",
-            "Use --device cpu, or `reason doctor` to see why.",
+            "--device cuda was requested, but CUDA finds no GPU on this machine.",
+            "Use --device cpu, or run `reason doctor` to see why.",
         )
-    if kind == "cuda" and asked > found:
-        raise ConfigError(f"{asked} GPUs asked for, {found} here.", f"Use --gpus {found}.")
+    if kind == "cuda" and requested > found:
+        raise ConfigError(
+            f"{requested} GPUs requested, but this machine has {found}.", f"Use --gpus {found}."
+        )
     if kind == "mps":
         if not torch.backends.mps.is_available():
             raise ConfigError(
-                "--device mps: this machine has no Apple GPU that torch can use.", "Use --device cpu."
+                "--device mps was requested, but torch finds no Apple GPU on this machine.",
+                "Use --device cpu.",
             )
-        if asked > 1:
-            raise ConfigError("mps is a single device.", "Leave --gpus out.")
-    return kind, max(asked, 1)
+        if requested > 1:
+            raise ConfigError("mps is a single device.", "Omit --gpus.")
+    return kind, max(requested, 1)
 
 
 @contextmanager

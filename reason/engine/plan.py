@@ -88,7 +88,7 @@ class Plan:
     def _marked(self, mark: Literal["evaluation", "path"], value: Any = None) -> set[str]:
         """The keys, nested ones too, that carry ``mark`` (set to ``value``, if one is given)."""
         found = {k.name: k.metadata.get(mark) for k in walk(type(self.config))}
-        return {name for name, said in found.items() if said and value in (None, said)}
+        return {name for name, source in found.items() if source and value in (None, source)}
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(dataclasses.asdict(self.config), sort_keys=False, allow_unicode=True)
@@ -102,13 +102,13 @@ def check_depth(depth: int, train_depth: int, axis: DepthAxis) -> None:
     """Refuse a depth that a model trained for ``train_depth`` cannot be judged at."""
     if depth < axis.least:
         raise ConfigError(
-            f"depth={depth} is below the least: it starts at {axis.least} {axis.unit} ({axis.zero}).",
+            f"depth={depth} is too small: the smallest depth is {axis.least} {axis.unit} ({axis.zero}).",
             f"Use depth={axis.least} or more.",
         )
     if axis.bound and depth > max(train_depth, axis.least):
         raise ConfigError(
-            f"depth={depth} is beyond train_depth={train_depth}: "
-            f"this model is not trained for so many {axis.unit}.",
+            f"depth={depth} is greater than train_depth={train_depth}: "
+            f"the model is not trained with that many {axis.unit}.",
             f"Use depth={max(train_depth, axis.least)}{' or less' * (train_depth > axis.least)}, or train with "
             f"train_depth={depth}.",
         )

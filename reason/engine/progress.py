@@ -10,12 +10,12 @@ from typing import Any
 LINE_EVERY_S = 10.0  # without a terminal, at most one progress line per this many seconds
 
 
-class Voice:
-    """The log of one rank; rank 0 also speaks on stderr, with a bar and the time left on a terminal."""
+class RunLog:
+    """The log of one rank; rank 0 also prints to stderr, with a progress bar and the time left on a terminal."""
 
     def __init__(self, folder: Path, rank: int, quiet: bool = False):
         self.path = folder / (f"log-rank{rank}.txt" if rank else "log.txt")
-        self.aloud = rank == 0 and not quiet
+        self._prints = rank == 0 and not quiet
         self._bar: Any = None
         self._task: Any = None
         self._phase = ""
@@ -25,7 +25,7 @@ class Voice:
     def say(self, text: str) -> None:
         """One line to the log, and to stderr on rank 0."""
         self.note(text)
-        if self.aloud:
+        if self._prints:
             if self._bar is not None:
                 self._bar.console.print(text, highlight=False, markup=False)
             else:
@@ -42,7 +42,7 @@ class Voice:
 
     def progress(self, phase: str, done: float, total: float, text: str = "") -> None:
         """``done`` of ``total`` of a phase. Cheap enough to call at every step."""
-        if not self.aloud:
+        if not self._prints:
             return
         if sys.stderr.isatty():
             self._draw(phase, done, total, text)

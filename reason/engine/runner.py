@@ -52,7 +52,7 @@ def run(
     stages = chain(plan) if model is None else []
     _say(f"{plan.experiment}: {_sentence(plan, kind, processes)}", quiet)
     if stages and stage_of is None:
-        _say(f"  begins with {', then '.join(s.plan.experiment for s in stages)}", quiet)
+        _say(f"  starts from {', then '.join(s.plan.experiment for s in stages)}", quiet)
     folder = prepare(plan, load_dataset(plan).digest, model=model, sweep=sweep, stage_of=stage_of)
     execute(folder, plan, kind, processes, quiet=quiet)
     return folder
@@ -65,12 +65,12 @@ def prepare(
     """A fresh folder that says what the run is, before its first attempt."""
     from reason.engine.stages import source_digests
 
-    told = model.identity if model else {}
+    original = model.identity if model else {}
     recorded = flatten(model.config) if model else {}
-    same = told and all(recorded.get(key) == source for key, source in plan.sources.items())
-    sources = told["sources"] if same and "sources" in told else source_digests(plan)
+    same = original and all(recorded.get(key) == source for key, source in plan.sources.items())
+    sources = original["sources"] if same and "sources" in original else source_digests(plan)
     train_hash, config_hash = plan.hashes(data_digest, sources)
-    if model is not None and told["train_hash"] != train_hash:
+    if model is not None and original["train_hash"] != train_hash:
         raise _another_model(plan, model, recorded)
     folder = RunFolder.create(plan.config.runs, plan.experiment, config_hash)
     with atomic(folder / "config.yaml") as f:
@@ -83,7 +83,7 @@ def prepare(
         "config_hash": config_hash, "train_hash": train_hash, "data_digest": data_digest, "sources": sources,
         "parent": sweep.name if sweep else None,
         "trained_by": model.name if model and plan.card.trains else None,
-        "stage_of": stage_of.name if stage_of else None, "stages": told.get("stages", {}), "written": plan.written,
+        "stage_of": stage_of.name if stage_of else None, "stages": original.get("stages", {}), "written": plan.written,
         "created": time.time(), "argv": ["reason", *sys.argv[1:]],
     }  # fmt: skip
     write_json(folder / "run.json", identity)
@@ -91,14 +91,14 @@ def prepare(
 
 
 def _another_model(plan: Plan, model: RunFolder, recorded: Mapping[str, Any]) -> ConfigError:
-    changed = [f"{k}={plan.flat[k]} (it has {recorded[k]})" for k in plan.retrains(recorded)]
+    changed = [f"{k}={plan.flat[k]} (recorded: {recorded[k]})" for k in plan.retrains(recorded)]
     if (version := model.identity.get("version", 1)) != plan.card.version:
         changed.append(
-            f"it was made by version {version} of {plan.card.name}, and this is {plan.card.version}"
+            f"it was trained with version {version} of {plan.card.name}, and version {plan.card.version} is installed"
         )
     return ConfigError(
-        f"{model.name} holds another model: {', '.join(changed) or 'its data has changed'}.",
-        f"Change only eval.* and {', '.join(sorted(plan.judging))}; or train anew with `reason run`.",
+        f"These settings need a different model from that of {model.name}: {', '.join(changed) or 'the data has changed'}.",
+        f"Change only eval.* and {', '.join(sorted(plan.judging))}; or train a new model with `reason run`.",
     )
 
 
@@ -120,28 +120,28 @@ def resume(folder: RunFolder, hardware: Mapping[str, Any] | None = None, *, quie
     version = identity.get("version", plan.card.version)
     if version != plan.card.version:
         raise RunError(
-            f"{folder.name} was started by version {version} of {plan.card.name}; this is version {plan.card.version}.",
-            "Start a new run.",
+            f"{folder.name} was started by version {version} of {plan.card.name}; version {plan.card.version} is installed.",
+            "Start a new run with `reason run`.",
         )
     digest = load_dataset(plan).digest
     if digest != identity["data_digest"]:
         raise RunError(
-            f"The data of {folder.name} has changed since it started ({digest[:8]}, then {identity['data_digest'][:8]}).",
-            "Start a new run.",
+            f"The data of {folder.name} has changed since it started (digest {digest[:8]}, was {identity['data_digest'][:8]}).",
+            "Start a new run with `reason run`.",
         )
     sources = source_digests(plan, {key: identity["sources"][key] for key in identity.get("stages", {})})
     for key, source in sources.items():
         if identity.get("sources", {}).get(key, source) != source:
             raise RunError(
-                f"What {folder.name} begins with has changed since it started: {key}={plan.sources[key]}.",
-                "Start a new run.",
+                f"The model that {folder.name} starts from has changed since then: {key}={plan.sources[key]}.",
+                "Start a new run with `reason run`.",
             )
     if plan.hashes(digest, sources)[1] != identity["config_hash"]:
         raise RunError(
             f"The configuration of {folder.name} has changed since it started: its config.yaml and its hash differ.",
             "Restore config.yaml, or start a new run.",
         )
-    _say(f"{folder.name}: resuming", quiet)
+    _say(f"Resuming {folder.name}", quiet)
     if hardware:
         with atomic(folder / "config.yaml") as f:
             f.write(plan.to_yaml())
@@ -183,9 +183,9 @@ def execute(folder: RunFolder, plan: Plan, kind: str, processes: int, *, quiet: 
     if problem is None:
         return
     if status == KILLED and not folder.identity["stage_of"]:
-        _say(f"{folder.name} is interrupted. Resume with: reason resume {folder.path}", quiet)
+        _say(f"{folder.name} was interrupted. Resume with: reason resume {folder.path}", quiet)
     if isinstance(problem, ReasonError):
-        problem.hint = f"{problem.hint} The run is kept in {folder.path}.".strip()
+        problem.hint = f"{problem.hint} The run folder is {folder.path}.".strip()
     elif isinstance(problem, Exception):
         raise RunError(
             f"{type(problem).__name__}: {problem}",
@@ -206,17 +206,20 @@ def _make_stages(folder: RunFolder, plan: Plan, quiet: bool) -> None:
         try:
             done = stage.finished()
             if done is not None:
-                _say(f"  {stage.key}: {name}, finished already as {done.name}", quiet)
+                _say(f"  {stage.key}: {name} is already finished: {done.name}", quiet)
             elif (begun := stage.unfinished()) is None:
                 done = run(stage.plan, stage_of=folder, quiet=quiet)
             elif begun.status == RUNNING:
-                raise RunError(f"{begun.name} is running in another process.", "Resume when it has finished.")
+                raise RunError(
+                    f"{begun.name} is running in another process.",
+                    "Resume this run when that one has finished.",
+                )
             else:
                 done = resume(begun, quiet=quiet)
         except ReasonError as error:
             raise RunError(
-                f"{name}, which {folder.name} begins with, failed: {error.message}",
-                f"{error.hint} Then: reason resume {folder.path}",
+                f"{name}, which {folder.name} starts from, failed: {error.message}",
+                f"{error.hint} Then resume with: reason resume {folder.path}",
             ) from error
         identity["stages"][stage.key] = done.name
         write_json(folder / "run.json", identity)
@@ -252,17 +255,18 @@ def _check_batch(plan: Plan, processes: int) -> None:
     train = plan.config.train
     if plan.card.trains and train.batch_size < processes * train.accumulate:
         raise ConfigError(
-            f"train.batch_size={train.batch_size} cannot be shared by {processes} processes x {train.accumulate} micro-batches.",
+            f"train.batch_size={train.batch_size} is too small for {processes} processes x {train.accumulate} micro-batches.",
             f"Use train.batch_size={processes * train.accumulate} or more.",
         )
 
 
 def _sentence(plan: Plan, kind: str, processes: int) -> str:
     c = plan.config
-    where = f"{processes} {'GPU' if kind == 'cuda' else kind + ' process'}{'es' if processes > 1 and kind != 'cuda' else ''}"
+    trained = f"trained with {c.train_depth} {plan.card.depth.unit}, " if plan.card.trains else ""
+    where = f"{processes} {'GPU' if kind == 'cuda' else kind.upper() + ' process'}{'' if processes == 1 else 's' if kind == 'cuda' else 'es'}"
     return (
-        f"method {plan.card.name} on {c.dataset.name}, trained for {c.train_depth} {plan.card.depth.unit}, "
-        f"evaluated at {', '.join(map(str, plan.depths))}; seed {c.seed}; {where}"
+        f"method {plan.card.name} on {c.dataset.name}, {trained}"
+        f"evaluated at depth {', '.join(map(str, plan.depths))}; seed {c.seed}; {where}"
     )
 
 

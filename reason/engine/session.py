@@ -133,16 +133,16 @@ class Session:
             fitted = kept["fitted"]
         except (ValueError, KeyError, TypeError) as error:
             raise RunError(
-                f"{path} cannot be read as a calibration: {error}",
-                f"Fit it anew: reason evaluate {folder.name}",
+                f"{path} is not a valid calibration: {error}",
+                f"Fit it again with: reason evaluate {folder.name}",
             ) from error
         for key, mine in _fitted_to(folder, owner).items():
             if kept.get(key) != mine:
                 what = {"model": "model", "data_digest": "dataset"}[key]
                 raise RunError(
-                    f"{path} was fitted to another {what} ({str(kept.get(key))[:8]}, here {mine[:8]}): "
-                    "its thresholds mean nothing here.",
-                    f"Fit it anew: reason evaluate {folder.name}",
+                    f"{path} was fitted to a different {what} ({str(kept.get(key))[:8]}, now {mine[:8]}): "
+                    "its thresholds do not apply.",
+                    f"Fit it again with: reason evaluate {folder.name}",
                 )
         self.ctx.calibration = fitted
 
@@ -229,7 +229,7 @@ def open_run(folder: RunFolder) -> LoadedRun:
     if folder.status != FINISHED:
         raise RunError(
             f"{folder.name} is {folder.status}: it has no model yet.",
-            f"Finish it with `reason resume {folder.path}`.",
+            f"Finish it with: reason resume {folder.path}",
         )
     plan = recorded_plan(folder, {"hardware.device": "auto", "hardware.gpus": 0})
     kind, _ = choose_device(plan.config.hardware)
@@ -254,7 +254,7 @@ def model_owner(folder: RunFolder) -> RunFolder:
     beside = RunFolder(folder.path.parent / owner)
     if not (beside / "run.json").is_file():
         raise RunError(
-            f"The model of {folder.name} belongs to {owner}, which is not beside it.",
-            f"Bring {owner} into {folder.path.parent} too.",
+            f"The model of {folder.name} was trained by {owner}, which is not in the same folder.",
+            f"Copy {owner} into {folder.path.parent}.",
         )
     return beside

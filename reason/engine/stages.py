@@ -86,8 +86,8 @@ def chain(plan: Plan) -> list[Stage]:
             name = stage.plan.experiment
             if name in above:
                 raise ConfigError(
-                    f"The experiments begin with each other: {' -> '.join((*above, name))}.",
-                    "Give one of them another source: backbone.source=",
+                    f"The experiments start from each other: {' -> '.join((*above, name))}.",
+                    "Give one of them another backbone.source.",
                 )
             if name not in found:
                 walk(stage.plan, (*above, name))

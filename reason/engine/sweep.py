@@ -92,15 +92,19 @@ def expand(value: str) -> list[str]:
         low, dots, high = part.partition("..")
         if dots and low.strip().lstrip("-").isdigit() and high.strip().lstrip("-").isdigit():
             if int(high) < int(low):
-                raise ConfigError(f"The range {part!r} runs backwards.", f"Write {high}..{low}.")
+                raise ConfigError(
+                    f"The range {part!r} is empty: its end is below its start.", f"Write {high}..{low}."
+                )
             found += [str(i) for i in range(int(low), int(high) + 1)]
         else:
             found.append(part.strip())
     if any(not v for v in found) and len(found) > 1:
-        raise ConfigError(f"{value!r} has an empty value in it.", "Remove the stray comma.")
+        raise ConfigError(f"{value!r} contains an empty value.", "Remove the stray comma.")
     duplicates = {v for v in found if found.count(v) > 1}
     if duplicates:
-        raise ConfigError(f"{value!r} names {', '.join(sorted(duplicates))} twice.", "Name each value once.")
+        raise ConfigError(
+            f"{value!r} contains {', '.join(sorted(duplicates))} twice.", "Give each value once."
+        )
     return found
 
 
@@ -121,21 +125,22 @@ def plan_sweep(
         for key, values in (named.get("vary") or {}).items():
             vary[key] = [str(v) for v in values] if isinstance(values, list) else expand(str(values))
         fixed = [f"{k}={v}" for k, v in (named.get("set") or {}).items()]
-    spoken, also_fixed = axes(overrides)
+    varied_here, also_fixed = axes(overrides)
     for word in also_fixed:  # a fixed value on the command line replaces a varied one of the file
         vary.pop(word.partition("=")[0].strip(), None)
-    vary |= spoken
+    vary |= varied_here
     fixed += also_fixed
     if not vary:
         raise ConfigError(
-            "Nothing varies in this sweep.", f"Name some values: reason sweep {name} depth=0,1,2 seed=0..2"
+            "No key is varied in this sweep.",
+            f"Give several values, e.g.: reason sweep {name} depth=0,1,2 seed=0..2",
         )
     for key in (k for k, v in (flags or {}).items() if v is not None and k in vary):
-        if key in spoken:
-            raise ConfigError(f"{key} varies and is also set by a flag.", "Leave one of them out.")
+        if key in varied_here:
+            raise ConfigError(f"{key} is varied and also set by a flag.", "Remove one of the two.")
         del vary[key]
     if "runs" in vary:
-        raise ConfigError("A sweep lives in one folder of runs.", "Give runs=PATH once.")
+        raise ConfigError("All trials of a sweep share one runs folder.", "Give one path: runs=PATH")
     defaults: dict[str, Any] = {"eval.curve": "false"}
     if "depth" in vary:
         defaults["train_depth"] = str(max(_whole(v, "depth") for v in vary["depth"]))
@@ -189,8 +194,11 @@ def sweep(
 def _same(root: Path, plan: SweepPlan) -> RunFolder | None:
     """The sweep that this same command started earlier."""
     for folder in RunFolder.scan(root)[0]:
-        told = folder.identity
-        if told["kind"] == "sweep" and (told["experiment"], told["config_hash"]) == (plan.name, plan.digest):
+        identity = folder.identity
+        if identity["kind"] == "sweep" and (identity["experiment"], identity["config_hash"]) == (
+            plan.name,
+            plan.digest,
+        ):
             return folder
     return None
 
@@ -230,7 +238,7 @@ def _recorded(trial: Trial) -> dict[str, Any]:
 
 def _execute(folder: RunFolder, plan: SweepPlan, stop_on_error: bool, quiet: bool) -> RunFolder:
     if folder.status == FINISHED and all(_finished(folder, t) for t in plan.trials):
-        _say(f"{folder.name}: all {len(plan.trials)} trials are finished already", quiet)
+        _say(f"{folder.name}: all {len(plan.trials)} trials are already finished", quiet)
         return folder
     failures: list[Trial] = []
     untrained: dict[str, str] = {}  # train_hash of a model that could not be trained -> why
@@ -247,7 +255,9 @@ def _execute(folder: RunFolder, plan: SweepPlan, stop_on_error: bool, quiet: boo
                 try:
                     for model in (*stages[number - 1], trial.train_hash):
                         if model in untrained:
-                            raise RunError(f"Its model could not be trained: {untrained[model]}")
+                            raise RunError(
+                                f"The model of this trial could not be trained: {untrained[model]}"
+                            )
                     trial.run = _one(folder, trial, quiet).name
                 except ReasonError as error:
                     trial.problem = str(error)
@@ -272,8 +282,8 @@ def _execute(folder: RunFolder, plan: SweepPlan, stop_on_error: bool, quiet: boo
             mirror.close(status)
     if failures:
         raise SweepError(
-            f"{len(failures)} of {len(plan.trials)} trials failed; the first: {failures[0].problem.splitlines()[0]}",
-            f"Mend the cause, then `reason resume {folder.path}` runs what is missing.",
+            f"{len(failures)} of {len(plan.trials)} trials failed. First error: {failures[0].problem.splitlines()[0]}",
+            f"Fix the cause, then finish the sweep with: reason resume {folder.path}",
         )
     return folder
 
@@ -282,7 +292,7 @@ def _one(folder: RunFolder, trial: Trial, quiet: bool) -> RunFolder:
     """A trial's finished run: found, resumed or executed now."""
     same = [r for r in _children(folder) if r.identity["config_hash"] == trial.config_hash]
     if found := _finished(folder, trial, quiet):
-        _say(f"  finished already: {found.name}", quiet)
+        _say(f"  already finished: {found.name}", quiet)
         return found
     for child in same:
         if child.identity["parent"] == folder.name and child.status in (INTERRUPTED, KILLED, FAILED):
@@ -306,8 +316,8 @@ def _say_outdated(folder: RunFolder, plan: SweepPlan, quiet: bool) -> None:
             continue
         if not wanted.retrains(flatten(child.config)):
             _say(
-                f"  {child.name} was made by version {version or 'unknown'} of {card.name}; this is version "
-                f"{card.version}, which trains or judges differently: its model is not used again.",
+                f"  The model of {child.name} is not reused: it was trained with version {version or 'unknown'} of {card.name}, and version "
+                f"{card.version} is installed.",
                 quiet,
             )
             return

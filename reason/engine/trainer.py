@@ -50,7 +50,7 @@ class Trainer:
         examples, least = len(ctx.data.train), world.size * self.config.accumulate
         if examples < least:
             raise RunError(
-                f"{examples} training examples cannot feed {least} micro-batches.",
+                f"{examples} training examples are too few for {least} micro-batches.",
                 "Use fewer ranks, train.accumulate=1 or more data.",
             )
         # A last batch that is not full is left out (each epoch another one), so that the number of
@@ -137,7 +137,7 @@ class Trainer:
             named = ", ".join(f"{n} {v:.4g}" for n, v in terms.items())
             raise RunError(
                 f"The loss is not finite at step {step + 1} ({named}).",
-                f"Lower train.lr ({self.config.lr:g}), set train.clip, or look at the terms named above.",
+                f"Lower train.lr ({self.config.lr:g}), set train.clip, or check the loss terms named above.",
             )
         norm = self._clip()
         self.optimizer.step()

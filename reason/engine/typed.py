@@ -108,40 +108,40 @@ class Draft:
         plain: Any = OmegaConf.create(OmegaConf.to_container(self._config))
         for name, value in self._open.items():
             OmegaConf.update(plain, name, value, merge=False)
-        return _select(plain, key, self.written, self.origin, self.keys, "is not a key of this run")
+        return _select(plain, key, self.written, self.origin, self.keys, "is not a configuration key")
 
     def _set(self, key: str, value: Any) -> None:
         kind = _Kind.of(self.keys[key].type)
         value = kind.spelled(value)
         try:
             if kind.base is not str and "${" in str(value):
-                raise ValidationError("it would be taken for an interpolation")
+                raise ValidationError("it would be read as an interpolation")
             if isinstance(value, list) and any(isinstance(item, (list, tuple, dict)) for item in value):
-                raise ValidationError("OmegaConf would take it")
+                raise ValidationError("OmegaConf would accept it")
             OmegaConf.update(self._config, key, _escaped(value))
             texts = [v for v in (value if isinstance(value, list) else [value]) if v not in (None, "???")]
             if kind.base is float and not all(math.isfinite(float(text)) for text in texts):
-                raise ValidationError("it passes comparisons and means nothing")
+                raise ValidationError("it is not finite")
         except ValidationError as error:
             raise self._wrong(key, value, kind) from error
 
     def _missing(self, key: str) -> ConfigError:
         return ConfigError(
-            f"{key} has no value yet: it is ???{_at(self.origin[key])}.",
-            f"Give it one: {key}={_Kind.of(self.keys[key].type).example}",
+            f"{key} is required but has no value: it is ???{_at(self.origin[key])}.",
+            f"Set it, e.g. {key}={_Kind.of(self.keys[key].type).example}",
         )
 
     def _wrong(self, key: str, value: Any, kind: _Kind) -> ConfigError:
         text, at = _text(value), _at(self.origin[key])
-        said = f"{key}={text}{at}"
+        setting = f"{key}={text}{at}"
         if key in self.written:
-            said = f"{key}={self.written[key]}{at} resolves to {text!r}, which"
+            setting = f"{key}={self.written[key]}{at} resolves to {text!r}, which"
         if not kind.choices:
-            return ConfigError(f"{said} is not {kind.name}.", f"For example: {key}={kind.example}")
+            return ConfigError(f"{setting} is not {kind.name}.", f"For example: {key}={kind.example}")
         wrong = next((v for v in value if v not in kind.choices), "") if isinstance(value, list) else text
         close = nearest(str(wrong), kind.choices)
         return ConfigError(
-            f"{said} is not {'a list of the choices' if kind.many else 'one of the choices'}.",
+            f"{setting} is not {'a list of the choices' if kind.many else 'one of the choices'}.",
             (f"Did you mean {close!r}? " if close else "") + f"Choices: {', '.join(kind.choices)}.",
         )
 
@@ -169,7 +169,7 @@ def resolved(key: str, where: str, values: Mapping[str, Any]) -> str:
     for name, value in values.items():
         with contextlib.suppress(OmegaConfBaseException):  # refused in words once there is a schema
             OmegaConf.update(plain, name, value, merge=False)
-    absent = "no layer sets; methods, backbones and datasets are chosen before defaults are known"
+    absent = "no layer sets; names of methods, backbones and datasets cannot refer to default values"
     return str(_select(plain, key, {key: _text(values[key])}, {key: where}, values, absent))
 
 
@@ -278,41 +278,41 @@ def _select(
         reason = str(error).splitlines()[0]
         name = (re.findall(r"'([^']+)'", reason) or [""])[0]  # of what was not found
         blamed = next((k for k, text in written.items() if name and name in text), key)
-        said = f"{blamed}={written[blamed]}{_at(origin[blamed])}"
-        raise _unresolved(said, error, reason, name, keys, absent) from error
+        setting = f"{blamed}={written[blamed]}{_at(origin[blamed])}"
+        raise _unresolved(setting, error, reason, name, keys, absent) from error
 
 
 _GROUP = "Interpolation to parent node detected"  # OmegaConf's words where the group holds the key itself
 
 
 def _unresolved(
-    said: str, error: Exception, reason: str, name: str, keys: Iterable[str], absent: str
+    setting: str, error: Exception, reason: str, name: str, keys: Iterable[str], absent: str
 ) -> ConfigError:
     if "nvironment variable" in reason:
         return ConfigError(
-            f"{said}: the environment variable {name} is not set.",
-            f"Set it, or give a default: ${{oc.env:{name},VALUE}}",
+            f"{setting}: the environment variable {name} is not set.",
+            f"Set it, or give a default value: ${{oc.env:{name},VALUE}}",
         )
     if isinstance(error, InterpolationKeyError):
         close = " or ".join(f"${{{k}}}" for k in _close(name.lstrip("."), keys))
         return ConfigError(
-            f"{said} refers to {name!r}, which {absent}.",
+            f"{setting} refers to {name!r}, which {absent}.",
             f"Did you mean {close}?" if close else "`reason show NAME` lists every key.",
         )
     if "ecursi" in reason:
-        return ConfigError(f"{said} refers back to itself.", "Give one of the keys in the circle a value.")
+        return ConfigError(f"{setting} refers to itself.", "Set one of the keys in the cycle to a value.")
     if reason == _GROUP:
         return ConfigError(
-            f"{said} refers to a group of keys.", "Refer to one of its keys, such as ${train.steps}."
+            f"{setting} refers to a section, not a key.", "Refer to one of its keys, such as ${train.steps}."
         )
     if isinstance(error, UnsupportedInterpolationType):
         return ConfigError(
-            f"{said}: there is no resolver {reason.split()[-1]!r}.",
+            f"{setting}: there is no resolver {reason.split()[-1]!r}.",
             "Use ${KEY} for another key and ${oc.env:NAME} for an environment variable.",
         )
     return ConfigError(
-        f"{said} cannot be resolved: {reason}.",
-        "OmegaConf's documentation describes what may stand in ${...}.",
+        f"{setting} cannot be resolved: {reason}.",
+        "See OmegaConf's documentation for the syntax of ${...}.",
     )
 
 
@@ -338,12 +338,12 @@ def _alike(leaf: str, keys: list[str]) -> list[str]:
 def _unknown(key: str, where: str, keys: Iterable[str], method: str) -> ConfigError:
     inside = next((k for k in keys if k.startswith(f"{key}.")), None)
     if inside:
-        return ConfigError(f"{key!r} is a group of keys.", f"Set one of them, e.g. {inside}=...")
+        return ConfigError(f"{key!r} is a section, not a key.", f"Set one of its keys, e.g. {inside}=...")
     if where == RECORDED:
         return ConfigError(
-            f"This run was recorded by another version of reason, or of the package of {method}: the key {key!r} "
-            "is not known here.",
-            "Use the versions that its env.json names, or start a new run.",
+            f"This run was recorded by another version of reason, or of the package of {method}: it has the unknown "
+            f"key {key!r}.",
+            "Install the versions listed in its env.json, or start a new run.",
         )
     meant = " or ".join(repr(k) for k in _close(key, keys))
     at = "" if where == "command line" else f" in {where}"

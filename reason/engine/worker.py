@@ -15,7 +15,7 @@ from reason.engine.evaluation import judge_baselines, judge_depths, report, writ
 from reason.engine.meter import Stopwatch, device_name, peak_memory_gb
 from reason.engine.parallel import World, world
 from reason.engine.plan import Plan
-from reason.engine.progress import Voice
+from reason.engine.progress import RunLog
 from reason.engine.session import Session, model_owner, recorded_plan
 from reason.engine.trainer import Progress, Trainer
 from reason.errors import ReasonError, RunError
@@ -30,10 +30,10 @@ def work(payload: dict[str, Any]) -> None:
     folder = RunFolder(payload["folder"])
     plan = recorded_plan(folder)
     with world(payload["device"], plan.config.hardware) as here:
-        voice = Voice(folder.path, here.rank, payload["quiet"])
+        run_log = RunLog(folder.path, here.rank, payload["quiet"])
         points = PointLog(folder) if here.is_main else None
         try:
-            result = _execute(plan, here, folder, voice, points)
+            result = _execute(plan, here, folder, run_log, points)
             memory = peak_memory_gb(here)
             if points:
                 points.close()
@@ -47,38 +47,38 @@ def work(payload: dict[str, Any]) -> None:
         except ReasonError:
             raise
         except Exception:
-            voice.note(traceback.format_exc())
+            run_log.note(traceback.format_exc())
             raise
         finally:
-            voice.close()
+            run_log.close()
             if points:
                 points.close()
 
 
 def _execute(
-    plan: Plan, here: World, folder: RunFolder, voice: Voice, points: PointLog | None
+    plan: Plan, here: World, folder: RunFolder, run_log: RunLog, points: PointLog | None
 ) -> Result | None:
     """Everything but what the run has cost and on what; None on other ranks than the first."""
     identity, owner = folder.identity, model_owner(folder)
     _phase(folder, here, "load")
     log = points.log if points else lambda *_: None
     session = Session.begin(plan, here, folder.path, log, owner=owner.path)
-    voice.say("  " + ", ".join(f"{k} {_short(v)}" for k, v in session.ctx.data.info.items()))
+    run_log.say("  " + ", ".join(f"{k} {_short(v)}" for k, v in session.ctx.data.info.items()))
     for note in session.ctx.dataset.notes:
-        voice.say(f"  note: {note}")
+        run_log.say(f"  note: {note}")
     training = None
     session.method.check(session.ctx, session.network)
     if identity["trained_by"] is not None:
         session.load_model(owner, identity["train_hash"])
-        voice.say(f"  model trained by {identity['trained_by']}")
+        run_log.say(f"  using the model trained by {identity['trained_by']}")
     elif plan.card.trains:
         _phase(folder, here, "train")
-        training = _train(session, folder, identity["train_hash"], voice)
+        training = _train(session, folder, identity["train_hash"], run_log)
     _phase(folder, here, "evaluate")
     session.calibrate(folder, owner)
     for note in (session.ctx.calibration or {}).get("notes", []):
-        voice.say(f"  note: {note}")
-    curve, baselines = _evaluate(session, folder, voice)
+        run_log.say(f"  note: {note}")
+    curve, baselines = _evaluate(session, folder, run_log)
     if not here.is_main:
         return None
     axis, units, config = plan.card.depth, plan.card.units, plan.config
@@ -102,7 +102,7 @@ def _phase(folder: RunFolder, here: World, phase: str) -> None:
         folder.event("phase", phase=phase)
 
 
-def _train(session: Session, folder: RunFolder, train_hash: str, voice: Voice) -> Training:
+def _train(session: Session, folder: RunFolder, train_hash: str, run_log: RunLog) -> Training:
     """Train (or go on training) and keep the model."""
     last: dict[str, float] = {}
 
@@ -111,29 +111,30 @@ def _train(session: Session, folder: RunFolder, train_hash: str, voice: Voice) -
             last["loss"] = p.loss
         if p.valid is not None:
             last["valid"] = p.valid
-            voice.note(f"step {p.step} epoch {p.epoch:.2f} valid {p.valid:.5f}")
+            run_log.note(f"step {p.step} epoch {p.epoch:.2f} valid {p.valid:.5f}")
         text = "  ".join(f"{k} {v:.4f}" for k, v in last.items())
-        voice.progress("training", p.step, p.steps, text)
+        run_log.progress("training", p.step, p.steps, text)
 
     checkpoints = Checkpoints(folder / "checkpoints", session.world, train_hash)
     trainer = Trainer(session.method, session.network, session.ctx, session.world, checkpoints, watch)
     started = time.perf_counter()
     training = trainer.fit()
     for note in training.notes:
-        voice.say(f"  note: {note}")
+        run_log.say(f"  note: {note}")
     try:
         session.keep_trained(trainer.wrapped, folder, train_hash)
     except OSError as error:
         raise RunError(
-            f"The model could not be written: {error}.", "Free some space and `reason resume` the run."
+            f"The model could not be saved: {error}.",
+            "Free some disk space, then resume the run with `reason resume`.",
         ) from error
     session.world.barrier()
-    voice.progress("training", 1, 1)
-    why = "validation stopped improving" if training.stopped == "early" else "as planned"
+    run_log.progress("training", 1, 1)
+    stopped = ", stopped early (validation no longer improved)" if training.stopped == "early" else ""
     best = f", best at epoch {training.best_epoch:.3g}" if training.best_epoch else ""
-    voice.say(
+    run_log.say(
         f"  trained {training.epochs:.3g} epochs ({training.steps} steps) "
-        f"in {time.perf_counter() - started:.0f} s, {why}{best}"
+        f"in {time.perf_counter() - started:.0f} s{stopped}{best}"
     )
     return training
 
@@ -141,7 +142,9 @@ def _train(session: Session, folder: RunFolder, train_hash: str, voice: Voice) -
 # --- judging ----------------------------------------------------------------------------------------
 
 
-def _evaluate(session: Session, folder: RunFolder, voice: Voice) -> tuple[list[Judged], dict[str, Outcome]]:
+def _evaluate(
+    session: Session, folder: RunFolder, run_log: RunLog
+) -> tuple[list[Judged], dict[str, Outcome]]:
     """Judge every depth of the plan on validation and test, and the baselines on test; write their rows.
 
     Returns:
@@ -155,7 +158,7 @@ def _evaluate(session: Session, folder: RunFolder, voice: Voice) -> tuple[list[J
         samples = config.eval.latency_samples if split == "test" else 0
         meters = {depth: Stopwatch(here.device, samples, config.seed, here.is_main) for depth in depths}
         done = number * len(depths)
-        voice.progress("evaluating", done, 2 * len(depths), f"{split}, depth {depths[0]}")
+        run_log.progress("evaluating", done, 2 * len(depths), f"{split}, depth {depths[0]}")
         judged = judge_depths(
             session.method,
             ctx,
@@ -167,7 +170,7 @@ def _evaluate(session: Session, folder: RunFolder, voice: Voice) -> tuple[list[J
         )
         for depth, found in judged:
             done += 1
-            voice.progress("evaluating", done, 2 * len(depths), f"{split}, depth {depth}")
+            run_log.progress("evaluating", done, 2 * len(depths), f"{split}, depth {depth}")
             if not here.is_main:
                 continue
             evaluation, path = found.evaluation, f"rows/{split}-depth{depth}.arrow"

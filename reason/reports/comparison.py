@@ -343,7 +343,7 @@ def _compare_all(table: Comparison, references: dict[int, Entry | None]) -> None
         unshared = entry.rows.keys() ^ reference.rows.keys()
         if entry.points and unshared:
             seeds = ", ".join(map(str, sorted(entry.rows.keys() & reference.rows.keys())))
-            note = f"{entry.label} and {reference.name} are compared on the seeds they share: {seeds}."
+            note = f"{entry.label} and {reference.name} are compared on their common seeds: {seeds}."
             table.notes += [note] * (note not in table.notes)
     compared = [e for e in table.entries if e.difference is not None]
     corrected = holm([e.difference.p for e in compared if e.difference])
@@ -356,13 +356,13 @@ def _otherwise(entry: Entry, base: Entry) -> str:
     assert entry.key and base.key
     theirs, own = dict(base.key.trained), f"{entry.key.method}."
     apart = [
-        f"{k}={v} against {theirs.get(k)}"
+        f"{k}={v} instead of {theirs.get(k)}"
         for k, v in entry.key.trained
         if not k.startswith(own) and theirs.get(k) != v
     ]
     if not apart:
         return ""
-    return f"{entry.key.experiment} was not trained as {base.name}: {', '.join(apart)}. Their difference is not the method's alone."
+    return f"{entry.key.experiment} was trained with other settings than {base.name}: {', '.join(apart)}. Their difference is not due to the method alone."
 
 
 # --- fronts, hints ------------------------------------------------------------------------------
@@ -374,7 +374,7 @@ def _fronts(table: Comparison, sign: int) -> None:
     table.one_device = len(devices) <= 1
     if not table.one_device:
         table.notes.append(
-            "Hours and latencies were taken on different devices and are not ranked: "
+            "Device-hours and latencies were measured on different devices and are not ranked: "
             + "; ".join(devices)
             + "."
         )
@@ -409,7 +409,7 @@ def _hints(table: Comparison) -> list[str]:
         words += ["depth=0"] * (verb == "sweep") + [f"seed={','.join(map(str, seeds))}"]
         hints.append(
             f"{points[0].result.experiment} has no base run on this data, so differences are against its "
-            f"least depth. Train the base: reason {verb} {' '.join(words)}"
+            f"smallest depth. Train the base with: reason {verb} {' '.join(words)}"
         )
     return list(dict.fromkeys(hints))
 

@@ -6,11 +6,11 @@ from reason.metrics.statistics import Difference, Interval
 
 # What an accuracy counts, in one sentence. The part before @ is looked up where the whole is not.
 MEANINGS = {
-    "NDCG": "1 where the right item comes first among all items, less the further down, 0 below place {k}",
-    "Recall": "the share of {examples} whose right item is among the first {k} of all items",
-    "MRR": "1 / place of the right item among all items",
-    "exact match": "the share of {examples} whose final answer is right",
-    "next-token accuracy": "the share of tokens that are predicted right",
+    "NDCG": "1 if the target is ranked first among all items, less further down, 0 below rank {k}",
+    "Recall": "the share of {examples} whose target is ranked among the top {k} of all items",
+    "MRR": "1 / rank of the target among all items",
+    "exact match": "the share of {examples} whose final answer is correct",
+    "next-token accuracy": "the share of tokens that are predicted correctly",
 }
 
 

@@ -197,9 +197,8 @@ def frames(root: Path | str, names: Sequence[str] = ()) -> list[Frame]:
     notes += unreadable
     if not points:
         raise ConfigError(
-            f"There is no finished run to compare under {Path(root)}."
-            + ("".join(f"\n{note}" for note in notes)),
-            "Start one with `reason run latent`; `reason list runs` shows what there is.",
+            f"There are no finished runs under {Path(root)}." + ("".join(f"\n{note}" for note in notes)),
+            "Start one with `reason run latent`; `reason list runs` lists all runs.",
         )
     sets: dict[str, list[Point]] = {}
     for point in points:
@@ -216,7 +215,7 @@ def frames(root: Path | str, names: Sequence[str] = ()) -> list[Frame]:
 def read(root: Path | str) -> tuple[list[Point], list[str]]:
     """Every finished run's points, and a note on each run that had to be left out."""
     sound, damaged = RunFolder.scan(root)
-    points, notes = [], [f"{d.run} is left out: {d.file} {d.what}. {d.mend}" for d in damaged]
+    points, notes = [], [f"{d.run} is omitted: {d.file} {d.what}. {d.mend}" for d in damaged]
     for folder in sound:
         try:
             points += _points(folder)
@@ -227,8 +226,8 @@ def read(root: Path | str) -> tuple[list[Point], list[str]]:
 
 def _left_out(folder: RunFolder, error: RunError) -> str:
     if isinstance(error, DamagedRun):
-        return f"{folder.name} is left out: {error.file} {error.what}. {error.mend}"
-    return f"{folder.name} is left out: {error.message} {error.hint}".rstrip()
+        return f"{folder.name} is omitted: {error.file} {error.what}. {error.mend}"
+    return f"{folder.name} is omitted: {error.message} {error.hint}".rstrip()
 
 
 def _with_rows(points: Sequence[Point]) -> tuple[list[Point], list[str]]:
@@ -293,8 +292,8 @@ def read_rows(path: Path, measure: Measure) -> ExampleScores:
         ]
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         raise RunError(
-            f"{path} cannot be read as rows with the column {up}: {str(error).rstrip('.')}.",
-            f"Evaluate the run again (`reason evaluate {path.parents[1].name}`), or remove it "
+            f"{path} is not a valid table of rows with the column {up}: {str(error).rstrip('.')}.",
+            f"Evaluate the run again (`reason evaluate {path.parents[1].name}`), or delete it "
             f"(`reason rm {path.parents[1].name}`).",
         ) from error
     ids = np.array(table.column("id").to_pylist()) if named else np.arange(table.num_rows)
@@ -324,8 +323,8 @@ def select(points: Sequence[Point], names: Sequence[str], root: Path | str) -> l
                 if problem := folder.problem:
                     raise problem
                 raise ConfigError(
-                    f"{folder.name} is {folder.status} and has no result to compare.",
-                    f"`reason resume {folder.name}` continues it.",
+                    f"{folder.name} is {folder.status} and has no results yet.",
+                    f"Resume with: reason resume {folder.name}",
                 )
         chosen |= {id(p): p for p in found}
     return list(chosen.values())
@@ -349,7 +348,7 @@ def _nothing_called(name: str, points: Sequence[Point], error: ConfigError) -> C
     from reason import registry
 
     if name in registry.names("methods"):
-        return ConfigError(f"No run of {name!r} has finished yet.", f"Start one with: reason run {name}")
+        return ConfigError(f"{name!r} has no finished runs.", f"Start one with: reason run {name}")
     if "beginning of" in error.message:  # several runs begin like that: the folder's answer is better
         return error
     known = {p.result.experiment for p in points} | {p.result.method for p in points}
@@ -382,8 +381,8 @@ def _not_comparable(sets: list[list[Point]]) -> ConfigError:
             sides = "; ".join(f"{value} ({_few(runs)})" for value, runs in values.items())
             lines.append(f"  {field_name}: {sides}")
     return ConfigError(
-        "These runs cannot be ranked in one table. They differ in\n" + "\n".join(lines),
-        "Name runs that agree, or one name or none: a table for each set that does.",
+        "These runs cannot be compared in one table. They differ in:\n" + "\n".join(lines),
+        "Name runs that agree in these, or give one name or none for a table per comparable set.",
     )
 
 
@@ -407,7 +406,7 @@ def _grouped(points: list[Point]) -> Frame:
         members[_key(point, differing), point.seed] = point
     left_out = {p.run for p in points} - {p.run for p in members.values()}
     if left_out:
-        notes.append(f"Of repeats only the newest counts; older and left out: {_few(sorted(left_out))}.")
+        notes.append(f"Only the newest of repeated runs is used; omitted: {_few(sorted(left_out))}.")
     groups: dict[Key, list[Point]] = {}
     for (key, _), point in sorted(members.items(), key=lambda m: (m[0][0].family, m[0][0].depth, m[0][1])):
         groups.setdefault(key, []).append(point)

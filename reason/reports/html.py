@@ -42,7 +42,7 @@ def about(result: Result, example: str = "") -> dict[str, Any]:
     r, units, a = result, result.units, result.accuracy
     one = units.example
     who = f"{one} {example}" if example else f"one {one}"
-    trained = f"trained for {r.train_depth}" if r.train_depth else "the base"
+    trained = f"trained at depth {r.train_depth}" if r.train_depth else "the base"
     meaning = formatting.meaning(a.name, one)
     return {
         "title": f"{who[0].upper()}{who[1:]}: {r.method} on {r.dataset}",
@@ -55,9 +55,7 @@ def about(result: Result, example: str = "") -> dict[str, Any]:
             "seed": str(r.seed),
             a.name: f"{formatting.interval(a.interval)} over the {a.n:,} {one}s of the {r.split} split",
         },
-        "saying": f"{a.name}: {meaning}. The brackets hold the true value 95 times in 100."
-        if meaning
-        else "",
+        "saying": f"{a.name}: {meaning}. Brackets: 95% bootstrap confidence interval." if meaning else "",
     }
 
 
@@ -128,7 +126,7 @@ def _table(f: Table, name: str) -> str:
 def _grid(columns: Sequence[str], rows: Sequence[Sequence[Any]], name: str) -> str:
     """Rows under column names; the first cell of a row is its head, columns of numbers stand right."""
     if not rows:
-        return '<p class="note">no rows</p>\n'
+        return '<p class="note">no data</p>\n'
     kinds = [_kind([row[i] for row in rows]) for i in range(len(columns))]
     head = "".join(f'<th scope="col"{k}>{_text(c)}</th>' for c, k in zip(columns, kinds, strict=True))
     written = [_column([row[i] for row in rows]) for i in range(len(columns))]
@@ -182,7 +180,7 @@ def _heat_map(f: HeatMap, name: str) -> str:
     """A table of shades with the numbers in them; turned over where it is wide and low."""
     rows, columns, values = f.rows, f.columns, f.values
     if not rows or not columns:
-        return '<p class="note">no cells</p>\n'
+        return '<p class="note">no data</p>\n'
     if _width(rows, columns) > _ROOM and len(rows) < len(columns):
         rows, columns = columns, rows
         values = [list(column) for column in zip(*values, strict=True)]
@@ -256,10 +254,10 @@ def _shade(value: float, low: float, high: float) -> int:
 def _lines(f: Lines, name: str) -> str:
     """A chart with its legend, and its numbers in a table to unfold."""
     names = list(f.series)
-    told = f"{f.title}: {', '.join(names)}. The values are in the table below."
+    told = f"{f.title}: {', '.join(names)}. The table below lists the values."
     drawing = chart(f.x, list(f.series.values()))
     if not drawing:
-        return '<p class="note">no points</p>\n'
+        return '<p class="note">no data</p>\n'
     legend = "".join(f"<li>{key(i)}{_text(n)}</li>\n" for i, n in enumerate(names))
     rows = [[_plain(x), *ys] for x, *ys in zip(f.x, *f.series.values(), strict=True)]
     return (

@@ -18,12 +18,14 @@ def check_output_path(path: Path, kind: str, endings: Sequence[str]) -> None:
     """
     if path.is_dir():
         raise ConfigError(
-            f"{path} is a folder; a {kind} is one file.", f"For example: {path / (kind + endings[0])}"
+            f"{path} is a folder; the {kind} must be a file.", f"For example: {path / (kind + endings[0])}"
         )
     if path.suffix.lower() not in endings:
         raise ConfigError(
-            f"{path} does not end like a {kind}.",
+            f"{path} does not have the file extension of a {kind}.",
             f"Use {' or '.join(endings)}: {path.parent / path.stem}{endings[0]}",
         )
     if not path.parent.is_dir():
-        raise ConfigError(f"There is no folder {path.parent} to write {path.name} to.", "Make it first.")
+        raise ConfigError(
+            f"There is no folder {path.parent} to write {path.name} in.", "Create the folder first."
+        )

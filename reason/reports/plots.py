@@ -101,7 +101,7 @@ def draw_comparison(table: Comparison, path: Path) -> None:
         )
         picture.suptitle(
             f"{table.accuracy} on {table.dataset}: {table.split} split, {over} seed{'s' * (seeds[-1] > 1)}, "
-            "95% intervals",
+            "95% confidence intervals",
             x=0.01, ha="left", fontsize=12, color=INK,
         )  # fmt: skip
         drawn: dict[str, Any] = {}
@@ -273,7 +273,7 @@ def draw_figures(figures: Sequence[Figure], path: Path) -> None:
         ConfigError: no figure, or a path that no picture can be written to.
     """
     if not figures:
-        raise ConfigError("There is nothing to draw.")
+        raise ConfigError("There is nothing to plot.")
     check_picture(path)
     plt = _pyplot()
     heights = [_height(f) for f in figures]

@@ -113,22 +113,25 @@ class _RunSummary:
         r, signs = self.result, _Signs.of(options)
         units, name = r.units, r.accuracy.name
         chosen = self._chosen()
-        trained = f"trained for {r.train_depth} {units.depth}" if r.train_depth else "the base"
+        trained = f"trained with {r.train_depth} {units.depth}" if r.train_depth else "the base"
+        if not self._is_trained:
+            trained = "no training"
         yield title(f"{r.experiment}: {r.method} on {r.dataset} with {r.backbone}, {trained}, seed {r.seed}")
         yield Text()
-        curve, rivals = r.curve, self._rivals()
+        shown = chosen or r.curve[-1]
+        curve, rivals = r.curve, self._rivals(shown)
         answers: list[Outcome] = [*curve, *rivals.values()]
         blank = [""] * len(rivals)
         depths = [_spent(e) + (f" {signs.chosen}" if e is chosen else "") for e in curve]
         columns = [
-            _Column(units.depth, [*depths, *rivals], right=False),
+            _Column(units.depth, [*depths, *self._rival_labels(rivals, shown)], right=False),
             _Column(f"{name} [95%]", [formatting.interval(a.accuracy.interval) for a in answers]),
             *(self._beside(metric, answers) for metric in r.beside),
             _Column("validation", [_value(e.valid_accuracy) for e in curve] + blank, 3),
             _Column("p50 ms", [formatting.number(e.latency_p50_ms) for e in curve] + blank, 1),
             _Column("p95 ms", [formatting.number(e.latency_p95_ms) for e in curve] + blank, 5),
             _Column(units.throughput, [formatting.number(e.throughput_per_s) for e in curve] + blank, 4),
-            _Column(f"MFLOP/{self._unit}", [formatting.number(self._megaflops(e)) for e in curve] + blank, 2),
+            _Column(f"MFLOP/{self._unit}", [formatting.number(self._megaflops(a)) for a in answers], 2),
         ]
         styles = ["bold" if e is chosen else "" for e in curve] + ["dim"] * len(rivals)
         table, dropped = _fitted(columns, options.max_width, styles, {len(curve) - 1} if rivals else set())
@@ -141,9 +144,18 @@ class _RunSummary:
             line = f"  {command}  # {remark}"
             yield Text(line if cell_len(line) <= options.max_width else f"  {command.rstrip()}", style="cyan")
 
-    def _rivals(self) -> dict[str, Outcome]:
-        """What else answered the same examples: the rivals at the run's depth, and the trivial baselines."""
-        return self.result.head.rivals | self.result.baselines
+    def _rivals(self, judged: Judged) -> dict[str, Outcome]:
+        """What else answered the same examples: the rivals at that depth, and the baselines."""
+        return judged.rivals | self.result.baselines
+
+    def _rival_labels(self, rivals: Iterable[str], judged: Judged) -> list[str]:
+        several = len(self.result.curve) > 1
+        return [f"{name} at {judged.depth}" if several and name in judged.rivals else name for name in rivals]
+
+    @property
+    def _is_trained(self) -> bool:
+        """Whether weights were trained, by this run or by the one whose model it uses."""
+        return bool(self.result.training or self.result.trained_by)
 
     def _beside(self, metric: str, answers: Sequence[Outcome]) -> _Column:
         """A further metric of depths and rivals."""
@@ -155,7 +167,7 @@ class _RunSummary:
         """What throughput counts: "token", "user"."""
         return self.result.units.throughput.removesuffix("s/s")
 
-    def _megaflops(self, judged: Judged) -> float | None:
+    def _megaflops(self, judged: Outcome) -> float | None:
         """Operations that judging one unit took, in millions, where the method counts them."""
         cost = judged.cost
         if "flops" not in cost:
@@ -173,30 +185,30 @@ class _RunSummary:
     def _reading(self, chosen: Judged | None, signs: _Signs, dropped: list[str]) -> Iterable[str]:
         r, units, name = self.result, self.result.units, self.result.accuracy.name
         explained = formatting.meaning(name, units.example)
-        yield f"{name} is the accuracy" + (f": {explained}." if explained else ".")
+        yield f"{name} measures accuracy" + (f": {explained}." if explained else ".")
         n = r.accuracy.n
         over = f"the {n:,} {units.example}s" if n != 1 else f"one {units.example}"
-        reading = "the brackets hold the true value 95 times in 100."
+        reading = "brackets give 95% bootstrap confidence intervals."
         if smallest_p(n) >= 0.05:
-            reading = "so few tell little, and the brackets are narrower than they should be."
+            reading = "with so few examples the confidence intervals in brackets are too narrow."
         yield f"Averaged over {over} of the {r.split} split; {reading}"
         if r.curve[0].depth == 0 and r.train_depth:
             yield f"0 {units.depth}: {units.zero}."
         if chosen is not None:
-            yield f"{signs.chosen} {chosen.depth} {units.depth}: the depth that validation chooses."
+            yield f"{signs.chosen} {chosen.depth} {units.depth}: the depth chosen on validation."
         for e in r.curve:
             if e.effective_depth not in (None, e.depth):
                 yield (
                     f"Depth on demand: {e.effective_depth:.2f} of at most {e.depth} {units.depth} were "
-                    f"taken on average."
+                    f"used on average."
                 )
         yield from self._differences(chosen or r.curve[-1])
-        yield f"Latency spans {units.latency}, one at a time." + (
-            f" Not shown for want of room: {', '.join(dropped)}." if dropped else ""
+        yield f"Latency is that of {units.latency} at batch size 1." + (
+            f" Columns omitted to fit the window: {', '.join(dropped)}." if dropped else ""
         )
         yield self._cost()
         if self.folder is not None:
-            yield f"Everything about this run is in {self.folder}"
+            yield f"Run folder: {self.folder}"
 
     def _differences(self, judged: Judged) -> Iterable[str]:
         """Paired differences on this run's own rows: to the least depth, to each trivial baseline."""
@@ -206,16 +218,16 @@ class _RunSummary:
         sides: dict[str, Outcome] = {}
         if judged.depth != least.depth:
             sides[f"{least.depth} {unit}"] = least
-        sides |= self._rivals()
+        sides |= self._rivals(judged)
         mine = read_rows(self.folder / judged.rows, judged.accuracy)
         sign = 1 if judged.accuracy.larger_is_better else -1
         for name, side in sides.items():
             rows = read_rows(self.folder / side.rows, side.accuracy)
             d = paired_difference({0: mine}, {0: rows})
-            verdict = "not distinguishable from it"
+            verdict = "not distinguishable"
             if d.distinguishable:
                 verdict = "better" if sign * d.value > 0 else "worse"
-            yield f"{judged.depth} {unit} against {name}: {formatting.difference(d)}, {verdict}."
+            yield f"{judged.depth} {unit} vs. {name}: {formatting.difference(d)}, {verdict}."
 
     def _cost(self) -> str:
         r, m, training = self.result, self.result.metrics, self.result.training
@@ -223,7 +235,9 @@ class _RunSummary:
         if "device_hours" in m:
             parts.append(f"{formatting.number(m['device_hours'])} device-hours")
             if r.stages:
-                parts.append(f"{formatting.number(m['lineage_device_hours'])} with what it begins with")
+                parts.append(
+                    f"{formatting.number(m['lineage_device_hours'])} including the runs it starts from"
+                )
         if r.gpus:
             parts.append(f"{formatting.number(m['gpu_hours'])} GPU-hours")
         said = f"Cost: {', '.join(parts)} on {device(r)}."
@@ -244,15 +258,15 @@ class _RunSummary:
         depths = [judged.depth for judged in r.curve]
         varied = ",".join(map(str, depths if len(depths) > 1 else range(r.units.least, r.train_depth + 1)))
         commands = []
-        if r.train_depth:
-            commands.append((f"reason run {said} train_depth=0", "the base: the model without the method"))
+        if r.train_depth and self._is_trained:
+            commands.append((f"reason run {said} train_depth=0", "the base, trained without the method"))
         if r.train_depth:
             commands.append(
-                (f"reason sweep {said} depth={varied} seed=0..2", "three seeds tell luck from gain")
+                (f"reason sweep {said} depth={varied} seed=0..2", "three seeds, to tell gain from luck")
             )
-        commands.append((f"reason compare {name}", "its runs side by side"))
-        commands.append((f"reason inspect {r.run}", f"what happened on one {example}"))
-        commands.append(("reason ui", "every run in MLflow"))
+        commands.append((f"reason compare {name}", "compare its runs"))
+        commands.append((f"reason inspect {r.run}", f"one {example}, step by step"))
+        commands.append(("reason ui", "all runs in MLflow"))
         width = max(len(command) for command, _ in commands)
         return [(f"{command:<{width}}", remark) for command, remark in commands]
 
@@ -335,22 +349,24 @@ class _ComparisonView:
         t = self.table
         compared = [e for e in t.entries if e.difference is not None]
         if compared:
-            references = list(dict.fromkeys(e.reference for e in compared))
+            references = list(dict.fromkeys(e.reference for e in compared if e.kind != "rival"))
+            if any(e.kind == "rival" for e in compared):
+                references.append("(rivals) their method at the same depth")
             seeds = sorted({e.difference.seeds for e in compared if e.difference})
             over = f"{t.n:,} {t.units.example}s and {_span(seeds)}"
-            yield f"difference: to {' or '.join(references)}, paired over {over}."
+            yield f"difference: from {' or '.join(references)}, paired over {over}."
             tests = f" after Holm's correction for {len(compared)} tests" if len(compared) > 1 else ""
             yield f"{signs.better} better, {signs.worse} worse, {signs.unclear} not distinguishable at p < 0.05{tests}."
             if seeds == [1]:
-                yield "With one seed the intervals speak of examples alone; three seeds tell luck from gain."
+                yield "With one seed the intervals cover variation between examples only; use at least three seeds to include training noise."
         if any(e.chosen for e in t.entries):
-            yield f"{signs.chosen} the depth that validation chooses."
+            yield f"{signs.chosen} the depth chosen on validation."
         if "hours" not in dropped and any("device_hours" in e.costs for e in t.entries):
             yield "hours: device-hours per run, training included."
         if any(e.fronts for e in t.entries) and "Pareto" not in dropped:
-            yield "Pareto: nothing is as accurate in less time per request (ms) or for fewer device-hours (h)."
+            yield "Pareto: nothing else is as accurate at a lower latency (ms) or for fewer device-hours (h)."
         if dropped:
-            yield f"Not shown for want of room: {', '.join(dropped)}. A wider window or --csv has them."
+            yield f"Columns omitted to fit the window: {', '.join(dropped)}. Widen it, or use --csv."
 
 
 _SHORT = {"device_hours": "h", "latency_p50_ms": "ms"}

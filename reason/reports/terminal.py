@@ -75,7 +75,7 @@ class _LinesView:
         yield title(f.title + (f"   ({f.y_label})" if f.y_label else ""))
         values = [v for ys in f.series.values() for v in ys if v is not None]
         if not values:
-            yield Group(Text("no points"), *note(f.note), Text())
+            yield Group(Text("no data"), *note(f.note), Text())
             return
         low, high = min(values), max(values)
         if low == high:

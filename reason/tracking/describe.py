@@ -206,13 +206,13 @@ class Description:
             text += f", seed {flat['seed']}"
         text += "."
         if stages := self.identity.get("stages"):
-            text += f" It begins with {', '.join(dict.fromkeys(stages.values()))}."
+            text += f" It starts from {', '.join(dict.fromkeys(stages.values()))}."
         metrics = self.metrics()
         if "accuracy" in metrics:
             name = self.units()["accuracy_metric"] or "accuracy"
             text += f" {name} = {metrics['accuracy']:.4g}"
             if "device_hours" in metrics:
-                text += f", {metrics['device_hours']:.3g} device hours"
+                text += f", {metrics['device_hours']:.3g} device-hours"
             if "latency_p50_ms" in metrics:
                 text += f", median latency {metrics['latency_p50_ms']:.3g} ms"
             text += "."

@@ -45,9 +45,9 @@ LEFTOVER_S = 60.0  # a folder without run.json that is younger may be a run that
 # What to do about a file that cannot be read. Without its mend here, a run is lost with the file.
 _MENDS = {
     "result.json": "Delete the file, then run `reason resume {name}`.",
-    "origin.json": "Delete the file: nothing is lost but which layer set each key.",
-    "env.json": "Delete the file: nothing is lost but the commit, the versions and the machine.",
-    "calibration.json": "Fit it anew with `reason evaluate {name}`.",
+    "origin.json": "Delete the file; only the record of which layer set each key is lost.",
+    "env.json": "Delete the file; only the record of the commit, the versions and the machine is lost.",
+    "calibration.json": "Fit it again with `reason evaluate {name}`.",
 }
 _IDENTITY: dict[str, type | tuple[type, ...]] = {
     "kind": str, "experiment": str, "method": str, "config_hash": str, "train_hash": str, "created": (int, float),
@@ -96,8 +96,8 @@ class RunFolder:
                 (path / inner).mkdir()
         except OSError as error:
             raise ConfigError(
-                f"Cannot make a run folder under {root}: {error.strerror or error}.",
-                "Choose a folder that can be written: runs=PATH.",
+                f"Cannot create a run folder under {root}: {error.strerror or error}.",
+                "Choose a writable folder: runs=PATH.",
             ) from error
         return cls(path)
 
@@ -109,7 +109,7 @@ class RunFolder:
             ConfigError: no run, or several, go by that name.
         """
         if not name:
-            raise ConfigError("The name of the run is empty.", "`reason list runs` shows what there is.")
+            raise ConfigError("The name of the run is empty.", "`reason list runs` lists the runs.")
         direct = Path(name)
         if _is_file(direct / "run.json"):
             return cls(direct.absolute().resolve())
@@ -123,13 +123,13 @@ class RunFolder:
             return starts[0]
         if starts:
             raise ConfigError(
-                f"{name!r} is the beginning of {len(starts)} runs.",
-                "Say which: " + ", ".join(r.name for r in starts[:8]),
+                f"{name!r} matches {len(starts)} runs.",
+                "Choose one of: " + ", ".join(r.name for r in starts[:8]),
             )
         close = nearest(name, runs)
         raise ConfigError(
             f"There is no run {name!r} under {root}.",
-            f"Did you mean {close!r}?" if close else "`reason list runs` shows what there is.",
+            f"Did you mean {close!r}?" if close else "`reason list runs` lists the runs.",
         )
 
     @classmethod
@@ -305,7 +305,7 @@ class RunFolder:
         closing, sign = FINISHED if status == FINISHED else KILLED, self.last_sign
         self.event(
             "closed", status=closing, until=sign.time, until_clock=sign.clock, until_boot=sign.boot,
-            why="the process ended without a word",
+            why="the process ended without a message",
         )  # fmt: skip
         return self.status
 
@@ -356,7 +356,7 @@ class RunFolder:
         """
         import filelock
 
-        gone = RunError(f"{self.name} has been deleted.", "`reason list runs` shows what there is.")
+        gone = RunError(f"{self.name} has been deleted.", "`reason list runs` lists the runs.")
         if not self.path.is_dir():  # the lock would make it anew
             raise gone
         lock = filelock.FileLock(self / "lock")
@@ -364,7 +364,8 @@ class RunFolder:
             lock.acquire(timeout=0.5, poll_interval=0.02)  # outlasts the blink of someone's ``is_locked``
         except filelock.Timeout as error:
             raise RunError(
-                f"{self.name} is being executed by another process.", "Wait for it, or stop that process."
+                f"{self.name} is running in another process.",
+                "Wait until it has finished, or stop that process.",
             ) from error
         try:
             if not (self / "lock").exists():  # deleted by whoever held the lock until now

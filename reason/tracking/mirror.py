@@ -100,7 +100,7 @@ class Mirror:
             if not self._preparing:
                 left -= time.monotonic() - before
         if self._thread.is_alive():
-            _warn(self.uri, f"no answer within {CLOSE_S:.0f} s")
+            _warn(self.uri, f"no response within {CLOSE_S:.0f} s")
         return self._complete
 
     def __enter__(self) -> Mirror:
@@ -142,7 +142,10 @@ class Mirror:
                 self._bring_children()
             return True
         except DamagedRun as error:
-            print(f"{error.message} It is not mirrored until that is mended. {error.hint}", file=sys.stderr)
+            print(
+                f"{error.message} It is not copied to MLflow until that is fixed. {error.hint}",
+                file=sys.stderr,
+            )
         except Exception as error:  # no failure of a tracker is worth a run
             _warn(self.uri, reason_of(error, self.uri))
         self._open = False
@@ -190,8 +193,8 @@ def _warn(uri: str, reason: str) -> None:
     if uri not in _warned:
         _warned.add(uri)
         print(
-            f"tracking store not reachable: {reason.rstrip('.')} [{shown(uri)}]; "
-            "the run does not need it, and `reason sync` mirrors it later",
+            f"Warning: the tracking store {shown(uri)} cannot be reached ({reason.rstrip('.')}). "
+            "The run is not affected; copy it to MLflow later with: reason sync",
             file=sys.stderr,
         )
 
@@ -444,7 +447,7 @@ def forget(folder: RunFolder) -> bool:
         client.delete_run(state["run_id"])
     except Exception as error:
         reason = error.message if isinstance(error, ReasonError) else reason_of(error, uri)
-        print(f"{folder.name} stays in the tracking store: {reason}", file=sys.stderr)
+        print(f"{folder.name} could not be deleted from the tracking store: {reason}", file=sys.stderr)
         return False
     return True
 

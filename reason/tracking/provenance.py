@@ -69,7 +69,7 @@ def diff(cwd: Path | str = ".") -> str:
     words = ("diff", "HEAD", "--no-color", "--no-ext-diff", "--no-textconv", "--submodule=short")
     text = _git(cwd, *words, "--ignore-submodules=dirty", seconds=10.0) or ""
     if len(text) > DIFF_CAP:
-        return text[:DIFF_CAP] + f"\n[cut here: {len(text) - DIFF_CAP} more characters]\n"
+        return text[:DIFF_CAP] + f"\n[truncated: {len(text) - DIFF_CAP} more characters]\n"
     return text
 
 

@@ -24,8 +24,8 @@ def deletable(name: str, root: Path | str) -> RunFolder:
     """
     if Path(name).name in ("", "..") or not name.strip():  # Path(".").name is empty too
         raise ConfigError(
-            f"{name!r} names no run: runs are deleted by their full name, or by the path of their folder.",
-            "`reason list runs` shows the names.",
+            f"{name!r} is not the name of a run. Give the full name of a run, or the path of its folder.",
+            "`reason list runs` lists the names.",
         )
     under = Path(root) / name
     by_name = Path(name).name == name and (under.is_dir() or under.is_symlink())
@@ -37,20 +37,20 @@ def deletable(name: str, root: Path | str) -> RunFolder:
         if by_name and folder.looks_ours:
             if error.what == "is missing" and time.time() - folder.path.stat().st_mtime < LEFTOVER_S:
                 raise RunError(
-                    f"{name} has no run.json yet: it may just be starting.", "Try again."
+                    f"{name} has no run.json yet; it may just be starting.", "Try again in a minute."
                 ) from None
             return folder
         if folder.path.is_dir():
             raise ConfigError(
-                f"{folder.path} is not a run, and is left alone: {error.file} {error.what}.",
-                "Runs that are damaged are deleted by their full name: see `reason list runs`.",
+                f"{folder.path} is not deleted, because it is not a valid run: {error.file} {error.what}.",
+                "Delete a damaged run by its full name, as shown by `reason list runs`.",
             ) from None
     names = [run.name for run in [*RunFolder.all(root), *RunFolder.leftovers(root)]]
     longer = [n for n in names if n.startswith(name)]
     close = longer[:8] or [n for n in [nearest(name, names)] if n]
     raise ConfigError(
-        f"There is no run called {name!r} under {root}; runs are deleted by their full name.",
-        f"Did you mean {' or '.join(close)}?" if close else "`reason list runs` shows the names.",
+        f"There is no run {name!r} under {root}. To delete a run, give its full name.",
+        f"Did you mean {' or '.join(close)}?" if close else "`reason list runs` lists the names.",
     )
 
 

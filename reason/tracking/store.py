@@ -119,9 +119,7 @@ def check_address(uri: str) -> None:
     try:
         parts = urllib.parse.urlsplit(uri)
     except ValueError:
-        raise StoreError(
-            f"{where} has a bracket that is not closed, or no IPv6 address in brackets.", mend
-        ) from None
+        raise StoreError(f"{where} has an unclosed bracket, or no IPv6 address in brackets.", mend) from None
     scheme = parts.scheme.partition("+")[0]
     if not scheme:  # a folder, as MLflow takes it
         return
@@ -132,19 +130,19 @@ def check_address(uri: str) -> None:
         if parts.path.isdecimal():  # localhost:5000
             hint = f"Did you mean http://{shown(uri)}? "
         known_ = ", ".join(s for s in SCHEMES if s != "uc")
-        raise StoreError(f"{where} has the unknown scheme {scheme!r}.", f"{hint}Known: {known_}. {mend}")
+        raise StoreError(f"{where} has the unknown scheme {scheme!r}.", f"{hint}Supported: {known_}. {mend}")
     try:
         _ = parts.port
     except ValueError:  # its text may hold a part of a password
         encoded = " (in a password, write / ? # and @ as %2F %3F %23 and %40)" if "@" in uri else ""
         raise StoreError(f"{where} has a port that is not a number up to 65535{encoded}.", mend) from None
     if scheme in ("http", "https") and not parts.hostname:
-        raise StoreError(f"{where} names no host.", mend)
+        raise StoreError(f"{where} has no host name.", mend)
     if scheme == "sqlite" and not (
         uri.startswith("sqlite:///") and Path(uri.removeprefix("sqlite:///")).name
     ):
         raise StoreError(
-            f"{where} names no file.", "Write sqlite:///mlflow.db, or sqlite:////path/to/mlflow.db."
+            f"{where} has no file name.", "Write sqlite:///mlflow.db, or sqlite:////path/to/mlflow.db."
         )
 
 
@@ -181,12 +179,12 @@ def open_store(uri: str) -> MlflowClient:
     except MlflowException as error:
         if "out-of-date database schema" in str(error):
             raise StoreError(
-                f"The tracking store {shown(uri)} was made by another version of MLflow.",
-                f"Copy the file, then bring it up to date: mlflow db upgrade {shown(uri)}",
+                f"The tracking store {shown(uri)} was created by another version of MLflow.",
+                f"Back up the file, then upgrade it with: mlflow db upgrade {shown(uri)}",
             ) from error
         raise (
             damage(error, uri)
-            or StoreError(f"The tracking store {shown(uri)} refuses: {reason_of(error, uri)}")
+            or StoreError(f"The tracking store {shown(uri)} reports an error: {reason_of(error, uri)}")
         ) from error
     except Exception as error:  # drivers of all kinds of databases raise all kinds of things
         raise (
@@ -210,7 +208,7 @@ def damage(error: BaseException, uri: str) -> DamagedStore | None:
         return None
     return DamagedStore(
         f"The tracking store {path} is damaged: {reason_of(error, uri)}.",
-        "`reason sync --rebuild` moves the file aside and builds the store anew from the run folders.",
+        "`reason sync --rebuild` moves the file aside and rebuilds the store from the run folders.",
     )
 
 
@@ -225,7 +223,7 @@ def move_aside(uri: str) -> Path | None:
     path = sqlite_path(uri)
     if path is None:
         raise StoreError(
-            f"The tracking store {shown(uri)} is not a SQLite file, and cannot be rebuilt from here.",
+            f"The tracking store {shown(uri)} is not a SQLite file and cannot be rebuilt by reason.",
             "`reason sync` adds what is missing in it.",
         )
     with _locked(path):
@@ -233,7 +231,7 @@ def move_aside(uri: str) -> Path | None:
             return None
         if _is_whole(path, uri):
             raise StoreError(
-                f"The tracking store {path} is not damaged: there is nothing to rebuild.",
+                f"The tracking store {path} is not damaged, so there is nothing to rebuild.",
                 "`reason sync` adds what is missing in it.",
             )
         number = 1
@@ -271,7 +269,7 @@ def prepare(uri: str) -> None:
 
 EXPERIMENT_TAGS = {
     "mlflow.experimentKind": "custom_model_development",  # else the interface opens in its view for chat models
-    "mlflow.note.content": "Runs of `reason`. One run per execution, trials of a sweep below it; the columns "
+    "mlflow.note.content": "Runs of `reason`. One run per execution, trials are nested under their sweep; the columns "
     "`accuracy`, `device_hours`, `latency_p50_ms` and `effective_depth` mean the same for every method.",
 }
 
@@ -341,8 +339,8 @@ def _locked(path: Path) -> Iterator[None]:
             yield
     except (OSError, sqlite3.Error) as error:
         raise StoreError(
-            f"The tracking store {path} cannot be made: {getattr(error, 'strerror', None) or error}",
-            "Choose another place with MLFLOW_TRACKING_URI=sqlite:////path/to/mlflow.db",
+            f"The tracking store {path} cannot be created: {getattr(error, 'strerror', None) or error}",
+            "Choose another location with MLFLOW_TRACKING_URI=sqlite:////path/to/mlflow.db",
         ) from error
 
 
@@ -386,7 +384,7 @@ def _ensure_answers(uri: str, seconds: float = 3.0) -> None:
     except OSError as error:
         raise StoreError(
             f"No tracking server answers at {shown(uri)} ({error.strerror or error}).",
-            "Start it, or unset MLFLOW_TRACKING_URI to use a file in the working folder.",
+            "Start the server, or unset MLFLOW_TRACKING_URI to use mlflow.db in the working folder.",
         ) from error
 
 

@@ -130,7 +130,7 @@ def test_too_many_words_are_refused():
     assert Tokens.train(["a b c"], "word", 4).size == 4
     with pytest.raises(ConfigError, match="3 different words; ") as caught:
         Tokens.train(["a b c"], "word", 3)
-    assert "backbone.vocab=3 holds 2" in caught.value.message
+    assert "backbone.vocab=3 has room for 2" in caught.value.message
     assert "backbone.vocab=4" in caught.value.hint and "bpe" in caught.value.hint
 
 
@@ -197,7 +197,7 @@ def test_a_cache_that_cannot_be_written_is_told(own_cache):
 def test_refusals():
     with pytest.raises(ConfigError, match="Did you mean 'byte'"):
         Tokens.train(TEXTS, "bytes", 300)
-    with pytest.raises(ConfigError, match="every byte"):
+    with pytest.raises(ConfigError, match="too small for all 256 bytes"):
         Tokens.train(TEXTS, "bpe", 256)
     for nothing in ([], ["", ""]):
         with pytest.raises(DataError, match="no text"):
@@ -238,10 +238,10 @@ def test_a_folder_may_name_its_end_in_several_places(tmp_path):
     for file, (_, eos) in places.items():  # the first that says it, says it
         assert Tokens.from_folder(tmp_path).eos == eos
         (tmp_path / file).unlink()
-    with pytest.raises(DataError, match="the token that ends a text"):
+    with pytest.raises(DataError, match="an end-of-text token"):
         Tokens.from_folder(tmp_path)
     (tmp_path / "config.json").write_text('{"eos_token_id": 100000}')
-    with pytest.raises(DataError, match="the token that ends a text"):
+    with pytest.raises(DataError, match="an end-of-text token"):
         Tokens.from_folder(tmp_path)
 
 

@@ -18,7 +18,7 @@ from command import mlflow_runs, runs
         (["run", "latent", "latent.loss=plr"], 2, "prl"),
         (["run", "latent", "train.epochs=ten"], 2, "whole number"),
         (["run", "latent", "depth"], 2, "key=value"),
-        (["run", "latent", "depth=-1"], 2, "least"),
+        (["run", "latent", "depth=-1"], 2, "smallest"),
         (["run", "latent", "depth=3", "train_depth=2"], 2, "train_depth=3"),
         (["run", "latent", "--gpus", "4"], 2, "--device cpu --gpus 4"),
         (["run", "latent", "--device", "cuda"], 2, "--device cpu"),
@@ -117,7 +117,7 @@ def test_an_unreachable_store_costs_nothing(reason, tiny, store, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     told = reason("run", "latent", *tiny)
     assert told.code == 0, told.err
-    assert told.err.count("not reachable") == 1 and "reason sync" in told.err
+    assert told.err.count("cannot be reached") == 1 and "reason sync" in told.err
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert reason("sync").code == 0
     (folder,) = runs()

@@ -68,7 +68,7 @@ def test_a_policy_answers_and_belongs_to_its_model_and_data(reason, ask, tiny, s
     assert reason("run", "latent", *other, "latent.policy=cos").code == 0
     (stranger,) = [r for r in RunFolder.all("runs") if r.name != run.name]
     shutil.copy(stranger / "calibration.json", run / "calibration.json")
-    assert "fitted to another model" in ask(run.name, {"user": user}).err
+    assert "fitted to a different model" in ask(run.name, {"user": user}).err
 
 
 def test_a_deadline_that_cannot_be_met_is_refused_before_training(reason, tiny, store):

@@ -41,10 +41,10 @@ def by_experiment():
 
 def test_a_stage_is_made_first_and_then_found(experiments, reason, store):
     shown = reason("run", "second", "--dry-run")
-    assert shown.code == 0 and "first, unless it is there: first" in shown.out
+    assert shown.code == 0 and "Runs first, unless already finished: first" in shown.out
     said = reason("run", "second")
     assert said.code == 0, said.err
-    assert "begins with first" in said.err
+    assert "starts from first" in said.err
     made = by_experiment()
     first, second = made["first"], made["second"]
     assert second.identity["stages"] == second.result.stages == {SOURCE: first.name}
@@ -64,7 +64,7 @@ def test_a_stage_is_made_first_and_then_found(experiments, reason, store):
 def test_a_sweep_makes_each_stage_once(experiments, reason, store):
     said = reason("sweep", "second", "seed=0,1")
     assert said.code == 0, said.err
-    assert "2 trials, 2 trained and 2 that they begin with" in said.out
+    assert "2 trials, 2 models trained (and 2 they start from)" in said.out
     assert len(runs()) == 4 and all(r.result.training for r in runs())
     (sweep,) = runs("sweep")
     total = sum(r.result.metrics["device_hours"] for r in runs())

@@ -173,16 +173,16 @@ class TestRefusals:
             (["train.lr=fast"], "a number"),
             (["train.schedule=cosin"], "cosine"),
             (["eval.curve=perhaps"], "true or false"),
-            (["train=3"], "group of keys"),
+            (["train=3"], "a section, not a key"),
             (["depth"], "key=value"),
-            (["depth=-1"], "below the least"),
-            (["depth=3", "train_depth=2"], "beyond train_depth"),
+            (["depth=-1"], "too small: the smallest depth"),
+            (["depth=3", "train_depth=2"], "greater than train_depth"),
             (["backbone=sasrek"], "sasrec"),
             (["backbone=recursive"], "sequence encoder"),
             (["dataset=movielens"], "movielens-100k"),
             (["dataset=chains"], "sequences"),
             (["train.epochs=-1"], "at least 0"),
-            (["train.warmup=2"], "must lie in"),
+            (["train.warmup=2"], "must be between"),
             (["train.lr=-1"], "above 0"),
             (["backbone.heads=3"], "backbone.heads=2"),
             (["backbone.text=tf-idf"], "tfidf"),
@@ -237,7 +237,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("text", "said"),
         [
-            ("seed: 1\ntrain: {lr: 1}\ntrain: {clip: 2}\n", r"(?s)f\.yaml.*'train' stands twice.*line 3"),
+            ("seed: 1\ntrain: {lr: 1}\ntrain: {clip: 2}\n", r"(?s)f\.yaml.*'train' appears twice.*line 3"),
             ("train: {lr: 1}\ntrain.lr: 2\n", r"train\.lr is set twice in f\.yaml"),
         ],
     )
@@ -359,9 +359,7 @@ class TestSweepLayers:
         Path("f.yaml").write_text("train_depth: 4\neval: {curve: true}\n")
         got = plan_sweep("latent", ["depth=0,1"], files=[Path("f.yaml")]).trials[0].plan
         assert got.config.train_depth == 4 and got.config.eval.curve is True
-        assert (
-            plan_sweep("latent", ["depth=0,1"]).trials[0].plan.origin["train_depth"] == "default of a sweep"
-        )
+        assert plan_sweep("latent", ["depth=0,1"]).trials[0].plan.origin["train_depth"] == "sweep default"
 
     def test_brackets_keep_a_comma(self):
         assert axes(["dataset.text=[title,genres]"]) == ({}, ["dataset.text=title,genres"])
@@ -370,7 +368,7 @@ class TestSweepLayers:
         assert plan_sweep("latent", ["dataset=./a.csv,./b.csv"]).trainings == 2
 
     def test_one_folder_of_runs(self):
-        with pytest.raises(ConfigError, match="one folder"):
+        with pytest.raises(ConfigError, match="share one runs folder"):
             plan_sweep("latent", ["runs=a,b"])
 
 
@@ -438,7 +436,7 @@ class TestTypes:
             (["a", "b"], str, "x=a,b is not text"), (["1"], int, "not a whole number"),
             ([["1"]], list[int], "list of whole numbers"), ([{"a": "b"}], list[str], "list of texts"), ([None], list[str], "list of texts"),
             (["1", ["2"]], list[int] | None, "list of whole numbers"), (None, str, "x=null is not text"),
-            ("???", int, "no value yet"), ("???", str, "x=TEXT"), ("a,???", list[str], "x has no value yet"),
+            ("???", int, "but has no value"), ("???", str, "x=TEXT"), ("a,???", list[str], "x is required but has no value"),
         ],
     )  # fmt: skip
     def test_what_is_not_of_the_type_is_refused(self, text, kind, said):
@@ -526,11 +524,11 @@ class TestInterpolation:
             ("{seed: '${train.every}', train: {every: '${sed}'}}", r"train\.every=\$\{sed\} \(f\.yaml\)"),
             ("seed: ${.sed}", "mean .{seed}"),
             ("runs: '${oc.env:NOT_SET}'", r"(?s)runs=.*\(f\.yaml\).*NOT_SET is not set.*\{oc\.env:NOT_SET,VALUE\}"),
-            ("seed: ${seed}", r"seed=\$\{seed\} \(f\.yaml\) refers back to itself"),
-            ("{seed: '${train.every}', train: {every: '${seed}'}}", "refers back to itself"),
-            ("runs: a${runs}", "refers back to itself"),
-            ("runs: ${train}", "a group of keys"),
-            ("train: {every: '${train}'}", "a group of keys"),
+            ("seed: ${seed}", r"seed=\$\{seed\} \(f\.yaml\) refers to itself"),
+            ("{seed: '${train.every}', train: {every: '${seed}'}}", "refers to itself"),
+            ("runs: a${runs}", "refers to itself"),
+            ("runs: ${train}", "refers to a section, not a key"),
+            ("train: {every: '${train}'}", "refers to a section, not a key"),
             ("seed: ${runs}", r"seed=\$\{runs\} \(f\.yaml\) resolves to 'runs', which is not a whole number"),
             ("train: {lr: '${oc.env:RATE}'}", "resolves to 'nan', which is not a number"),
             ("train: {schedule: '${runs}'}", "(?s)resolves to 'runs'.*Choices: constant"),
@@ -627,9 +625,9 @@ experiments:
                 "(?s)'a'.*experiments.yaml.*unknown experiment: 'mor-expret'.*'mor-expert'",
             ),
             ("{a: {extends: mor}}", "method: mor"),
-            ("{a: {extends: [b, c]}}", "extends of the experiment 'a'"),
-            ("{a: {extends: ''}}", "extends of the experiment 'a'"),
-            ("{b: {train.lr: 1}, a: {extends: b}}", "does not say its method"),
+            ("{a: {extends: [b, c]}}", "`extends` of the experiment 'a'"),
+            ("{a: {extends: ''}}", "`extends` of the experiment 'a'"),
+            ("{b: {train.lr: 1}, a: {extends: b}}", "does not name a method"),
         ],
     )
     def test_refused(self, text, said):

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from reason.engine import progress
-from reason.engine.progress import Voice
+from reason.engine.progress import RunLog
 
 
 def test_lines_and_the_time_left_of_a_resumed_run(tmp_path, capsys, monkeypatch):
     clock = iter([0.0, 5.0, 10.0, 12.0, 21.0])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
-    voice = Voice(tmp_path, 0)
+    log = RunLog(tmp_path, 0)
     for done in (100, 105, 110, 112, 120):  # 1 a second, from 100 on
-        voice.progress("training", done, 200, "loss 1")
+        log.progress("training", done, 200, "loss 1")
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
         "  training 110/200  loss 1  1 min 30 s left",
@@ -21,11 +21,11 @@ def test_lines_and_the_time_left_of_a_resumed_run(tmp_path, capsys, monkeypatch)
 
 def test_every_rank_keeps_a_log_and_only_the_first_speaks(tmp_path, capsys):
     for rank in (0, 1):
-        Voice(tmp_path, rank).say(f"hello {rank}")
+        RunLog(tmp_path, rank).say(f"hello {rank}")
     assert capsys.readouterr().err == "hello 0\n"
     assert (tmp_path / "log.txt").read_text().endswith("hello 0\n")
     assert (tmp_path / "log-rank1.txt").read_text().endswith("hello 1\n")
 
 
 def test_a_disk_that_is_full_does_not_end_a_run(tmp_path):
-    Voice(tmp_path / "absent", 0, quiet=True).say("nobody hears")
+    RunLog(tmp_path / "absent", 0, quiet=True).say("nobody hears")

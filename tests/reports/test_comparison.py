@@ -80,11 +80,11 @@ def test_what_is_judged_as_usual_needs_no_words_for_it(make):
 def test_a_base_that_was_trained_otherwise_is_said(make):
     make.bases(seeds=(0,))
     make.run()
-    assert not any("not trained as" in note for note in table_of(make.root).notes)
+    assert not any("trained with other settings than" in note for note in table_of(make.root).notes)
     make.run(settings={"train.lr": 0.5, "latent.loss": "erl"})
-    (note,) = [note for note in table_of(make.root).notes if "not trained as" in note]
+    (note,) = [note for note in table_of(make.root).notes if "trained with other settings than" in note]
     assert (
-        "train.lr=0.5 against" in note and "latent.loss" not in note
+        "train.lr=0.5 instead of" in note and "latent.loss" not in note
     )  # what belongs to the method is its own
 
 
@@ -101,7 +101,7 @@ def test_only_shared_seeds_are_paired_and_it_is_said(make):
     make.run(seed=1)
     table = table_of(make.root)
     assert all(e.difference.seeds == 1 for e in table.entries if e.difference)
-    assert any("seeds they share: 0" in note for note in table.notes)
+    assert any("common seeds: 0" in note for note in table.notes)
 
 
 # --- choices read validation only -----------------------------------------------------------------
@@ -205,16 +205,16 @@ def test_the_verb_prints_json_csv_and_tables(store, capsys, tmp_path):
     assert len(rows) == 6 and rows[-1]["label"] == "popularity" and rows[-1]["latency_p50_ms"] == ""
     verb(["latent"], plot=tmp_path / "c.png", runs=store.root)
     out = capsys.readouterr()
-    assert "popularity" in out.out and "picture:" in out.err and (tmp_path / "c.png").exists()
+    assert "popularity" in out.out and "Image:" in out.err and (tmp_path / "c.png").exists()
 
 
 def test_the_verb_refuses_before_it_computes(store, tmp_path):
     from reason.cli.compare import compare as verb
     from reason.errors import ConfigError
 
-    with pytest.raises(ConfigError, match="two forms"):
+    with pytest.raises(ConfigError, match="cannot be used together"):
         verb(None, json=True, csv=True, runs=store.root)
-    with pytest.raises(ConfigError, match="does not end like a picture"):
+    with pytest.raises(ConfigError, match="does not have the file extension of a picture"):
         verb(None, plot=tmp_path / "c.doc", runs=store.root)
     with pytest.raises(ConfigError, match="no folder"):
         verb(None, plot=tmp_path / "missing" / "c.png", runs=store.root)

@@ -184,7 +184,7 @@ def test_absent_odd_and_no_numbers():
         Table("T", ["a", "b"], [["x", None], ["y", math.nan], ["z", -math.inf]]), Table("E", ["a"], [])
     )
     assert [b for _, b in cells(top.all("table")[0])[1:]] == ["", "nan", "-inf"]
-    assert "no rows" in top.all("section")[1].text and not top.all("section")[1].all("table")
+    assert "no data" in top.all("section")[1].text and not top.all("section")[1].all("table")
 
 
 def colour(node: Node) -> int:
@@ -218,7 +218,7 @@ def test_a_wide_low_heat_map_is_turned_over_and_a_wide_high_one_gets_steep_label
 def test_heat_maps_without_cells_or_range_or_number():
     top = read(HeatMap("E", [], [], []), HeatMap("F", [[2.0]], ["a"], ["b"]), HeatMap("N", [[math.nan, 1.0]], ["a"], ["b", "c"]))  # fmt: skip
     empty, flat, odd = top.all("section")
-    assert "no cells" in empty.text and cells(flat)[1] == ["a", "2.00"]
+    assert "no data" in empty.text and cells(flat)[1] == ["a", "2.00"]
     assert cells(odd)[1] == ["a", "nan", "1.00"] and odd.all("tbody")[0].all("td")[0]["class"] == ""
 
 
@@ -288,7 +288,7 @@ def test_curves_pass_through_their_points(scale):
 
 
 def test_curves_with_one_point_none_and_many():
-    assert chart([0, 1], [[None, math.nan]]) == "" and "no points" in read(Lines("L", [], {})).text
+    assert chart([0, 1], [[None, math.nan]]) == "" and "no data" in read(Lines("L", [], {})).text
     one = Reader(chart([1000], [[3]])).top
     (at,) = places(one.all("path", "curve")[0]["d"])
     assert {t.text for t in one.all("text")} >= {"999", "1,000", "1,001"} and 200 < at[0] < 440
@@ -332,18 +332,18 @@ def test_the_head_says_what_it_is_about(make):
     assert told["title"] == "User user-7: latent on movielens-100k"
     facts = told["facts"]
     assert facts["run"] == run.name and facts["user"] == "user-7" and facts["dataset"] == "movielens-100k"
-    assert facts["method"] == "latent with sasrec" and facts["depth"] == "2 latent steps, trained for 2"
+    assert facts["method"] == "latent with sasrec" and facts["depth"] == "2 latent steps, trained at depth 2"
     assert (
         facts["NDCG@10"].startswith(f"{run.result.accuracy.value:.4f} [") and "300 users" in facts["NDCG@10"]
     )
-    assert told["saying"].startswith("NDCG@10: 1 where the right item comes first")
+    assert told["saying"].startswith("NDCG@10: 1 if the target is ranked first")
     base = about(make.run(depths=(0,), train_depth=0).result)
     assert base["title"].startswith("One user") and base["facts"]["depth"] == "0 latent steps, the base"
 
 
 @pytest.mark.parametrize(
     ("path", "said"),
-    [("page.txt", "does not end like a page.\n.*: page.html"), ("page", "page.html"), (".", "is a folder"), ("taken.html", "is a folder"),
+    [("page.txt", "does not have the file extension of a page.\n.*: page.html"), ("page", "page.html"), (".", "is a folder"), ("taken.html", "is a folder"),
      ("absent/page.html", "no folder absent"), ("", "is a folder")],
 )  # fmt: skip
 def test_paths_that_no_page_can_be_written_to(path, said):
@@ -355,7 +355,7 @@ def test_paths_that_no_page_can_be_written_to(path, said):
 
 
 def test_a_picture_is_refused_as_early():
-    with pytest.raises(ConfigError, match="does not end like a picture"):
+    with pytest.raises(ConfigError, match="does not have the file extension of a picture"):
         inspect("no-such-run", plot=Path("picture.txt"))
 
 
@@ -374,7 +374,7 @@ def test_inspect_writes_a_page(tiny, template, tmp_path, capsys):
     capsys.readouterr()
     inspect(folder.name, html=Path("user.html"))
     said = capsys.readouterr()
-    assert "page: user.html" in said.err and "page" not in said.out
+    assert "Page: user.html" in said.err and "page" not in said.out
     top = Reader(Path("user.html").read_text(encoding="utf-8")).top
     titles = [h.text for h in top.all("h2")]
     assert folder.name in [d.text for d in top.all("dd")] and len(titles) >= 4

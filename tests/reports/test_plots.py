@@ -96,7 +96,7 @@ def test_figures_are_stacked_and_repeat_to_the_byte(tmp_path):
 
 
 def test_nothing_and_nowhere_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="nothing to draw"):
+    with pytest.raises(ConfigError, match="nothing to plot"):
         draw_figures([], tmp_path / "f.png")
-    with pytest.raises(ConfigError, match="does not end like a picture"):
+    with pytest.raises(ConfigError, match="does not have the file extension of a picture"):
         draw_figures(FIGURES, tmp_path / "f.txt")

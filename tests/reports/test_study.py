@@ -257,7 +257,7 @@ def test_a_ratio_has_an_oracle_only_where_depth_leaves_its_denominators_alone():
 
 def test_what_an_oracle_needs_is_said():
     evidence = evidence_of({2: [0.1, 0.2]})
-    with pytest.raises(ValueError, match="one depth alone"):
+    with pytest.raises(ValueError, match="one depth only"):
         oracle(only(evidence), evidence)
     evidence = evidence_of({0: [0.1, 0.2], 1: [0.2, 0.1]}, base=[0.1, 0.1], chosen=1)
     assert "seed=1" in oracle(only(evidence), evidence).why_no_null
@@ -331,9 +331,9 @@ def test_what_a_policy_cannot_be_held_against_is_said():
     policy = outcome(values, 3, used=np.where(values < 0.5, 1, 3), label="p")
     evidence = evidence_of({0: values, 1: values, 2: values}, chosen=0, policy=[policy])
     (found,) = policies(only(evidence), evidence)
-    assert found.to_mixture is None and "depth 3 was not judged by itself" in found.why
+    assert found.to_mixture is None and "depth 3 was not evaluated as a fixed depth" in found.why
     assert found.to_fixed is not None
-    with pytest.raises(ValueError, match="outside the depths"):
+    with pytest.raises(ValueError, match="outside the fixed depths"):
         mixed_at(only(evidence), 0, 2.5)
 
 
@@ -414,7 +414,7 @@ def test_a_policy_belongs_to_the_model_whose_weights_it_used(study, make):
     assert {m.label: [p.label for p in m.policies] for m in other.evidence.models} == {
         "latent loss=erl": ["policy up to 2"], "latent loss=prl": []
     }  # fmt: skip
-    assert any("loss=ce" in note and "left out" in note for note in other.evidence.notes)
+    assert any("loss=ce" in note and "omitted" in note for note in other.evidence.notes)
 
 
 def test_rows_in_another_order_are_put_in_one(make):
@@ -484,8 +484,8 @@ def test_every_section_says_what_it_lacks(make):
     said = {section: " ".join(found.missing[section]) for section in SECTIONS}
     assert "reason run latent train_depth=0 seed=0" in said["answer"]
     assert "history, target_count, target_head" in said["cohorts"] and "reason evaluate" in said["cohorts"]
-    assert "one depth alone" in said["oracle"] and "one depth alone" in said["deep"]
-    assert "case by case" in said["policies"]
+    assert "one depth only" in said["oracle"] and "one depth only" in said["deep"]
+    assert "adaptive depth policy" in said["policies"]
     text = drawn(found)
     assert text.count("Not computed:") >= 5
     assert all(
@@ -506,7 +506,9 @@ def test_a_base_that_was_not_named_is_pointed_at(runs):
 def test_bases_alone_are_no_study(make):
     make.bases()
     (found,) = studies(make.root)
-    assert "only bases" in found.missing["answer"][0] and "only bases" in drawn(found)
+    assert "all models here are bases" in found.missing["answer"][0] and "all models here are bases" in drawn(
+        found
+    )
 
 
 # --- how it is told ---------------------------------------------------------------------------------
@@ -524,12 +526,12 @@ def test_the_terminal_has_every_section_within_the_window(study):
         text = drawn(study, width)
         assert max(map(len, text.splitlines())) <= width and "\x1b" not in text
         for words in (
-            "Is it worth it?", "Trained for, and judged at", "For whom?", "history", "3 base runs (null)", "excess over luck",
+            "Is it worth it?", "Training depth and evaluation depth", "Who benefits?", "history", "3 base runs (null)", "excess over luck",
             "cos mean_depth=1", "at random", "largest history", "not distinguishable", "Holm's correction",
-            "known only with the answer",
+            "known only once the answer is",
         ):  # fmt: skip
             assert words in text, words
-    assert "Not shown" in drawn(study) and drawn(study, ascii_only=True).isascii()
+    assert "Columns omitted" in drawn(study) and drawn(study, ascii_only=True).isascii()
     assert re.search(r"^latent +2 ◂ ", drawn(study), re.M)
 
 
@@ -570,8 +572,8 @@ def test_the_verb_prints_draws_and_refuses(runs, capsys, tmp_path):
     assert told["schema"] == 1 and told["studies"][0]["answer"][0]["model"] == "latent" and out.err == ""
     verb(["latent"], plot=tmp_path / "s.png", runs=runs.root)
     out = capsys.readouterr()
-    assert "Is it worth it?" in out.out and "picture:" in out.err and (tmp_path / "s.png").exists()
-    with pytest.raises(ConfigError, match="does not end like a picture"):
+    assert "Is it worth it?" in out.out and "Image:" in out.err and (tmp_path / "s.png").exists()
+    with pytest.raises(ConfigError, match="does not have the file extension of a picture"):
         verb(None, plot=tmp_path / "s.doc", runs=runs.root)
     with pytest.raises(ConfigError, match="Did you mean 'latent'"):
         verb(["latant"], runs=runs.root)
@@ -630,7 +632,7 @@ def test_claims_on_what_was_trained(make):
     assert found_of(found, kind="best_trained", model=PRL).verdict == "reproduced"
     assert found_of(found, kind="best_trained", model={**PRL, "train_depth": 3}).verdict == "contradicted"
     decline = found_of(found, kind="difference", a=PRL, b={**PRL, "train_depth": "deepest"})
-    assert decline.verdict == "reproduced" and "trained for 3" in decline.measured
+    assert decline.verdict == "reproduced" and "trained at depth 3" in decline.measured
 
 
 def test_a_claim_that_cannot_be_judged_says_why(study):
@@ -653,11 +655,11 @@ def test_a_claim_that_cannot_be_judged_says_why(study):
     )
     assert {f.verdict for f in told} == {ABSENT}
     words = [
-        "trained for 2 only",
+        "trained at depth 2 only",
         "no runs",
         "no model with latent.loss=erl",
-        "more than 2",
-        "not judged at depth 7",
+        "greater depth than 2",
+        "not evaluated at depth 7",
     ]
     assert all(word in f.measured for word, f in zip(words, told, strict=True))
 
@@ -735,7 +737,7 @@ def test_a_page_is_filled_from_what_was_kept_alone(pages, runs, tmp_path, monkey
     assert "| Yelp | .0200 / .0400 | .0300 / .0400 | +25.0% |" in text
     assert "| latent-prl, 2 steps | attention | +0.12 [+0.10, +0.20] | +0.12 [+0.10, +0.20] |  |" in text
     assert "|  | occlusion |  | +0.12" in text
-    assert "| deeper is better | +1 % | set | to the base: +" in text and "**reproduced**" in text
+    assert "| deeper is better | +1 % | set | vs. the base: +" in text and "**reproduced**" in text
     assert (tmp_path / "images" / "set-study.png").exists() and "cos mean_depth=1" in text
     pages.build()
     assert page.read_text() == text

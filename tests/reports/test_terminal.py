@@ -65,7 +65,7 @@ def test_a_heat_map_too_wide_is_turned_over():
 
 
 def test_lines_without_points_or_range_are_drawn():
-    assert "no points" in drawn(figure(Lines("None", [0, 1], {"a": [None, None]})))
+    assert "no data" in drawn(figure(Lines("None", [0, 1], {"a": [None, None]})))
     assert drawn(figure(Lines("Flat", [1], {"a": [2.0]}))).count("●") == 2
 
 
@@ -85,9 +85,9 @@ def test_run_summary_says_all_that_a_newcomer_needs(make):
     for entry in run.result.curve:
         assert f"{entry.accuracy.value:.4f} [{entry.accuracy.low:.4f}" in text
     for needed in (
-        "latent steps", "popularity", "NDCG@10 is the accuracy: 1 where the right item comes first among all items",
-        "300 users", "◂ 2 latent steps: the depth that validation chooses", "2 latent steps against 0 latent steps: +",
-        "against popularity: +", "better", "device-hours on Test CPU, 2 threads", "stopped early", run.name,
+        "latent steps", "popularity", "NDCG@10 measures accuracy: 1 if the target is ranked first among all items",
+        "300 users", "◂ 2 latent steps: the depth chosen on validation", "2 latent steps vs. 0 latent steps: +",
+        "vs. popularity: +", "better", "device-hours on Test CPU, 2 threads", "stopped early", run.name,
         "reason sweep latent depth=0,1,2 seed=0..2", "reason run latent train_depth=0", f"reason inspect {run.name}",
     ):  # fmt: skip
         assert needed in flat, needed
@@ -114,7 +114,7 @@ def test_comparison_keeps_accuracy_and_difference_at_80_columns(store):
     for e in table.entries:
         assert formatting.interval(e.accuracy) in text and re.search(rf"^{e.label} ", text, re.M)
         assert e.difference is None or formatting.difference(e.difference) in text
-    assert "≈" in text and "▲" in text and "▼" in text and "Not shown for want of room" in text
+    assert "≈" in text and "▲" in text and "▼" in text and "Columns omitted to fit the window" in text
     assert "latent base, paired over 300 users and 3 seeds" in text
     wide = drawn(comparison(table), width=200)
     assert "Not shown" not in wide and "p95 ms" in wide and "Pareto" in wide

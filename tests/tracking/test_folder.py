@@ -54,7 +54,7 @@ def test_two_processes_never_get_the_same_folder(root):
 
 def test_a_root_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="Cannot make a run folder"):
+    with pytest.raises(ConfigError, match="Cannot create a run folder"):
         RunFolder.create(tmp_path / "file" / "runs", "x", "a" * 8)
 
 
@@ -149,7 +149,7 @@ def test_find(make, root):
     assert RunFolder.find("be", root).path == c.path
     assert RunFolder.find("last", root).path == b.path
     assert RunFolder.find(str(c.path), "elsewhere").path == c.path
-    with pytest.raises(ConfigError, match="beginning of 2 runs"):
+    with pytest.raises(ConfigError, match="matches 2 runs"):
         RunFolder.find("alpha", root)
     with pytest.raises(ConfigError, match="Did you mean 'beta-cccccccc-1'"):
         RunFolder.find("btea-cccccccc-1", root)

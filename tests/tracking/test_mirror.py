@@ -228,7 +228,7 @@ def test_a_store_that_is_down_costs_one_line_and_loses_nothing(uri, make, root, 
             assert not mirror.close("finished")
         assert mirror.run_id is None
     told = capsys.readouterr().err
-    assert told.count("tracking store not reachable") == 1 and "`reason sync`" in told
+    assert told.count("cannot be reached") == 1 and "reason sync" in told
     assert [s.error for s in sync(root, uri)] == ["", ""]
     for f in (folder, another):
         assert len(stored(uri, f, "train/loss")) == 50
@@ -336,7 +336,7 @@ def test_forget(uri, make, capsys, monkeypatch):
     elsewhere = read_json(folder / "mlflow.json") | {"uri": f"http://127.0.0.1:{free_port()}"}
     write_json(folder / "mlflow.json", elsewhere)
     assert not forget(folder)
-    assert "stays in the tracking store" in capsys.readouterr().err
+    assert "could not be deleted from the tracking store" in capsys.readouterr().err
 
 
 def test_a_damaged_note_of_the_id_is_made_again(uri, make, root, monkeypatch):
@@ -432,7 +432,7 @@ def test_a_server_that_accepts_and_never_answers_does_not_hold_up_a_run(make):
         )
         took = time.perf_counter() - start
     assert told.returncode == 0 and "Traceback" not in told.stderr
-    assert "no answer within 1 s" in told.stderr and "`reason sync`" in told.stderr
+    assert "no response within 1 s" in told.stderr and "reason sync" in told.stderr
     assert took < 15  # of which loading MLflow is most; its own patience is over 30 s
 
 
@@ -448,7 +448,7 @@ def test_a_locked_store_does_not_hold_up_a_run(uri, make, tmp_path, capsys, monk
     start = time.perf_counter()
     assert not mirror.close("failed")
     assert time.perf_counter() - start < 3
-    assert "no answer within 1 s" in capsys.readouterr().err
+    assert "no response within 1 s" in capsys.readouterr().err
     blocker.execute("COMMIT")
     blocker.close()
     wait_for(lambda: read_json(folder / "mlflow.json")["closed"] == "failed")
@@ -500,7 +500,7 @@ def test_a_password_is_nowhere(make, root, capsys, monkeypatch):
     assert not Mirror(folder, "nonsense://me:se/cret@host:5000").close("failed")
     assert not Mirror(folder, f"http://me:se%2Fcret@127.0.0.1:{free_port()}").close("failed")
     told = capsys.readouterr().err
-    assert told.count("not reachable") == 2 and "cret" not in told and "unknown scheme" in told
+    assert told.count("cannot be reached") == 2 and "cret" not in told and "unknown scheme" in told
 
 
 class Refusing(http.server.BaseHTTPRequestHandler):
@@ -529,5 +529,5 @@ def test_a_server_that_fails_does_not_tell_the_password(make, root, capsys, monk
         with pytest.raises(StoreError) as refused:
             sync(root, address)
         server.shutdown()
-    assert "not reachable" in told and "500" in told
+    assert "cannot be reached" in told and "500" in told
     assert "s3cret" not in told + str(refused.value)

@@ -40,7 +40,7 @@ def test_a_long_diff_is_cut_with_a_note(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text("x" * 500)
     monkeypatch.setattr(provenance, "DIFF_CAP", 300)
     text = provenance.diff(tmp_path)
-    assert len(text) < 400 and "[cut here:" in text
+    assert len(text) < 400 and "[truncated:" in text
 
 
 def test_no_checkout_and_no_git(tmp_path, monkeypatch):

@@ -37,7 +37,7 @@ def test_a_folder_that_is_no_run_is_left_alone(own, make, content, name):
     (own / "run.json").write_text(content)
     for inner in ("checkpoints", "rows"):
         (own / inner).mkdir()  # its name still is not one of ours
-    with pytest.raises(ConfigError, match="is not a run"):
+    with pytest.raises(ConfigError, match="not a valid run"):
         rm([name], yes=True)
     assert (own / "chapter.txt").exists()
 
@@ -45,10 +45,10 @@ def test_a_folder_that_is_no_run_is_left_alone(own, make, content, name):
 @pytest.mark.parametrize("name", ["", " ", ".", "..", "./", "runs/..", "/"])
 def test_no_name_is_refused(make, monkeypatch, name):
     folder = make()
-    with pytest.raises(ConfigError, match="names no run"):
+    with pytest.raises(ConfigError, match="is not the name of a run"):
         rm([name], yes=True)
     monkeypatch.chdir(folder.path)
-    with pytest.raises(ConfigError, match="names no run"):
+    with pytest.raises(ConfigError, match="is not the name of a run"):
         rm([name], yes=True)
     assert folder.identity
 
@@ -88,7 +88,7 @@ def test_a_damaged_run_must_look_like_one(make, lacks):
     folder = make()
     (folder / "run.json").write_text("{")
     (folder / lacks).rmdir()
-    with pytest.raises(ConfigError, match="left alone"):
+    with pytest.raises(ConfigError, match="not a valid run"):
         rm([folder.name], yes=True)
     assert folder.path.exists()
 

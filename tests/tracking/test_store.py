@@ -101,9 +101,9 @@ def test_no_password_is_shown_of_any_address(uri):
 @pytest.mark.parametrize(
     ("uri", "words"),
     [
-        ("http://host:99999", "port"), ("http://host:port", "port"), ("http://[::1", "bracket"), ("http://", "names no host"),
+        ("http://host:99999", "port"), ("http://host:port", "port"), ("http://[::1", "bracket"), ("http://", "has no host name"),
         ("htp://host:5000", "Did you mean http://"), ("localhost:5000", "Did you mean http://localhost:5000"),
-        ("sqlite:mlflow.db", "names no file"), ("sqlite://mlflow.db", "names no file"), ("sqlite:///", "names no file"),
+        ("sqlite:mlflow.db", "has no file name"), ("sqlite://mlflow.db", "has no file name"), ("sqlite:///", "has no file name"),
         ("http://me:se/cret@host:5000", "%2F"),
     ],
 )  # fmt: skip
@@ -242,13 +242,13 @@ def test_a_damaged_database_is_told_moved_aside_and_rebuilt(uri, tmp_path, make,
 
 
 def test_only_a_file_is_rebuilt():
-    with pytest.raises(StoreError, match="cannot be rebuilt from here"):
+    with pytest.raises(StoreError, match="cannot be rebuilt by reason"):
         move_aside("http://host:5000")
 
 
 def test_a_place_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match="cannot be made"):
+    with pytest.raises(StoreError, match="cannot be created"):
         open_store(f"sqlite:///{tmp_path / 'file' / 'mlflow.db'}")
 
 

@@ -89,7 +89,7 @@ def test_pages_answer_when_told_so_and_nothing_is_left(uri, make, tmp_path):
 
 def test_another_host_needs_names(monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    with pytest.raises(ConfigError, match="opens the pages to other machines"):
+    with pytest.raises(ConfigError, match="opens the web interface to other machines"):
         ui(host="0.0.0.0")
 
 

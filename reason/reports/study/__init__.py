@@ -68,7 +68,7 @@ def studies(root: Path | str, names: Sequence[str] = ()) -> list[Study]:
             elsewhere = bases_elsewhere(root, frame)
             if elsewhere:  # rather than the command that trains one
                 words = " ".join([*names, *elsewhere])
-                study.missing["answer"] = [f"no base was named, and there is one: reason study {words}"]
+                study.missing["answer"] = [f"the base was not named, but there is one: reason study {words}"]
         found.append(study)
     return found
 
@@ -80,20 +80,20 @@ def study_frame(frame: Frame) -> Study:
     missing = study.missing
     if not evidence.models:
         if not evidence.notes:
-            missing["answer"].append("no model here was trained for any depth: there are only bases.")
+            missing["answer"].append("all models here are bases; none was trained with the method.")
         return study
     missing["answer"] += evidence.table.hints
     columns = {c.column for m in evidence.models for c in evidence.cohorts[m.key.method]}
     absent = sorted(columns - evidence.columns.keys())
     if absent:
         missing["cohorts"].append(
-            f"the rows have no column {', '.join(absent)}. Runs of this version write it; `reason evaluate RUN` "
-            "judges an older run again."
+            f"the rows have no column {', '.join(absent)}. Newer runs record it; `reason evaluate RUN` "
+            "adds it to an older run's model."
         )
     for model in evidence.models:
         cohorts = [c for c in evidence.cohorts[model.key.method] if c.column not in absent]
         if not evidence.cohorts[model.key.method]:
-            missing["cohorts"].append(f"the card of {model.key.method} names no cohorts.")
+            missing["cohorts"].append(f"the method {model.key.method} defines no cohorts.")
         sections: dict[str, Callable[[], list]] = {
             "cohorts": lambda m=model, by=cohorts: [cohort(m, c, evidence) for c in by],
             "oracle": lambda m=model: [oracle(m, evidence)],

@@ -137,7 +137,7 @@ def find(study: Study, wanted: Mapping[str, Any]) -> tuple[Model, Outcome]:
     model = found[0]
     depth = wanted.get("depth", model.train_depth)
     if depth not in model.depths:
-        raise ValueError(f"{model.label} was not judged at depth {depth}")
+        raise ValueError(f"{model.label} was not evaluated at depth {depth}")
     return model, model.depths[depth]
 
 
@@ -174,12 +174,12 @@ def _difference(study: Study, test: Mapping[str, Any]) -> _Judged:
         b, name = _reference(model, "base")
     else:
         other, b = find(study, test["b"])
-        name = f"trained for {other.train_depth}"
+        name = f"trained at depth {other.train_depth}"
         if other is model and b is a:
-            raise ValueError(f"nothing was trained for more than {model.train_depth}")
+            raise ValueError(f"no model was trained at a greater depth than {model.train_depth}")
     d = _gain(study, a, b)
     share = f" ({d.value / b.entry.accuracy.value:+.1%})" if b.entry.accuracy.value else ""
-    return _Judged(f"to {name}: {formatting.difference(d)}{share}", [d])
+    return _Judged(f"vs. {name}: {formatting.difference(d)}{share}", [d])
 
 
 def _best_trained(study: Study, test: Mapping[str, Any]) -> _Judged:
@@ -193,10 +193,10 @@ def _best_trained(study: Study, test: Mapping[str, Any]) -> _Judged:
         except NoModel:  # that depth belongs to another configuration
             continue
     if not others:
-        raise ValueError(f"it was trained for {model.train_depth} only")
+        raise ValueError(f"it was trained at depth {model.train_depth} only")
     gains = [_gain(study, mine, other) for _, other in others]
     told = "; ".join(
-        f"to {depth}: {formatting.difference(d)}" for (depth, _), d in zip(others, gains, strict=True)
+        f"vs. {depth}: {formatting.difference(d)}" for (depth, _), d in zip(others, gains, strict=True)
     )
     return _Judged(told, gains)
 
@@ -216,7 +216,7 @@ def _contrast(study: Study, test: Mapping[str, Any]) -> _Judged:
     other, name = _reference(model, test["to"])
     more, less = (groups[0], groups[-1]) if test["more"] == "first" else (groups[-1], groups[0])
     d = _towards(contrast(mine, other, more, less), study.sign)
-    told = f"gain over {name} at {test['column']} {more.label} less that at {less.label}: {formatting.difference(d)}"
+    told = f"gain over {name} at {test['column']} {more.label} minus that at {less.label}: {formatting.difference(d)}"
     return _Judged(told, [d])
 
 
@@ -227,7 +227,7 @@ def _group(study: Study, test: Mapping[str, Any]) -> _Judged:
     group = groups[0] if test["group"] == "first" else groups[-1]
     (found,) = within(group, mine, [other])
     if found is None:
-        raise ValueError(f"{test['column']} {group.label} holds too few, or no seed in common")
+        raise ValueError(f"{test['column']} {group.label} has too few examples, or no common seed")
     d = _towards(found, study.sign)
     told = f"gain over {name} at {test['column']} {group.label}: {formatting.difference(d)}"
     return _Judged(told, [d if test["better"] else _towards(d, -1)])
@@ -244,7 +244,7 @@ def _oracle(study: Study, test: Mapping[str, Any]) -> _Judged:
     percent += (
         f"{luck.value:+.0%} [{luck.low:+.0%}, {luck.high:+.0%}] from {null.runs} base runs; " if luck else ""
     )
-    return _Judged(f"{percent}excess over that luck: {formatting.difference(null.excess)}", [null.excess])
+    return _Judged(f"{percent}excess over luck: {formatting.difference(null.excess)}", [null.excess])
 
 
 _CLOCKS = {"request": ("latency_p50_ms", 1), "batch": ("throughput_per_s", -1)}
@@ -255,16 +255,16 @@ def _time(study: Study, test: Mapping[str, Any]) -> _Judged:
     model, mine = find(study, test["model"])
     least = model.depths[model.least]
     if mine is least or not study.evidence.table.one_device:
-        raise ValueError("its times at two depths were not taken on one kind of device")
+        raise ValueError("its times at the two depths were not measured on the same kind of device")
     key, power = _CLOCKS[test["of"]]
     deep, shallow = ({p.seed: getattr(p.judged, key, None) for p in o.entry.points} for o in (mine, least))
     ratios = [(value / shallow[s]) ** power for s, value in deep.items() if value and shallow.get(s)]
     if not ratios:
-        raise ValueError("no time was taken")
+        raise ValueError("no time was measured")
     logs = np.log(ratios)
     told = f"a {test['of']} takes {np.exp(logs.mean()):.2f} times as long as at depth {model.least}"
     if len(logs) < 2:
-        return _Judged(f"{told}; one seed, so no interval", [])
+        return _Judged(f"{told}; only one seed, so no interval", [])
     from scipy.stats import t
 
     half = float(t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / np.sqrt(len(logs)))

@@ -148,7 +148,7 @@ def contrast(a: Outcome, b: Outcome, one: Group, other: Group) -> Difference:
     for seed in a.rows.keys() & b.rows.keys():
         gain = blend([(1.0, a.rows[seed]), (-1.0, b.rows[seed])]).take(both)
         if gain.denominator is not None:
-            raise ValueError("gains of groups are compared for means only")
+            raise ValueError("gains of groups can be compared for means only")
         for side, inside in zip(
             sides, (first, ~first), strict=True
         ):  # a mean over a group is a ratio of sums

@@ -22,8 +22,8 @@ from reason.reports.frame import Frame, Key, Point, frames
 # Columns whose mean is told at every depth where the rows have them, and what it says.
 MEANS = {
     "step_cosine": "cosine of the last two states (1: the last step changed nothing)",
-    "tail@10": "share of the answer's items that are not among the most frequent fifth",
-    "popularity@10": "mean occurrences in training of the answer's items",
+    "tail@10": "share of the answer's items outside the most frequent 20%",
+    "popularity@10": "mean number of occurrences of the answer's items in training",
 }
 
 
@@ -165,7 +165,7 @@ def shared(outcomes: Iterable[Outcome]) -> list[int]:
     sets = [set(o.rows) for o in outcomes]
     seeds = sorted(set.intersection(*sets))
     if not seeds:
-        raise ValueError("no seed is common to all its depths. Judge each depth for the same seeds")
+        raise ValueError("its depths have no common seed. Evaluate all depths with the same seeds")
     return seeds
 
 
@@ -189,7 +189,7 @@ def gather(frame: Frame) -> Evidence:
         try:
             outcomes[id(entry)] = _outcome(entry, evidence, wanted)
         except ValueError as error:
-            evidence.notes.append(f"{entry.name} is left out: {error}")
+            evidence.notes.append(f"{entry.name} is omitted: {error}")
     evidence.bases = [outcomes[id(e)] for e in runs if e.kind == BASE and id(e) in outcomes]
     methods = [e for e in runs if e.kind in (METHOD, RIVAL) and id(e) in outcomes]
     policies = [e for e in methods if e.kind == METHOD and _is_policy(outcomes[id(e)])]
@@ -242,7 +242,7 @@ def _order(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         return np.arange(len(ids))
     mine, theirs = np.argsort(ids), np.argsort(wanted)
     if not np.array_equal(ids[mine], wanted[theirs]):
-        raise ValueError("it was judged on other examples")
+        raise ValueError("it was evaluated on other examples")
     order = np.empty(len(ids), dtype=np.int64)
     order[theirs] = mine
     return order
@@ -261,7 +261,7 @@ def _columns(point: Point, names: set[str]) -> dict[str, np.ndarray]:
         return {n: np.asarray(table.column(n).to_numpy(), dtype=float) for n in there} if table else {}
     except (OSError, pa.ArrowException, ValueError) as error:
         raise RunError(
-            f"{path} cannot be read as rows: {error}", "Evaluate the run again (`reason evaluate RUN`)."
+            f"{path} is not a valid table of rows: {error}", "Evaluate the run again (`reason evaluate RUN`)."
         ) from error
 
 
@@ -300,8 +300,8 @@ def _attach(policy: Outcome, evidence: Evidence) -> None:
     ]  # fmt: skip
     if not candidates:
         evidence.notes.append(
-            f"{policy.label} decides depths case by case, and its model was not judged at fixed depths: it is "
-            f"left out. These judge them: reason evaluate {policy.entry.points[0].run} "
+            f"{policy.label} is omitted, because its model was not evaluated at fixed depths. "
+            f"Evaluate them with: reason evaluate {policy.entry.points[0].run} "
             f"{policy.entry.points[0].result.method}.policy=fixed eval.curve=true"
         )
         return

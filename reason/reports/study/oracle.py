@@ -63,7 +63,7 @@ def best_fixed(model: Model, sign: int) -> tuple[int, str]:
     if model.chosen is not None:
         return model.chosen, "chosen on validation"
     best = max(model.depths, key=lambda d: (sign * model.depths[d].entry.accuracy.value, -d))
-    return best, "chosen on test for want of validation rows, which flatters it"
+    return best, "chosen on test, which is optimistic, as there are no validation rows"
 
 
 def oracle(model: Model, evidence: Evidence) -> Oracle:
@@ -76,7 +76,7 @@ def oracle(model: Model, evidence: Evidence) -> Oracle:
         ValueError: one depth alone, denominators that depth changes, or no seed in common.
     """
     if len(model.depths) < 2:
-        raise ValueError("it was judged at one depth alone, and there is nothing to choose from")
+        raise ValueError("it was evaluated at one depth only, so there is no depth to choose")
     sign, depths = evidence.sign, list(model.depths)
     outcomes = [model.depths[d] for d in depths]
     seeds = shared(outcomes)
@@ -111,7 +111,7 @@ def oracle(model: Model, evidence: Evidence) -> Oracle:
             brought = {s: sign * (policy.rows[s].numerator - at_fixed[s].numerator) for s in both}
             found.recovery[policy.label] = seeded_interval(rows(brought, gain))
     if model.base is None:
-        found.why_no_null = "there is no base to take the null from"
+        found.why_no_null = "there is no base to compute the null from"
         return found
     base = {s: sign * r.numerator for s, r in model.base.rows.items()}
     _denominator([*model.base.rows.values(), *at_fixed.values()])
@@ -120,11 +120,11 @@ def oracle(model: Model, evidence: Evidence) -> Oracle:
         over = {s: top[s] - base[s] for s in paired}
         found.over_base = seeded_interval(rows(over, {s: sign * base[s] for s in paired}))
     if not paired:
-        found.why_no_null = "the base shares no seed with all of its depths"
+        found.why_no_null = "the base has no seed in common with the model's depths"
         return found
     if len(base) < 2:
         found.why_no_null = (
-            f"the base has one seed, and a null of {len(depths)} depths needs {len(depths)} runs: train_depth=0 "
+            f"the base has one seed, but a null for {len(depths)} depths needs {len(depths)} runs: add train_depth=0 "
             f"with seed={','.join(map(str, _more_seeds(base, len(depths))))}"
         )
         return found
@@ -170,7 +170,7 @@ def _denominator(rows: Sequence[ExampleScores]) -> np.ndarray | None:
         own = r.denominator
         if own is not first and (own is None or first is None or not np.array_equal(own, first)):
             raise ValueError(
-                "its accuracy is a ratio whose denominators change with depth, so that an example has no best depth"
+                "its accuracy is a ratio whose denominators change with depth, so an example has no best depth"
             )
     return first
 

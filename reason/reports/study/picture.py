@@ -34,7 +34,7 @@ def draw_study(study: Study, path: Path) -> None:
         _depths(left, study)
         _groups(right, study, rows)
         picture.suptitle(
-            f"{t.accuracy} on {t.dataset}: {t.split} split, {t.n:,} {t.units.example}s, 95% intervals",
+            f"{t.accuracy} on {t.dataset}: {t.split} split, {t.n:,} {t.units.example}s, 95% confidence intervals",
             x=0.01, ha="left", fontsize=12, color=INK,
         )  # fmt: skip
         drawn: dict[str, Any] = {}
@@ -137,12 +137,12 @@ def _ceilings(ax: Any, study: Study) -> None:
             marker="X",
             markersize=8,
             linestyle="none",
-            label=f"best of {runs} base runs: luck alone",
+            label=f"best of {runs} base runs (luck only)",
         )
         at += step
     ticks: dict[float, str] = {d: str(d) for d in depths}
     if at > start:
-        ticks[(start + at - step) / 2] = "after the\nfact"
+        ticks[(start + at - step) / 2] = "with\nhindsight"
     ax.set_xticks(list(ticks), list(ticks.values()))
 
 
@@ -168,10 +168,10 @@ def _forest(study: Study) -> list[Bar]:
 
 
 def _groups(ax: Any, study: Study, rows: list[Bar]) -> None:
-    ax.set_title("difference by group, " + ("to the base" if study.evidence.bases else "to the least depth"))
+    ax.set_title("difference by group, " + ("vs. base" if study.evidence.bases else "vs. smallest depth"))
     ax.set_xlabel(f"difference in {study.evidence.table.accuracy}")
     if not rows:
-        ax.text(0.5, 0.5, "no cohorts in the rows", transform=ax.transAxes, ha="center", color=GREY)
+        ax.text(0.5, 0.5, "no cohort columns", transform=ax.transAxes, ha="center", color=GREY)
         ax.set(xticks=[], yticks=[])
         return
     ax.axvline(0, color=INK, linewidth=1)

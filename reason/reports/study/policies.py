@@ -49,7 +49,7 @@ def policies(model: Model, evidence: Evidence) -> list[PolicyResult]:
         key = f"{model.key.method}.policy"
         told = model.depths[model.deep].entry.points[0]
         hint = f"; try `reason evaluate {told.run} {key}=...`" if key in told.config else ""
-        raise ValueError(f"no run decides its depth case by case{hint}")
+        raise ValueError(f"no run uses an adaptive depth policy{hint}")
     fixed, fixed_is = best_fixed(model, evidence.sign)
     pairs: list[Pair | None] = []
     whys: list[str] = []
@@ -97,7 +97,7 @@ def _mixture(model: Model, seed: int, used: np.ndarray) -> ExampleScores:
     absent = [d for d in depths if d not in model.depths]
     if absent:
         told = ", ".join(f"{d:g}" for d in absent[:3])
-        raise ValueError(f"depth {told} was not judged by itself, so its mixture is not known")
+        raise ValueError(f"depth {told} was not evaluated as a fixed depth, so the mixture is not known")
     return blend(
         [(c / len(used), model.depths[int(d)].rows[seed]) for d, c in zip(depths, counts, strict=True)]
     )
@@ -115,7 +115,9 @@ def mixed_at(model: Model, seed: int, mean_depth: float) -> ExampleScores:
     """
     depths = list(model.depths)
     if not depths[0] <= mean_depth <= depths[-1]:
-        raise ValueError(f"a mean depth of {mean_depth:.2f} lies outside the depths judged by themselves")
+        raise ValueError(
+            f"a mean depth of {mean_depth:.2f} lies outside the fixed depths that were evaluated"
+        )
     above = next(i for i, d in enumerate(depths) if d >= mean_depth)
     if depths[above] == mean_depth:
         return model.depths[depths[above]].rows[seed]

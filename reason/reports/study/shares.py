@@ -43,7 +43,7 @@ def deep_shares(model: Model, evidence: Evidence) -> list[ShareResult]:
         ValueError: the model was judged at one depth alone, or its depths share no seed.
     """
     if model.deep == model.least:
-        raise ValueError("it was judged at one depth alone, so that nothing is deeper")
+        raise ValueError("it was evaluated at one depth only, so there is no deeper one")
     deep, least = model.depths[model.deep], model.depths[model.least]
     seeds = shared([deep, least])
     n = len(evidence.ids)

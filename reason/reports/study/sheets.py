@@ -101,16 +101,16 @@ def _answer(study: Study, signs: _Signs, width: int | None) -> Made:
     columns = [
         _Column("", [a.model for a in told], right=False),
         _Column("depth", [f"{a.deep} {signs.chosen}" if a.deep_is == "chosen on validation" else str(a.deep) for a in told]),
-        _Column("to the base [95%]", [mark(a.to_base, study.sign, signs) for a in told], right=False),
+        _Column("vs. base [95%]", [mark(a.to_base, study.sign, signs) for a in told], right=False),
         _Column("p", [_p(a.to_base) for a in told], 3),
-        _Column("to its own least depth [95%]", [mark(a.to_least, study.sign, signs) for a in told], 2, right=False),
+        _Column("vs. own smallest depth [95%]", [mark(a.to_least, study.sign, signs) for a in told], 2, right=False),
         _Column("p", [_p(a.to_least) for a in told], 4),
         _Column("ms", [_times(a.ms_least, a.ms_deep) for a in told], 1),
     ]  # fmt: skip
     tests = [t.tests for a in told for t in (a.to_base, a.to_least) if t]
-    notes = [f"{signs.chosen} the depth that validation chooses; else the deepest."]
+    notes = [f"{signs.chosen} the depth chosen on validation; otherwise the deepest."]
     if any(a.ms_deep is not None for a in told):
-        notes.append("ms: the median request at the least depth, and at this one.")
+        notes.append("ms: median latency at the smallest depth and at this one.")
     if tests:
         seeds = _range([t.difference.seeds for a in told for t in (a.to_base, a.to_least) if t])
         notes.append(
@@ -119,7 +119,7 @@ def _answer(study: Study, signs: _Signs, width: int | None) -> Made:
         notes.append(_legend(study, signs, tests))
     remarks = [_sentence(study, i) for i in range(len(told))]
     if not table.one_device:
-        remarks.append("Times come from several kinds of device and are not set beside each other.")
+        remarks.append("Latencies were measured on different devices and are not compared.")
     return [Sheet("", columns, notes)], remarks
 
 
@@ -147,19 +147,19 @@ def _sentence(study: Study, place: int) -> str:
     verdicts = [t.verdict(study.sign) for t in tests if t]
     if verdicts:
         better, worse = (verdicts.count(v) or "none" for v in ("better", "worse"))
-        parts.append(f"of {len(verdicts)} groups {better} are served better and {worse} worse")
+        parts.append(f"{better} of {len(verdicts)} groups improve and {worse} get worse")
     for o in study.oracle:
         if o.model == a.model and o.null:
-            parts.append(f"the gain of a perfect choice of depth is {o.null.verdict}")
+            parts.append(f"the gain from a perfect choice of depth is {o.null.verdict}")
     mine = [p for p in study.policies if p.model == a.model and p.to_mixture]
     if mine:
         won = [p.policy for p in mine if p.to_mixture and p.to_mixture.verdict(study.sign) == "better"]
         parts.append(
-            f"of {len(mine)} policies {', '.join(won) or 'none'} beat{'s' * (len(won) < 2)} chance at equal depth"
+            f"of {len(mine)} policies {', '.join(won) or 'none'} beat{'s' * (len(won) < 2)} a random choice at the same mean depth"
         )
     return (
         f"{a.model} at depth {a.deep} ({a.deep_is}): "
-        + "; ".join(parts or ["nothing to set it beside"])
+        + "; ".join(parts or ["there is nothing to compare it with"])
         + "."
     )
 
@@ -185,8 +185,8 @@ def _triangle(study: Study, signs: _Signs, width: int | None) -> Made:
 
         return [
             _Column("", labels, right=False),
-            _Column("trained for", trained),
-            *(_Column(f"at {d}", cells(d, marked)) for d in depths),
+            _Column("train depth", trained),
+            *(_Column(f"depth {d}", cells(d, marked)) for d in depths),
             _Column("seeds", [str(len(line.seeds)) for line in lines], 1),
         ]
 
@@ -195,11 +195,11 @@ def _triangle(study: Study, signs: _Signs, width: int | None) -> Made:
     whole, notes = columns(formatting.interval), []
     if width is not None and sum(c.width + 2 for c in whole) - 2 > width:
         whole = columns(lambda i: f"{i.value:.4f}")
-        notes.append("The intervals found no room; --json or a wider window has them.")
+        notes.append("Intervals omitted to fit the window; widen it, or use --json.")
     if most:
-        notes.append(f"{signs.chosen} the depth that validation chooses in its line.")
+        notes.append(f"{signs.chosen} the depth chosen on validation, within each row.")
     if most == 2:
-        notes.append(f"{signs.chosen * 2} what it chooses over all that was trained of one configuration.")
+        notes.append(f"{signs.chosen * 2} the one chosen among all training depths of a configuration.")
     rules = {i for i in range(len(lines) - 1) if lines[i].base != lines[i + 1].base}
     sheets = [Sheet("", whole, notes, ["cyan" if line.base else "" for line in lines], rules)]
     extra = _beside(lines)
@@ -217,14 +217,14 @@ def _beside(lines: list[Line]) -> Sheet | None:
         return None
     columns = [
         _Column("", ["" if i and rows[i - 1][0] is line else line.label for i, (line, _, _) in enumerate(rows)], right=False),
-        _Column("trained for", ["base" if line.base else str(line.train_depth) for line, _, _ in rows], 9),
-        _Column("at", [str(d) for _, d, _ in rows]),
+        _Column("train depth", ["base" if line.base else str(line.train_depth) for line, _, _ in rows], 9),
+        _Column("depth", [str(d) for _, d, _ in rows]),
         *(_Column(n, [formatting.number(c.means.get(n)) for _, _, c in rows]) for n in means),
         *(_Column(n, [formatting.number(c.overall.get(n)) for _, _, c in rows], i + 1) for i, n in enumerate(overall)),
         _Column("ms", [formatting.number(c.ms) for _, _, c in rows], 8),
     ]  # fmt: skip
     notes = [f"{n}: {MEANS[n]}." for n in means]
-    return Sheet("What the answers are like", columns, notes)
+    return Sheet("Properties of the answers", columns, notes)
 
 
 def _cohorts(study: Study, signs: _Signs, width: int | None) -> Made:
@@ -239,16 +239,16 @@ def _cohorts(study: Study, signs: _Signs, width: int | None) -> Made:
         )
         remarks.append(_legend(study, signs, tests))
         remarks.append(
-            f"p is corrected within each table and reference; {len(tests)} differences in {families} such families "
-            "were tested in all."
+            f"p is corrected within each table and reference; in total, {len(tests)} differences were tested in "
+            f"{families} such families."
         )
     if not all(c.known for c in study.cohorts):
         told = ", ".join(dict.fromkeys(c.column for c in study.cohorts if not c.known))
         remarks.append(
-            f"{told}: known only with the answer. Good for analysis, of no use for deciding who gets depth."
+            f"{told}: known only once the answer is; useful for analysis, not for deciding who gets more depth."
         )
     if any(g.n < FEWEST for c in study.cohorts for g in c.groups):
-        remarks.append(f"Groups of fewer than {FEWEST} are not tested.")
+        remarks.append(f"Groups with fewer than {FEWEST} examples are not tested.")
     return sheets, remarks
 
 
@@ -260,10 +260,10 @@ def _cohort(study: Study, c: CohortResult, signs: _Signs) -> Sheet:
         _Column(c.column, [g.label for g in groups], right=False),
         _Column("n", [f"{g.n:,}" for g in groups]),
         _Column("base", [_value(g.base) for g in groups], 4),
-        *(_Column(f"at {d}", [_value(g.at[d]) for g in groups], 3 if d == c.deep else 5) for d in depths),
-        _Column(f"{c.deep} to the base [95%]", [mark(g.to_base, study.sign, signs) for g in groups], 1, right=False),
+        *(_Column(f"depth {d}", [_value(g.at[d]) for g in groups], 3 if d == c.deep else 5) for d in depths),
+        _Column(f"{c.deep} vs. base [95%]", [mark(g.to_base, study.sign, signs) for g in groups], 1, right=False),
         _Column("p", [_p(g.to_base) for g in groups], 6),
-        _Column(f"{c.deep} to {c.least} [95%]", [mark(g.to_least, study.sign, signs) for g in groups], 2, right=False),
+        _Column(f"{c.deep} vs. {c.least} [95%]", [mark(g.to_least, study.sign, signs) for g in groups], 2, right=False),
         _Column("p", [_p(g.to_least) for g in groups], 7),
         *(_Column(f"depth by {p}", [f"{g.exits[p]:.2f}" for g in groups], 8 + i) for i, p in enumerate(policies)),
     ]  # fmt: skip
@@ -276,8 +276,8 @@ def _oracle(study: Study, signs: _Signs, width: int | None) -> Made:
     sheets = [_one_oracle(study, o) for o in study.oracle]
     if not sheets:
         return [], []
-    remarks = ["Gains: positive is better. The best of several answers, taken after the fact, gains by luck alone: the base "
-               "runs show how much. They differ in their seed, the depths of a model share theirs: the null is strict."]  # fmt: skip
+    remarks = ["Gains: positive is better. Picking the best of several answers in hindsight gains by luck alone; the base runs show "
+               "how much. Base runs differ in their seed, the depths of a model share one, so the null is conservative."]  # fmt: skip
     return sheets, remarks
 
 
@@ -285,30 +285,32 @@ def _one_oracle(study: Study, o: Oracle) -> Sheet:
     null, example = o.null, study.evidence.table.units.example
     fewer = null is not None and null.runs < len(o.depths)
     rows = [
-        (f"one for all (depth {o.fixed})", formatting.interval(o.fixed_accuracy),
+        (f"one depth for all ({o.fixed})", formatting.interval(o.fixed_accuracy),
          _value(null.oracle.value - study.sign * null.gain.value) if null else ""),
-        ("the best for each", formatting.interval(o.oracle), formatting.interval(null.oracle) if null else ""),
-        ("its gain", _gain(o.gain), _gain(null.gain) if null else ""),
-        ("... over the base", _percent(o.over_base), _percent(null.over_base) if null else ""),
+        ("best depth for each", formatting.interval(o.oracle), formatting.interval(null.oracle) if null else ""),
+        ("gain", _gain(o.gain), _gain(null.gain) if null else ""),
+        ("gain over the base", _percent(o.over_base), _percent(null.over_base) if null else ""),
     ]  # fmt: skip
     if null and fewer:
         rows.append((f"gain, best of {null.runs}", _gain(null.model_gain), _gain(null.gain)))
     notes = []
     if null:
         rows.append(("excess over luck", formatting.difference(null.excess), ""))
-        told = f"The gain of choosing a depth for each is {null.verdict}."
+        told = f"The gain from choosing a depth for each example is {null.verdict}."
         if fewer:
-            told += f" Only {null.runs} base runs are there, so {null.runs} depths are set beside them, over all choices of these."
+            told += f" There are only {null.runs} base runs, so they are compared with {null.runs} depths, averaged over all choices."
         elif len(null.seeds) > null.runs:
-            told += f" The null is the mean over all choices of {null.runs} of {len(null.seeds)} base runs."
+            told += (
+                f" The null is averaged over all choices of {null.runs} out of {len(null.seeds)} base runs."
+            )
         notes.append(told)
     else:
         notes.append(f"No null: {o.why_no_null}.")
     shares = ", ".join(f"{d}: {share:.1%}" for d, share in o.histogram.items())
     notes.append(
-        f"Best depth, ties to the shallowest: {shares}. For {o.alike:.1%} of {example}s all depths are alike."
+        f"Best depth (ties: the smallest): {shares}. All depths are equally good for {o.alike:.1%} of {example}s."
     )
-    notes.append(f"Depth {o.fixed} is {o.fixed_is}. Over {_over(o.n, o.seeds, example)}.")
+    notes.append(f"Depth {o.fixed} was {o.fixed_is}. Over {_over(o.n, o.seeds, example)}.")
     columns = [
         _Column("", [r[0] for r in rows], right=False),
         _Column(f"{len(o.depths)} depths", [r[1] for r in rows], right=False),
@@ -327,10 +329,10 @@ def _policies(study: Study, signs: _Signs, width: int | None) -> Made:
     if sheets:
         tests = [t.tests for p in study.policies for t in (p.to_fixed, p.to_mixture, p.to_line) if t]
         remarks.append(
-            "to chance: against the same depths dealt out at random; to the line: against the neighbouring fixed depths, "
-            "mixed to the same mean depth. Both are expected outcomes, known exactly."
+            "vs. random: the same depths assigned at random. vs. mixture: the two neighbouring fixed depths, mixed to the "
+            "same mean depth. Both are exact expectations."
         )
-        remarks.append("recovered: share of the gain of the best depth for each that the policy brings.")
+        remarks.append("recovered: share of the oracle's gain that the policy achieves.")
         if tests:
             remarks.append(_legend(study, signs, tests))
     return sheets, remarks
@@ -342,15 +344,15 @@ def _policy(study: Study, mine: list[PolicyResult], recovered: dict[str, Interva
         _Column("policy", [p.policy for p in mine], right=False),
         _Column("depth", [f"{p.mean_depth:.2f}" for p in mine]),
         _Column(f"{study.evidence.table.accuracy} [95%]", [formatting.interval(p.accuracy) for p in mine], 2),
-        _Column("to chance [95%]", [mark(p.to_mixture, sign, signs) for p in mine], right=False),
+        _Column("vs. random [95%]", [mark(p.to_mixture, sign, signs) for p in mine], right=False),
         _Column("p", [_p(p.to_mixture) for p in mine], 4),
-        _Column(f"to depth {mine[0].fixed} [95%]", [mark(p.to_fixed, sign, signs) for p in mine], 1, right=False),
+        _Column(f"vs. depth {mine[0].fixed} [95%]", [mark(p.to_fixed, sign, signs) for p in mine], 1, right=False),
         _Column("p", [_p(p.to_fixed) for p in mine], 5),
-        _Column("to the line [95%]", [mark(p.to_line, sign, signs) for p in mine], 3, right=False),
+        _Column("vs. mixture [95%]", [mark(p.to_line, sign, signs) for p in mine], 3, right=False),
         _Column("p", [_p(p.to_line) for p in mine], 6),
         _Column("recovered", [_percent(recovered.get(p.policy)) for p in mine], 8),
         _Column("ms", [formatting.number(p.ms) for p in mine], 7),
-        _Column("given depth", [", ".join(f"{d:g}: {s:.0%}" for d, s in p.shares.items()) for p in mine], 9, right=False),
+        _Column("depths used", [", ".join(f"{d:g}: {s:.0%}" for d, s in p.shares.items()) for p in mine], 9, right=False),
     ]  # fmt: skip
     notes = [
         f"Depth {mine[0].fixed}: {mine[0].fixed_is}. Over {_over(mine[0].n, mine[0].seeds, study.evidence.table.units.example)}."
@@ -367,12 +369,12 @@ def _deep(study: Study, signs: _Signs, width: int | None) -> Made:
     if sheets:
         tests = [t.tests for s in study.deep for t in (s.to_none, s.to_random) if t]
         remarks.append(
-            "inside: answered deep; outside: at the least depth. At random: the expected outcome, exact."
+            "inside: accuracy of the deep share; outside: of the rest. 'at random' is the exact expectation."
         )
         remarks.append(_legend(study, signs, tests))
         if all(s.chosen == AT_RANDOM for s in study.deep):
             remarks.append(
-                "Only chance chooses: no cohort known before the answer has its column in the rows."
+                "Only a random choice is shown, as the rows have no cohort that is known before the answer."
             )
     return sheets, remarks
 
@@ -385,17 +387,19 @@ def _shares(study: Study, mine: list[ShareResult], signs: _Signs) -> Sheet:
         _Column("inside", [_value(s.inside) for s in mine], 3),
         _Column("outside", [_value(s.outside) for s in mine], 3),
         _Column("total", [_value(s.total) for s in mine]),
-        _Column("to nobody deep [95%]", [mark(s.to_none, sign, signs) for s in mine], 1, right=False),
+        _Column("vs. none deep [95%]", [mark(s.to_none, sign, signs) for s in mine], 1, right=False),
         _Column("p", [_p(s.to_none) for s in mine], 5),
-        _Column("to random [95%]", [mark(s.to_random, sign, signs) for s in mine], 2, right=False),
+        _Column("vs. at random [95%]", [mark(s.to_random, sign, signs) for s in mine], 2, right=False),
         _Column("p", [_p(s.to_random) for s in mine], 6),
         _Column("ms", [formatting.number(s.ms) for s in mine], 0),
     ]
     rules = {i for i in range(len(mine) - 1) if mine[i].chosen != mine[i + 1].chosen}
     example = study.evidence.table.units.example
-    notes = [f"Deep is depth {s0.deep}, the others get {s0.least}. Over {_over(s0.n, s0.seeds, example)}."]
+    notes = [
+        f"Deep means depth {s0.deep}; the rest get depth {s0.least}. Over {_over(s0.n, s0.seeds, example)}."
+    ]
     if s0.ms is not None:
-        notes[0] += " ms: a request on average, from the medians at both depths."
+        notes[0] += " ms: mean latency, from the medians at both depths."
     return Sheet(s0.model, columns, notes, rules=rules)
 
 

@@ -14,11 +14,11 @@ from reason.reports.terminal import title
 
 HEADINGS = {
     "answer": "Is it worth it?",
-    "triangle": "Trained for, and judged at",
-    "cohorts": "For whom?",
-    "oracle": "The best depth for each, and the luck in it",
-    "policies": "Depth decided case by case",
-    "deep": "Only some answered deep",
+    "triangle": "Training depth and evaluation depth",
+    "cohorts": "Who benefits?",
+    "oracle": "Oracle: the best depth for each example, and how much of it is luck",
+    "policies": "Adaptive depth: policies",
+    "deep": "Deep reasoning for a share of the requests",
 }
 
 # --- the terminal ---------------------------------------------------------------------------------
@@ -51,7 +51,8 @@ class StudyView:
                     yield Text(line)
                 if dropped:
                     yield Text(
-                        f"Not shown for want of room: {', '.join(dict.fromkeys(dropped))}.", style="dim"
+                        f"Columns omitted to fit the window: {', '.join(dict.fromkeys(dropped))}.",
+                        style="dim",
                     )
             if remarks:
                 yield Text()

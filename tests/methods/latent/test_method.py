@@ -302,7 +302,7 @@ def test_values_out_of_range_are_refused(wrong):
 
 
 def test_depth_beyond_training_is_refused_before_anything_is_loaded():
-    with pytest.raises(ConfigError, match="beyond train_depth=1"):
+    with pytest.raises(ConfigError, match="greater than train_depth=1"):
         resolve("latent", ["depth=3", "train_depth=1"])
 
 
