@@ -197,7 +197,7 @@ class _RunSummary:
         yield f"Averaged over {over} of the {r['split']} split; {reading}"
         least = r["curve"][0]
         if least["depth"] == 0 and r["train_depth"]:
-            yield f"0 {units['depth']}: {units['zero']}."
+            yield f"0 {units['depth']} means {units['zero']}."
         if chosen is not None:
             yield f"{signs.chosen} {chosen['depth']} {units['depth']}: the depth chosen on validation."
         for entry in curve_on_demand(r["curve"]):

@@ -389,7 +389,7 @@ def _shares(study: Study, mine: list[ShareResult], signs: _Signs) -> Sheet:
         _Column("total", [_value(s.total) for s in mine]),
         _Column("vs. none deep [95%]", [mark(s.to_none, sign, signs) for s in mine], 1, right=False),
         _Column("p", [_p(s.to_none) for s in mine], 5),
-        _Column("vs. at random [95%]", [mark(s.to_random, sign, signs) for s in mine], 2, right=False),
+        _Column("vs. random [95%]", [mark(s.to_random, sign, signs) for s in mine], 2, right=False),
         _Column("p", [_p(s.to_random) for s in mine], 6),
         _Column("ms", [formatting.number(s.ms) for s in mine], 0),
     ]
