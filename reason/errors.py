@@ -91,5 +91,5 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> ConfigError:
         return ConfigError(f"Unknown {kind} {name!r}.", "None is available.")
     close = nearest(name, choices)
     hint = f"Did you mean {close!r}?" if close else ""
-    listed = ", ".join(choices[:20]) + (" ..." if len(choices) > 20 else "")
-    return ConfigError(f"Unknown {kind} {name!r}.", f"{hint} Available: {listed}.".strip())
+    listed = ", ".join(choices[:20]) + (", ..." if len(choices) > 20 else ".")
+    return ConfigError(f"Unknown {kind} {name!r}.", f"{hint} Available: {listed}".strip())

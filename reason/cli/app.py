@@ -66,7 +66,7 @@ def _print_error(error: ReasonError) -> None:
     from reason.cli.output import stderr
 
     console = stderr()
-    console.print(f"[bold red]error[/bold red] {_escape(error.message)}", highlight=False, soft_wrap=True)
+    console.print(f"[bold red]error:[/bold red] {_escape(error.message)}", highlight=False, soft_wrap=True)
     if error.hint:
         console.print(_escape(error.hint), highlight=False, soft_wrap=True)
 

@@ -113,7 +113,7 @@ def _draw_card(plan) -> None:
     lines = [
         f"[bold]{card.name}[/bold]  {card.summary}",
         f"paper: {card.paper}",
-        f"depth: {card.depth.unit}, {card.depth.least} or more ({card.depth.least}: {card.depth.zero})",
+        f"depth: {card.depth.unit}, {card.depth.least} or more ({card.depth.least} means {card.depth.zero})",
         f"accuracy: {card.units.accuracy} per {card.units.example}; latency per {card.units.latency.removeprefix('one ')}; throughput in {card.units.throughput}",
     ]
     stdout().print("\n".join(lines), highlight=False, soft_wrap=True)

@@ -23,7 +23,7 @@ from reason.tracking.result import Measure
 
 
 @dataclass
-class Judged:
+class TimedEvaluation:
     """An evaluation of the whole split, with what was timed on the way."""
 
     evaluation: Evaluation
@@ -46,7 +46,7 @@ class Judged:
 def judge(
     method: Method, ctx: Context, world: World, network: nn.Module, split: Examples, depth: int,
     *, meter: Stopwatch | None = None, limit: int = 0,
-) -> Judged:  # fmt: skip
+) -> TimedEvaluation:  # fmt: skip
     """``method.evaluate`` on all ranks, as one evaluation, on every rank."""
     meters = {depth: meter or silent(world.device)}
     return next(judge_depths(method, ctx, world, network, split, meters, limit=limit))[1]
@@ -55,7 +55,7 @@ def judge(
 def judge_depths(
     method: Method, ctx: Context, world: World, network: nn.Module, split: Examples,
     meters: dict[int, Stopwatch], *, limit: int = 0,
-) -> Iterator[tuple[int, Judged]]:  # fmt: skip
+) -> Iterator[tuple[int, TimedEvaluation]]:  # fmt: skip
     """``method.evaluate_depths`` on all ranks: each depth of ``meters`` with its evaluation, on every rank."""
     here = replace(ctx, limit=limit)
     with _judging(network):
@@ -65,7 +65,7 @@ def judge_depths(
 
 def judge_validation(
     method: Method, ctx: Context, world: World, network: nn.Module, split: Examples, depth: int
-) -> Judged:
+) -> TimedEvaluation:
     """``method.validate`` on all ranks, as one evaluation, on every rank."""
     meter = silent(world.device)
     with _judging(network):
@@ -97,7 +97,7 @@ def _judging(network: nn.Module) -> Iterator[None]:
         network.train(was_training)
 
 
-def _joined(ctx: Context, world: World, examples: int, mine: Evaluation, meter: Stopwatch) -> Judged:
+def _joined(ctx: Context, world: World, examples: int, mine: Evaluation, meter: Stopwatch) -> TimedEvaluation:
     """The shares of all ranks as one evaluation."""
     assert mine.rows.num_rows == len(ctx.shard(examples)), "an evaluation has one row per example"
     own = {name: rival.cost for name, rival in mine.rivals.items()}
@@ -107,7 +107,7 @@ def _joined(ctx: Context, world: World, examples: int, mine: Evaluation, meter: 
         for name, rival in mine.rivals.items()
     }
     units, seconds = sum(r[0] for *_, r in parts), max(r[1] for *_, r in parts)
-    return Judged(
+    return TimedEvaluation(
         replace(
             mine,
             rows=interleave([rows for rows, *_ in parts]),

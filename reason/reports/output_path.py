@@ -9,7 +9,7 @@ from reason.errors import ConfigError
 
 
 def check_output_path(path: Path, kind: str, endings: Sequence[str]) -> None:
-    """Refuse a path that no ``kind`` of file ("picture", "page") can be written to.
+    """Refuse a path that no ``kind`` of file ("image", "page") can be written to.
 
     endings: those that are known, the usual one first.
 
@@ -22,7 +22,7 @@ def check_output_path(path: Path, kind: str, endings: Sequence[str]) -> None:
         )
     if path.suffix.lower() not in endings:
         raise ConfigError(
-            f"{path} does not have the file extension of a {kind}.",
+            f"{path} has the wrong extension for the {kind}.",
             f"Use {' or '.join(endings)}: {path.parent / path.stem}{endings[0]}",
         )
     if not path.parent.is_dir():

@@ -193,7 +193,7 @@ class _RunSummary:
             reading = "with so few examples the confidence intervals in brackets are too narrow."
         yield f"Averaged over {over} of the {r.split} split; {reading}"
         if r.curve[0].depth == 0 and r.train_depth:
-            yield f"0 {units.depth}: {units.zero}."
+            yield f"0 {units.depth} means {units.zero}."
         if chosen is not None:
             yield f"{signs.chosen} {chosen.depth} {units.depth}: the depth chosen on validation."
         for e in r.curve:

@@ -322,7 +322,7 @@ def test_peculiar_gguf_files_are_refused(tmp_path, own_cache):
     with pytest.raises(ConfigError, match="'bloom'"):
         open_causal(str(tmp_path / "bloom.gguf"))
     strange = write_gguf(tmp_path / "strange.gguf", "llama", model, tokens=TOKENS)
-    with pytest.raises(DataError, match="cannot be rebuilt: some tokens are tokens differ"):
+    with pytest.raises(DataError, match="cannot be rebuilt: some tokens differ"):
         open_causal(str(strange))
     (tmp_path / "broken.gguf").write_bytes(b"GGUFnot really")
     with pytest.raises(DataError, match="cannot be read as GGUF"):

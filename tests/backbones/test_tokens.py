@@ -189,7 +189,7 @@ def test_nothing_is_written_without_the_cache(own_cache):
 
 def test_a_cache_that_cannot_be_written_is_told(own_cache):
     own_cache.write_text("a file in its place")
-    with pytest.raises(DataError, match="cannot be written") as caught:
+    with pytest.raises(DataError, match="cannot be used") as caught:
         Tokens.train(TEXTS, "bpe", 300)
     assert "REASON_CACHE" in caught.value.hint
 

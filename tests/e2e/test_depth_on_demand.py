@@ -55,11 +55,13 @@ def test_a_policy_answers_and_belongs_to_its_model_and_data(reason, ask, tiny, s
     for key, what in (("model", "model"), ("data_digest", "dataset")):
         (run / "calibration.json").write_text(json.dumps(kept | {key: "0" * 64}))
         said = ask(run.name, {"user": user})
-        assert said.code == 1 and f"fitted to another {what}" in said.err and "reason evaluate" in said.err
+        assert (
+            said.code == 1 and f"fitted to a different {what}" in said.err and "reason evaluate" in said.err
+        )
         assert "Traceback" not in said.err
     (run / "calibration.json").write_text('{"model": ')
     said = ask(run.name, {"user": user})
-    assert said.code == 1 and "cannot be read" in said.err and "Traceback" not in said.err
+    assert said.code == 1 and "is not a valid calibration" in said.err and "Traceback" not in said.err
     (run / "calibration.json").unlink()
     for said in (ask(run.name, {"user": user}), reason("inspect", run.name)):
         assert said.code == 1 and "calibration.json is missing" in said.err

@@ -93,7 +93,7 @@ class TestBadInput:
 
     def test_a_corpus_that_is_too_small(self, reason):
         Path("few").mkdir()
-        for i in range(12):
+        for i in range(40):
             Path(f"few/{i}.txt").write_text(f"only a few words in document {i}")
         said = reason(
             "run", "mor", "dataset=few", "dataset.valid=0.3", "dataset.test=0.3", "backbone.vocab=300"

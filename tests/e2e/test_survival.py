@@ -182,7 +182,7 @@ def test_a_run_can_be_read_from_anywhere(reason, tiny, store, tmp_path, monkeypa
     told = reason("predict", str(tmp_path / "moved" / second.name))
     assert told.code in (1, 2) and "Traceback" not in told.err
     told = reason("evaluate", str(tmp_path / "moved" / second.name), "eval.limit=4")
-    assert told.code == 1 and "not beside it" in told.err
+    assert told.code == 1 and "not in the same folder" in told.err
 
 
 @pytest.mark.parametrize(

@@ -199,7 +199,7 @@ def test_what_is_kept_is_what_was_trained(name, tiny):
     if card.trains and frozen:
         with torch.no_grad():
             dict(opened.session.network.named_parameters())[min(frozen)].add_(1)
-        with pytest.raises(RunError, match="other frozen weights"):
+        with pytest.raises(RunError, match="different frozen weights"):
             opened.session.load_model(folder, folder.identity["train_hash"])
 
 

@@ -214,7 +214,7 @@ def test_the_verb_refuses_before_it_computes(store, tmp_path):
 
     with pytest.raises(ConfigError, match="cannot be used together"):
         verb(None, json=True, csv=True, runs=store.root)
-    with pytest.raises(ConfigError, match="does not have the file extension of a picture"):
+    with pytest.raises(ConfigError, match="has the wrong extension for the image"):
         verb(None, plot=tmp_path / "c.doc", runs=store.root)
     with pytest.raises(ConfigError, match="no folder"):
         verb(None, plot=tmp_path / "missing" / "c.png", runs=store.root)

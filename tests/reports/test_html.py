@@ -343,7 +343,7 @@ def test_the_head_says_what_it_is_about(make):
 
 @pytest.mark.parametrize(
     ("path", "said"),
-    [("page.txt", "does not have the file extension of a page.\n.*: page.html"), ("page", "page.html"), (".", "is a folder"), ("taken.html", "is a folder"),
+    [("page.txt", "has the wrong extension for the page.\n.*: page.html"), ("page", "page.html"), (".", "is a folder"), ("taken.html", "is a folder"),
      ("absent/page.html", "no folder absent"), ("", "is a folder")],
 )  # fmt: skip
 def test_paths_that_no_page_can_be_written_to(path, said):
@@ -355,7 +355,7 @@ def test_paths_that_no_page_can_be_written_to(path, said):
 
 
 def test_a_picture_is_refused_as_early():
-    with pytest.raises(ConfigError, match="does not have the file extension of a picture"):
+    with pytest.raises(ConfigError, match="has the wrong extension for the image"):
         inspect("no-such-run", plot=Path("picture.txt"))
 
 

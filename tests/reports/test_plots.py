@@ -98,5 +98,5 @@ def test_figures_are_stacked_and_repeat_to_the_byte(tmp_path):
 def test_nothing_and_nowhere_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="nothing to plot"):
         draw_figures([], tmp_path / "f.png")
-    with pytest.raises(ConfigError, match="does not have the file extension of a picture"):
+    with pytest.raises(ConfigError, match="has the wrong extension for the image"):
         draw_figures(FIGURES, tmp_path / "f.txt")

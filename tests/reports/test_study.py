@@ -573,7 +573,7 @@ def test_the_verb_prints_draws_and_refuses(runs, capsys, tmp_path):
     verb(["latent"], plot=tmp_path / "s.png", runs=runs.root)
     out = capsys.readouterr()
     assert "Is it worth it?" in out.out and "Image:" in out.err and (tmp_path / "s.png").exists()
-    with pytest.raises(ConfigError, match="does not have the file extension of a picture"):
+    with pytest.raises(ConfigError, match="has the wrong extension for the image"):
         verb(None, plot=tmp_path / "s.doc", runs=runs.root)
     with pytest.raises(ConfigError, match="Did you mean 'latent'"):
         verb(["latant"], runs=runs.root)

@@ -310,7 +310,7 @@ def _one_oracle(study: Study, o: Oracle) -> Sheet:
     notes.append(
         f"Best depth (ties: the smallest): {shares}. All depths are equally good for {o.alike:.1%} of {example}s."
     )
-    notes.append(f"Depth {o.fixed} was {o.fixed_is}. Over {_over(o.n, o.seeds, example)}.")
+    notes.append(f"Depth {o.fixed} was {o.fixed_is}. Averaged over {_over(o.n, o.seeds, example)}.")
     columns = [
         _Column("", [r[0] for r in rows], right=False),
         _Column(f"{len(o.depths)} depths", [r[1] for r in rows], right=False),
@@ -355,7 +355,7 @@ def _policy(study: Study, mine: list[PolicyResult], recovered: dict[str, Interva
         _Column("depths used", [", ".join(f"{d:g}: {s:.0%}" for d, s in p.shares.items()) for p in mine], 9, right=False),
     ]  # fmt: skip
     notes = [
-        f"Depth {mine[0].fixed}: {mine[0].fixed_is}. Over {_over(mine[0].n, mine[0].seeds, study.evidence.table.units.example)}."
+        f"Depth {mine[0].fixed}: {mine[0].fixed_is}. Averaged over {_over(mine[0].n, mine[0].seeds, study.evidence.table.units.example)}."
     ]
     notes += [f"{p.policy}: {p.why}." for p in mine if p.why]
     return Sheet(mine[0].model, columns, notes)
@@ -389,14 +389,14 @@ def _shares(study: Study, mine: list[ShareResult], signs: _Signs) -> Sheet:
         _Column("total", [_value(s.total) for s in mine]),
         _Column("vs. none deep [95%]", [mark(s.to_none, sign, signs) for s in mine], 1, right=False),
         _Column("p", [_p(s.to_none) for s in mine], 5),
-        _Column("vs. at random [95%]", [mark(s.to_random, sign, signs) for s in mine], 2, right=False),
+        _Column("vs. random [95%]", [mark(s.to_random, sign, signs) for s in mine], 2, right=False),
         _Column("p", [_p(s.to_random) for s in mine], 6),
         _Column("ms", [formatting.number(s.ms) for s in mine], 0),
     ]
     rules = {i for i in range(len(mine) - 1) if mine[i].chosen != mine[i + 1].chosen}
     example = study.evidence.table.units.example
     notes = [
-        f"Deep means depth {s0.deep}; the rest get depth {s0.least}. Over {_over(s0.n, s0.seeds, example)}."
+        f"Deep means depth {s0.deep}; the rest get depth {s0.least}. Averaged over {_over(s0.n, s0.seeds, example)}."
     ]
     if s0.ms is not None:
         notes[0] += " ms: mean latency, from the medians at both depths."

@@ -414,7 +414,7 @@ def test_a_routed_run_from_a_source_is_loaded_as_what_was_trained(model, routing
 
 def test_another_tokenizer_and_another_memory_are_refused(model):
     found = run("train_depth=2", "backbone.hidden=16", "backbone.heads=2", "backbone.layers=4")
-    with pytest.raises(ConfigError, match=r"mor.kv=sharing \(it has recursion\)") as caught:
+    with pytest.raises(ConfigError, match=r"mor.kv=sharing \(recorded: recursion\)") as caught:
         runner.run(recorded_plan(found, {"mor.kv": "sharing"}), model=found, quiet=True)
     assert "mor.force" in str(caught.value) and "mor.gap" in str(caught.value)
     TOKENS.save(found / "tokenizer")
