@@ -75,7 +75,11 @@ def loop(seconds: float, log) -> tuple[float, float]:
 
 def fresh(root: Path) -> RunFolder:
     folder = RunFolder.create(root, "benchmark", "0" * 8)
-    write_json(folder / "run.json", {"experiment": "benchmark", "created": time.time()})
+    names = dict.fromkeys(("experiment", "method", "config_hash", "train_hash"), "benchmark")
+    write_json(
+        folder / "run.json",
+        {"kind": "run", **names, "created": time.time(), "parent": None, "trained_by": None},
+    )
     return folder
 
 
@@ -92,7 +96,7 @@ def tracked(seconds: float, root: Path, uri: str) -> tuple[float, float, float, 
     own = time.clock_gettime(time.pthread_getcpuclockid(mirror._thread.ident))
     before = time.process_time()
     points.close()
-    assert mirror.flush()
+    assert mirror.try_advance("running")
     last = time.process_time() - before
     begun = time.perf_counter()
     assert mirror.close("finished")
