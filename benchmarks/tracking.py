@@ -80,6 +80,7 @@ def fresh(root: Path) -> RunFolder:
         folder / "run.json",
         {"kind": "run", **names, "created": time.time(), "parent": None, "trained_by": None},
     )
+    (folder / "config.yaml").write_text("method: benchmark\n")
     return folder
 
 
