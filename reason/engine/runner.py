@@ -96,8 +96,13 @@ def _another_model(plan: Plan, model: RunFolder, recorded: Mapping[str, Any]) ->
         changed.append(
             f"it was trained with version {version} of {plan.card.name}, and version {plan.card.version} is installed"
         )
+    if not changed:
+        return ConfigError(
+            f"The data has changed since {model.name} was trained on it.",
+            "Restore the data, or train a new model with `reason run`. `reason predict` needs no data.",
+        )
     return ConfigError(
-        f"These settings need a different model from that of {model.name}: {', '.join(changed) or 'the data has changed'}.",
+        f"These settings need a different model from that of {model.name}: {', '.join(changed)}.",
         f"Change only eval.* and {', '.join(sorted(plan.judging))}; or train a new model with `reason run`.",
     )
 

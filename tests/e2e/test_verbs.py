@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from command import mlflow_runs, runs
 
+from reason.engine import session
 from reason.files import read_json
 
 
@@ -93,6 +94,36 @@ class TestRun:
         assert loaded.result.seed == 3
         user = loaded.session.ctx.dataset.user_ids[0]
         assert len(loaded.predict([{"user": user, "k": 5}], depth=0)[0]["items"]) == 5
+
+
+def test_a_trained_run_answers_whatever_became_of_its_data(reason, store, monkeypatch):
+    rows = [f"u{u},i{(u + 3 * t) % 9},{t}" for u in range(30) for t in range(6)]
+    Path("mine.csv").write_text("user,item,timestamp\n" + "\n".join(rows) + "\n")
+    quick = [
+        "train.epochs=1",
+        "backbone.hidden=16",
+        "backbone.ffn=16",
+        "hardware.threads=1",
+        "eval.resamples=100",
+    ]
+    assert reason("run", "latent", "dataset=mine.csv", *quick).code == 0
+
+    def ask():
+        monkeypatch.setattr(sys, "stdin", io.StringIO('{"history": ["i1", "i4"], "k": 2}\n'))
+        said = reason("predict", "last")
+        assert said.code == 0, said.err
+        return json.loads(said.out)
+
+    before = ask()
+    assert len(before["items"]) == 2
+    with open("mine.csv", "a") as f:
+        f.write("u0,i5,1700000000\n")
+    session._datasets.clear()  # as in a process of its own
+    assert ask() == before
+    refused = reason("evaluate", "last")
+    assert refused.code == 2 and "data has changed" in refused.err and "predict" in refused.err
+    Path("mine.csv").rename("moved.csv")
+    assert ask() == before
 
 
 class TestSweep:
