@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from reason.errors import DamagedRun
 from reason.tracking.clock import device_hours
 from reason.tracking.folder import RunFolder
 
@@ -11,25 +12,32 @@ def costs(folder: RunFolder, owner: RunFolder, devices: int, on_gpu: bool) -> di
 
     ``device_hours`` are the run's own. ``lineage_device_hours`` are what it took to have these numbers: with
     the training of the model that was taken over from ``owner``, and with the stages that the model stands on.
-    GPU-hours are device-hours held on GPUs: 0 on a CPU.
+    GPU-hours are device-hours held on GPUs: 0 on a CPU. What cannot be known any more is left out.
     """
     own, trained = device_hours(folder, devices)["total"], device_hours(owner, devices)["train"]
-    found = {
-        "device_hours": own, "train_device_hours": trained, "gpu_hours": own if on_gpu else 0.0,
-        "lineage_device_hours": own, "lineage_gpu_hours": own if on_gpu else 0.0,
-    }  # fmt: skip
-    if owner.path != folder.path:
-        found["lineage_device_hours"] += trained
-        found["lineage_gpu_hours"] += trained if owner.result and owner.result.gpus else 0.0
-    for stage in lineage(owner):
-        spent = stage.result.metrics if stage.result else {}
-        for name in ("device_hours", "gpu_hours"):
-            found[f"lineage_{name}"] += spent.get(name, 0.0)
+    found = {"device_hours": own, "train_device_hours": trained, "gpu_hours": own if on_gpu else 0.0}
+    taken_over = owner.result if owner.path != folder.path else None
+    gpu_trained = trained if taken_over and taken_over.gpus else 0.0
+    for name, training in (("device_hours", trained), ("gpu_hours", gpu_trained)):
+        try:
+            if taken_over is None:
+                stages = sum(stage.result.metrics[name] for stage in lineage(folder) if stage.result)
+                found[f"lineage_{name}"] = found[name] + stages
+            else:  # its stages may be gone by now; what they cost stands in its own result
+                of_owner = taken_over.metrics
+                stages = of_owner.get(f"lineage_{name}", of_owner[name]) - of_owner[name]
+                found[f"lineage_{name}"] = found[name] + training + stages
+        except DamagedRun:  # a stage was deleted
+            continue
     return found
 
 
 def lineage(folder: RunFolder) -> list[RunFolder]:
-    """The runs that a run's model stands on: its stages, theirs, and so on; each once."""
+    """The runs that a run's model stands on: its stages, theirs, and so on; each once.
+
+    Raises:
+        DamagedRun: one of them has been deleted, or cannot be read.
+    """
     found: dict[str, RunFolder] = {}
     waiting = [folder]
     while waiting:

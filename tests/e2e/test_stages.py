@@ -107,6 +107,19 @@ def test_a_stage_that_is_made_is_not_looked_up_again(experiments, reason, store)
     assert len(runs()) == 2
 
 
+def test_what_stood_on_a_stage_is_judged_again_without_it(experiments, reason, store):
+    assert reason("run", "second").code == 0
+    made = by_experiment()
+    assert reason("rm", made["first"].name, "-y").code == 0
+    assert reason("evaluate", made["second"].name, "depth=1").code == 0
+    again = next(r for r in runs() if r.name != made["second"].name).result
+    assert again is not None
+    before = made["second"].result.metrics
+    stages = before["lineage_device_hours"] - before["device_hours"]
+    whole = again.metrics["device_hours"] + before["train_device_hours"] + stages
+    assert again.metrics["lineage_device_hours"] == pytest.approx(whole)
+
+
 def test_a_failed_stage_fails_what_stands_on_it(experiments, reason, store):
     experiments(
         first={"train.lr": "1e30", "train.clip": "0", "train.epochs": "9"}, third={"train.lr": "1e-4"}
