@@ -81,11 +81,12 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
-def root(
-    version: bool = typer.Option(
-        False, "--version", help="Print the version and exit.", callback=_version, is_eager=True
-    ),
-) -> None:
+_VERSION = typer.Option(
+    False, "--version", help="Print the version and exit.", callback=_version, is_eager=True
+)
+
+
+def root(version: bool = _VERSION) -> None:
     pass
 
 

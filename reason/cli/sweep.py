@@ -49,8 +49,8 @@ def draw_sweep(folder) -> None:
     stdout().print(
         f"{metrics.get('trials', 0)} trials, {metrics.get('trainings', 0)} models trained{begun}, "
         f"{metrics.get('lineage_device_hours', metrics.get('device_hours', 0)):.4f} device-hours. Folder: {folder.path}",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
+        soft_wrap=True,
+    )
 
 
 def draw_plan(plan) -> None:
@@ -89,5 +89,5 @@ def draw_stages(plans) -> None:
         stdout().print(
             f"Runs first, unless already finished: {stage.plan.experiment}, seed {stage.plan.config.seed} "
             f"(used as {stage.key})",
-            highlight=False, soft_wrap=True,
-        )  # fmt: skip
+            soft_wrap=True,
+        )

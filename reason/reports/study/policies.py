@@ -98,9 +98,8 @@ def _mixture(model: Model, seed: int, used: np.ndarray) -> ExampleScores:
     if absent:
         told = ", ".join(f"{d:g}" for d in absent[:3])
         raise ValueError(f"depth {told} was not evaluated as a fixed depth, so the mixture is not known")
-    return blend(
-        [(c / len(used), model.depths[int(d)].rows[seed]) for d, c in zip(depths, counts, strict=True)]
-    )
+    parts = zip(depths, counts, strict=True)
+    return blend([(c / len(used), model.depths[int(d)].rows[seed]) for d, c in parts])
 
 
 def _line(model: Model, seed: int, used: np.ndarray) -> ExampleScores:
