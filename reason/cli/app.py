@@ -81,12 +81,11 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
-_VERSION = typer.Option(
-    False, "--version", help="Print the version and exit.", callback=_version, is_eager=True
-)
-
-
-def root(version: bool = _VERSION) -> None:
+def root(
+    version: bool = typer.Option(
+        False, "--version", help="Print the version and exit.", callback=_version, is_eager=True
+    ),
+) -> None:
     pass
 
 

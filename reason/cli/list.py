@@ -73,11 +73,8 @@ def _rows(kind: str, runs) -> tuple[list[str], list[list[str]], list[str]]:
     if kind == "methods":
         return ["name", "depth", "summary"], [[c.name, c.depth.unit, c.summary] for c in cards], warnings
     if kind == "datasets":
-        return (
-            ["name", "views", "summary"],
-            [[c.name, ", ".join(c.views), c.summary] for c in cards],
-            warnings,
-        )
+        rows = [[c.name, ", ".join(c.views), c.summary] for c in cards]
+        return ["name", "views", "summary"], rows, warnings
     return ["name", "kind", "summary"], [[c.name, c.kind, c.summary] for c in cards], warnings
 
 

@@ -40,12 +40,8 @@ def show(
     if name in registry.names("methods") or name in layers.experiments() or not _is_run(name, runs):
         plan = config.resolve(name, overrides or [], files=c or [])
         if json:
-            values = {
-                "config": dataclasses.asdict(plan.config),
-                "origin": plan.origin,
-                "written": plan.written,
-            }
-            emit_json({"experiment": plan.experiment} | values)
+            told = {"experiment": plan.experiment, "config": dataclasses.asdict(plan.config)}
+            emit_json(told | {"origin": plan.origin, "written": plan.written})
         else:
             _draw_card(plan)
             draw_plan(plan, origin)

@@ -47,9 +47,8 @@ def sync(
         show(_table(report))
     if not as_json:
         same = sum(not s.change and not s.error for s in report)
-        say(
-            f"{len(report)} runs in {shown(uri)}: {len(report) - same - len(failed)} updated, {same} already up to date."
-        )
+        updated = len(report) - same - len(failed)
+        say(f"{len(report)} runs in {shown(uri)}: {updated} updated, {same} already up to date.")
     if failed:
         raise typer.Exit(1)
 

@@ -23,7 +23,7 @@ from reason.tracking.folder import RunFolder
 
 if TYPE_CHECKING:
     from reason.reports.comparison import Comparison, Entry
-    from reason.tracking.result import Judged, Measure, Outcome, Result
+    from reason.tracking.result import Judged, Outcome, Result
 
 
 # --- tables that fit ----------------------------------------------------------------------------
@@ -116,15 +116,15 @@ class _RunSummary:
         shown = chosen or r.curve[-1]
         curve, rivals = r.curve, self._rivals(shown)
         answers: list[Outcome] = [*curve, *rivals.values()]
-        blank = [""] * len(rivals)
-        depths = [
-            _spent(e.depth, e.effective_depth) + (f" {signs.chosen}" if e is chosen else "") for e in curve
-        ]
+        blank, valid = [""] * len(rivals), [e.valid_accuracy for e in curve]
+        names = [f"{n} at {shown.depth}" if len(curve) > 1 and n in shown.rivals else n for n in rivals]
+        marks = [f" {signs.chosen}" if e is chosen else "" for e in curve]
+        depths = [_spent(e.depth, e.effective_depth) + mark for e, mark in zip(curve, marks, strict=True)]
         columns = [
-            _Column(units.depth, [*depths, *self._rival_labels(rivals, shown)], right=False),
+            _Column(units.depth, [*depths, *names], right=False),
             _Column(f"{name} [95%]", [formatting.interval(a.accuracy.interval) for a in answers]),
             *(self._beside(metric, answers) for metric in r.beside),
-            _Column("validation", [_value(e.valid_accuracy) for e in curve] + blank, 3),
+            _Column("validation", [f"{v.value:.4f}" if v else "" for v in valid] + blank, 3),
             _Column("p50 ms", [formatting.number(e.latency_p50_ms) for e in curve] + blank, 1),
             _Column("p95 ms", [formatting.number(e.latency_p95_ms) for e in curve] + blank, 5),
             _Column(units.throughput, [formatting.number(e.throughput_per_s) for e in curve] + blank, 4),
@@ -144,10 +144,6 @@ class _RunSummary:
     def _rivals(self, judged: Judged) -> dict[str, Outcome]:
         """What else answered the same examples: the rivals at that depth, and the baselines."""
         return judged.rivals | self.result.baselines
-
-    def _rival_labels(self, rivals: Iterable[str], judged: Judged) -> list[str]:
-        several = len(self.result.curve) > 1
-        return [f"{name} at {judged.depth}" if several and name in judged.rivals else name for name in rivals]
 
     @property
     def _is_trained(self) -> bool:
@@ -257,10 +253,6 @@ class _RunSummary:
         commands.append(("reason ui", "all runs in MLflow"))
         width = max(len(command) for command, _ in commands)
         return [(f"{command:<{width}}", remark) for command, remark in commands]
-
-
-def _value(measure: Measure | None) -> str:
-    return f"{measure.value:.4f}" if measure else ""
 
 
 # --- a comparison -------------------------------------------------------------------------------

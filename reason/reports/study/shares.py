@@ -48,9 +48,10 @@ def deep_shares(model: Model, evidence: Evidence) -> list[ShareResult]:
     seeds = shared([deep, least])
     n = len(evidence.ids)
     ways = [(share, AT_RANDOM, np.full(n, share)) for share in SHARES]
-    column = known_column(model, evidence)
-    if column is not None:
-        for name, order in (("largest", -evidence.columns[column]), ("smallest", evidence.columns[column])):
+    column = next((c.column for c in evidence.cohorts.get(model.key.method, ()) if c.known), None)
+    if column in evidence.columns:
+        values = evidence.columns[column]
+        for name, order in (("largest", -values), ("smallest", values)):
             ways += [(share, f"{name} {column}", first(order, share)) for share in SHARES]
     shallow = {s: least.rows[s] for s in seeds}
     served = [
@@ -80,12 +81,6 @@ def deep_shares(model: Model, evidence: Evidence) -> list[ShareResult]:
             )
         )  # fmt: skip
     return results
-
-
-def known_column(model: Model, evidence: Evidence) -> str | None:
-    """The column of the first cohort that is known before the answer, if the rows have it."""
-    known = [c.column for c in evidence.cohorts.get(model.key.method, ()) if c.known]
-    return known[0] if known and known[0] in evidence.columns else None
 
 
 def first(order: np.ndarray, share: float) -> np.ndarray:

@@ -260,13 +260,8 @@ def _one_oracle(study: Study, o: Oracle) -> Sheet:
         ("gain over the base", _percent(o.over_base), _percent(null.over_base) if null else ""),
     ]  # fmt: skip
     if null and null.runs < len(o.depths):
-        rows.append(
-            (
-                f"gain, best of {null.runs}",
-                formatting.difference(null.model_gain),
-                formatting.difference(null.gain),
-            )
-        )
+        both = formatting.difference(null.model_gain), formatting.difference(null.gain)
+        rows.append((f"gain, best of {null.runs}", *both))
     told = f"No null: {o.why_no_null}."
     if null:
         rows.append(("excess over luck", formatting.difference(null.excess), ""))
