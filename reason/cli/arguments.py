@@ -73,8 +73,8 @@ Device = Annotated[str | None, Option("--device", help="Device to run on: auto, 
 Seed = Annotated[int | None, Option("--seed", help="Random seed; the same as seed=N.")]
 DryRun = Annotated[bool, Option("--dry-run", help="Print the resolved configuration and exit.")]
 Offline = Annotated[bool, Option("--offline", help="Do not download anything.")]
-RUNS = Path(os.environ.get("REASON_RUNS", "runs"))
 Plot = partial(Option, "--plot", metavar="FILE")  # what is drawn differs from verb to verb
+RUNS = Path(os.environ.get("REASON_RUNS", "runs"))
 Runs = Annotated[Path, Option("--runs", help="Folder with the runs.")]
 Json = Annotated[bool, Option("--json", help="Print one JSON object to stdout.")]
 

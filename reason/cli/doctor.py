@@ -110,12 +110,9 @@ def _devices(problems: list[str]) -> dict[str, Any]:
     found["cuda_build"] = torch.version.cuda
     found["mps"] = torch.backends.mps.is_available()
     if facts["accelerators"] and not found["cuda"] and not found["mps"]:
-        cpu_only = torch.version.cuda is None
-        why = (
-            "the installed torch is a CPU-only build"
-            if cpu_only
-            else "its driver does not match the installed torch"
-        )
+        why = "its driver does not match the installed torch"
+        if torch.version.cuda is None:
+            why = "the installed torch is a CPU-only build"
         there = ", ".join(facts["accelerators"])
         found["note"] = f"{there} was found, but {why}; see https://pytorch.org/get-started"
     return found
@@ -141,11 +138,12 @@ def _number_of_runs(uri: str) -> int:
 
     client = open_store(uri)
     ids = [experiment.experiment_id for experiment in client.search_experiments()]
-    page = client.search_runs(ids, max_results=1000) if ids else []
-    total = len(page)
-    while token := getattr(page, "token", None):
+    total, token = 0, None
+    while ids:
         page = client.search_runs(ids, max_results=1000, page_token=token)
-        total += len(page)
+        total, token = total + len(page), page.token
+        if not token:
+            break
     return total
 
 

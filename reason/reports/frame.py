@@ -44,7 +44,7 @@ class Point:
     config: dict[str, Any]  # dotted keys
     parent: str | None = None  # folder name of the sweep that it is a trial of
     rival: str = ""  # the rival whose outcome on the same examples this is; "" = the method's own
-    # what ``rows`` has read
+    # What ``rows`` has read.
     outcomes: dict[tuple, ExampleScores] = field(default_factory=dict, compare=False, repr=False)
 
     @property

@@ -29,7 +29,7 @@ _LONG = 40  # characters of a label that are shown for certain; a longer one als
 
 
 def check_page(path: Path) -> None:
-    """Refuse, before anything is computed, a path that no page can be written to (``check_target``)."""
+    """Refuse, before anything is computed, a path that no page can be written to (``check_output_path``)."""
     check_output_path(path, "page", SUFFIXES)
 
 

@@ -46,7 +46,7 @@ _STYLE = {
 
 
 def check_picture(path: Path) -> None:
-    """Refuse, before anything is computed, a path that no picture can be written to (``check_target``)."""
+    """Refuse, before anything is computed, a path that no picture can be written to (``check_output_path``)."""
     check_output_path(path, "image", FORMATS)
 
 
