@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 
 def _runnable(incomplete: str) -> list[str]:
@@ -33,69 +34,49 @@ def _anything(incomplete: str) -> list[str]:
 
 
 Name = Annotated[
-    str, typer.Argument(metavar="NAME", help="A method or a named experiment.", autocompletion=_runnable)
+    str, Argument(metavar="NAME", help="A method or a named experiment.", autocompletion=_runnable)
 ]
 SweepName = Annotated[
-    str,
-    typer.Argument(
-        metavar="NAME", help="A named sweep, an experiment or a method.", autocompletion=_sweepable
-    ),
+    str, Argument(metavar="NAME", help="A named sweep, an experiment or a method.", autocompletion=_sweepable)
 ]
 RunName = Annotated[
     str,
-    typer.Argument(
+    Argument(
         metavar="RUN",
         help="A run: its folder, its name or the start of its name, or 'last'.",
         autocompletion=_runs,
     ),
 ]
 AnyName = Annotated[
-    str,
-    typer.Argument(metavar="NAME|RUN", help="A method, experiment, sweep or run.", autocompletion=_anything),
+    str, Argument(metavar="NAME|RUN", help="A method, experiment, sweep or run.", autocompletion=_anything)
 ]
 Names = Annotated[
     list[str] | None,
-    typer.Argument(
+    Argument(
         metavar="[NAME ...]",
         help="Methods, experiments, sweeps or runs. Default: all finished runs.",
-        show_default=False,
         autocompletion=_anything,
     ),
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(
-        metavar="[KEY=VALUE ...]",
-        help="Configuration keys; `reason show NAME` lists them.",
-        show_default=False,
-    ),
+    Argument(metavar="[KEY=VALUE ...]", help="Configuration keys; `reason show NAME` lists them."),
 ]
 Files = Annotated[
     list[Path] | None,
-    typer.Option(
-        "-c",
-        metavar="FILE",
-        help="YAML file with configuration keys; may be repeated, later files win.",
-        show_default=False,
-    ),
+    Option("-c", metavar="FILE", help="YAML file with configuration keys; may be repeated, later files win."),
 ]
 Gpus = Annotated[
-    int | None,
-    typer.Option(
-        "--gpus", min=1, help="Number of GPUs; with --device cpu, number of processes.", show_default=False
-    ),
+    int | None, Option("--gpus", min=1, help="Number of GPUs; with --device cpu, number of processes.")
 ]
-Device = Annotated[
-    str | None, typer.Option("--device", help="Device to run on: auto, cpu, cuda or mps.", show_default=False)
-]
-Seed = Annotated[
-    int | None, typer.Option("--seed", help="Random seed; the same as seed=N.", show_default=False)
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and exit.")]
-Offline = Annotated[bool, typer.Option("--offline", help="Do not download anything.")]
+Device = Annotated[str | None, Option("--device", help="Device to run on: auto, cpu, cuda or mps.")]
+Seed = Annotated[int | None, Option("--seed", help="Random seed; the same as seed=N.")]
+DryRun = Annotated[bool, Option("--dry-run", help="Print the resolved configuration and exit.")]
+Offline = Annotated[bool, Option("--offline", help="Do not download anything.")]
+Plot = partial(Option, "--plot", metavar="FILE")  # what is drawn differs from verb to verb
 RUNS = Path(os.environ.get("REASON_RUNS", "runs"))
-Runs = Annotated[Path, typer.Option("--runs", help="Folder with the runs.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout.")]
+Runs = Annotated[Path, Option("--runs", help="Folder with the runs.")]
+Json = Annotated[bool, Option("--json", help="Print one JSON object to stdout.")]
 
 
 def flags(gpus: int | None, device: str | None, seed: int | None, offline: bool) -> dict[str, object]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from reason.cli.arguments import RUNS, Json, Names, Runs
+from reason.cli.arguments import RUNS, Json, Names, Plot, Runs
 
 
 def compare(
@@ -18,13 +18,7 @@ def compare(
     json: Json = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print the rows as CSV to stdout.")] = False,
     plot: Annotated[
-        Path | None,
-        typer.Option(
-            "--plot",
-            metavar="FILE",
-            help="Also plot accuracy against depth, device-hours and latency.",
-            show_default=False,
-        ),
+        Path | None, Plot(help="Also plot accuracy against depth, device-hours and latency.")
     ] = None,
     runs: Runs = RUNS,
 ) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Typer
 
 from reason.cli.arguments import Json, Offline
 
-app = typer.Typer(no_args_is_help=True, help="Fetch, check and locate datasets and models.")
+app = Typer(no_args_is_help=True, help="Fetch, check and locate datasets and models.")
 
 
 def _fetchable(incomplete: str) -> list[str]:
@@ -27,21 +27,18 @@ def _checkable(incomplete: str) -> list[str]:
 
 
 Fetchable = Annotated[
-    str, typer.Argument(metavar="NAME", help="The dataset or model to fetch.", autocompletion=_fetchable)
+    str, Argument(metavar="NAME", help="The dataset or model to fetch.", autocompletion=_fetchable)
 ]
 Checkable = Annotated[
     str,
-    typer.Argument(
+    Argument(
         metavar="NAME|PATH",
         help="A dataset, a fetched model, or a path to a file.",
         autocompletion=_checkable,
     ),
 ]
 Keys = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[KEY=VALUE ...]", help="Keys of the dataset, such as user=uid.", show_default=False
-    ),
+    list[str] | None, Argument(metavar="[KEY=VALUE ...]", help="Keys of the dataset, such as user=uid.")
 ]
 
 

@@ -8,17 +8,16 @@ import shutil
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
+from reason.cli.arguments import Json
 from reason.cli.output import emit_json, show
 from reason.errors import ReasonError
 
 
-def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout.")] = False,
-) -> None:
+def doctor(as_json: Json = False) -> None:
     """Check the installation: packages, devices, tracking store, caches and registered plug-ins."""
     found = examine()
     if as_json:
@@ -111,14 +110,11 @@ def _devices(problems: list[str]) -> dict[str, Any]:
     found["cuda_build"] = torch.version.cuda
     found["mps"] = torch.backends.mps.is_available()
     if facts["accelerators"] and not found["cuda"] and not found["mps"]:
-        why = (
-            "the installed torch is a CPU-only build"
-            if torch.version.cuda is None
-            else "its driver does not match the installed torch"
-        )
-        found["note"] = (
-            f"{', '.join(facts['accelerators'])} was found, but {why}; see https://pytorch.org/get-started"
-        )
+        why = "its driver does not match the installed torch"
+        if torch.version.cuda is None:
+            why = "the installed torch is a CPU-only build"
+        there = ", ".join(facts["accelerators"])
+        found["note"] = f"{there} was found, but {why}; see https://pytorch.org/get-started"
     return found
 
 
@@ -129,11 +125,9 @@ def _tracking(problems: list[str]) -> dict[str, Any]:
     found: dict[str, Any] = {"store": shown(uri), "reachable": False, "exists": True, "runs": None}
     path = sqlite_path(uri)
     if path is not None and not path.exists():  # looking must not create it
-        found |= {"exists": False, "reachable": path.parent.is_dir()}
-        return found
+        return found | {"exists": False, "reachable": path.parent.is_dir()}
     try:
-        found["runs"] = _number_of_runs(uri)
-        found["reachable"] = True
+        found |= {"runs": _number_of_runs(uri), "reachable": True}
     except ReasonError as error:
         problems.append(str(error).replace("\n", " "))
     return found
@@ -175,12 +169,9 @@ def _size_mb(folder: Path) -> float:
 def _registered(warnings: list[str]) -> dict[str, Any]:
     from reason import registry
 
-    found: dict[str, Any] = {}
-    for kind in registry.KINDS:
-        cards, broken = registry.cards(kind)
-        found[kind] = [card.name for card in cards]
-        warnings += broken
-    return found
+    found = {kind: registry.cards(kind) for kind in registry.KINDS}
+    warnings += [warning for _, broken in found.values() for warning in broken]
+    return {kind: [card.name for card in cards] for kind, (cards, _) in found.items()}
 
 
 def _default_run(problems: list[str]) -> dict[str, Any] | None:
@@ -214,10 +205,7 @@ def _drawn(found: dict[str, Any]):
 
 
 def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    yield (
-        "packages",
-        ", ".join(f"{name} {version or 'MISSING'}" for name, version in found["packages"].items()),
-    )
+    yield "packages", ", ".join(f"{n} {version or 'MISSING'}" for n, version in found["packages"].items())
     for extra, entry in found["extras"].items():
         yield f"extra {extra}", "installed" if not entry["install"] else f"not installed; {entry['install']}"
     d = found["devices"]
@@ -235,13 +223,8 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "cache", f"{cache['place']}: {has}; {cache['free_gb']} GB free"
     for kind, names in found["registered"].items():
         yield kind, ", ".join(names) or "none"
-    run = found["default_run"]
-    if run:
-        yield (
-            "default run",
-            f"{run['device']}, {run['processes']} process, {run['threads']} thread{'s' * (run['threads'] != 1)}",
-        )
-    for warning in found["warnings"]:
-        yield "warning", warning
-    for problem in found["problems"]:
-        yield "PROBLEM", problem
+    if run := found["default_run"]:
+        threads = f"{run['threads']} thread{'s' * (run['threads'] != 1)}"
+        yield "default run", f"{run['device']}, {run['processes']} process, {threads}"
+    yield from (("warning", warning) for warning in found["warnings"])
+    yield from (("PROBLEM", problem) for problem in found["problems"])

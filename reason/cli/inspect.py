@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from reason.cli.arguments import RUNS, Json, RunName, Runs
+from reason.cli.arguments import RUNS, Json, Plot, RunName, Runs
 
 
 def inspect(
@@ -15,23 +15,10 @@ def inspect(
     example: Annotated[
         str, typer.Argument(metavar="[EXAMPLE]", help="Id of an example; by default the method chooses one.")
     ] = "",
-    plot: Annotated[
-        Path | None,
-        typer.Option(
-            "--plot",
-            metavar="FILE",
-            help="Also save the figures as an image (PNG, PDF or SVG).",
-            show_default=False,
-        ),
-    ] = None,
+    plot: Annotated[Path | None, Plot(help="Also save the figures as an image (PNG, PDF or SVG).")] = None,
     html: Annotated[
         Path | None,
-        typer.Option(
-            "--html",
-            metavar="FILE",
-            help="Also save them as one self-contained HTML page.",
-            show_default=False,
-        ),
+        typer.Option("--html", metavar="FILE", help="Also save them as one self-contained HTML page."),
     ] = None,
     json: Json = False,
     runs: Runs = RUNS,

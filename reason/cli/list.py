@@ -16,8 +16,7 @@ KINDS = ("methods", "experiments", "sweeps", "datasets", "backbones", "runs")
 
 def list_(
     kind: Annotated[
-        str,
-        typer.Argument(metavar="[KIND]", help=f"One of {', '.join(KINDS)}; by default all but runs."),
+        str, typer.Argument(metavar="[KIND]", help=f"One of {', '.join(KINDS)}; by default all but runs.")
     ] = "",
     json: Json = False,
     runs: Runs = RUNS,
@@ -32,21 +31,17 @@ def list_(
     warnings = [w for _, _, warned in shown.values() for w in warned]
     if json:
         emit_json(
-            {
-                k: [dict(zip(columns, row, strict=True)) for row in rows]
-                for k, (columns, rows, _) in shown.items()
-            }
+            {k: [dict(zip(heads, row, strict=True)) for row in rows] for k, (heads, rows, _) in shown.items()}
         )
     else:
         for k, (columns, rows, _) in shown.items():
             stdout().print(_table(k, columns, rows))
         if not kind:
             stdout().print(
-                "Start with `reason run latent`. `reason show NAME` explains an entry; `reason list runs` shows your runs.",
-                highlight=False,
+                "Start with `reason run latent`. `reason show NAME` explains an entry; `reason list runs` shows your runs."
             )
     for warning in warnings:
-        stderr().print(f"warning: {warning}", highlight=False, markup=False)
+        stderr().print(f"warning: {warning}", markup=False)
 
 
 def _table(kind: str, columns: list[str], rows: list[list[str]]):
@@ -70,30 +65,17 @@ def _rows(kind: str, runs) -> tuple[list[str], list[list[str]], list[str]]:
 
     if kind == "runs":
         return _runs(runs)
-    if kind == "experiments":
-        found = layers.experiments()
-        return (
-            ["name", "method", "summary"],
-            [[n, str(b.get("method", n)), str(b.get("summary", ""))] for n, b in found.items()],
-            [],
-        )
-    if kind == "sweeps":
-        found = layers.sweeps()
-        return (
-            ["name", "run", "summary"],
-            [[n, str(b.get("run", n)), str(b.get("summary", ""))] for n, b in found.items()],
-            [],
-        )
+    if kind in ("experiments", "sweeps"):
+        what, found = ("run", layers.sweeps()) if kind == "sweeps" else ("method", layers.experiments())
+        rows = [[n, str(b.get(what, n)), str(b.get("summary", ""))] for n, b in found.items()]
+        return ["name", what, "summary"], rows, []
     cards, warnings = registry.cards(kind)
     if kind == "methods":
-        return (["name", "depth", "summary"], [[c.name, c.depth.unit, c.summary] for c in cards], warnings)
+        return ["name", "depth", "summary"], [[c.name, c.depth.unit, c.summary] for c in cards], warnings
     if kind == "datasets":
-        return (
-            ["name", "views", "summary"],
-            [[c.name, ", ".join(c.views), c.summary] for c in cards],
-            warnings,
-        )
-    return (["name", "kind", "summary"], [[c.name, c.kind, c.summary] for c in cards], warnings)
+        rows = [[c.name, ", ".join(c.views), c.summary] for c in cards]
+        return ["name", "views", "summary"], rows, warnings
+    return ["name", "kind", "summary"], [[c.name, c.kind, c.summary] for c in cards], warnings
 
 
 def _runs(root) -> tuple[list[str], list[list[str]], list[str]]:

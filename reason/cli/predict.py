@@ -47,9 +47,8 @@ def predict(
             requests.append(request)
             places.append(number)
         except json.JSONDecodeError as error:
-            answers[number] = {
-                "error": f"line {number} is not valid JSON: {error.msg} at character {error.pos + 1}"
-            }
+            wrong = f"line {number} is not valid JSON: {error.msg} at character {error.pos + 1}"
+            answers[number] = {"error": wrong}
         except ValueError as error:
             answers[number] = {"error": f"line {number} is not a request: {error}"}
     answers |= dict(zip(places, loaded.predict(requests, depth), strict=True))

@@ -18,9 +18,7 @@ def resume(run: RunName, gpus: Gpus = None, device: Device = None, runs: Runs = 
     from reason.tracking.folder import FINISHED, RunFolder
 
     folder = RunFolder.find(run, runs)
-    while (
-        run == "last"
-    ):  # the newest run may be a stage or a trial: what was interrupted is what it is part of
+    while run == "last":  # the newest may be a stage or a trial: what was interrupted is what it is part of
         above = folder.identity.get("stage_of") or folder.identity.get("parent")
         if not above or RunFolder(folder.path.parent / above).status == FINISHED:
             break

@@ -12,8 +12,7 @@ from reason.cli.arguments import RUNS, Runs
 
 def rm(
     names: Annotated[
-        list[str],
-        typer.Argument(metavar="RUN ...", help="Runs or sweeps to delete, by full name or path."),
+        list[str], typer.Argument(metavar="RUN ...", help="Runs or sweeps to delete, by full name or path.")
     ],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     runs: Runs = RUNS,

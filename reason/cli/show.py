@@ -32,23 +32,16 @@ def show(
 
         sweep = plan_sweep(name, overrides or [], files=c or [])
         if json:
-            emit_json(
-                {"sweep": name, "trials": [{"varied": t.varied, "config": t.plan.flat} for t in sweep.trials]}
-            )
+            trials = [{"varied": t.varied, "config": t.plan.flat} for t in sweep.trials]
+            emit_json({"sweep": name, "trials": trials})
         else:
             draw_sweep_plan(sweep)
         return
     if name in registry.names("methods") or name in layers.experiments() or not _is_run(name, runs):
         plan = config.resolve(name, overrides or [], files=c or [])
         if json:
-            emit_json(
-                {
-                    "experiment": plan.experiment,
-                    "config": dataclasses.asdict(plan.config),
-                    "origin": plan.origin,
-                    "written": plan.written,
-                }
-            )
+            told = {"experiment": plan.experiment, "config": dataclasses.asdict(plan.config)}
+            emit_json(told | {"origin": plan.origin, "written": plan.written})
         else:
             _draw_card(plan)
             draw_plan(plan, origin)
@@ -60,38 +53,28 @@ def show(
             f"To evaluate its model with other settings: reason evaluate {folder.name} KEY=VALUE",
         )
     is_sweep = folder.identity["kind"] == "sweep"
+    if not is_sweep and not json:
+        from reason.engine.session import recorded_plan
+
+        plan = recorded_plan(folder)
+        plan.origin = folder.origin
+        draw_plan(plan, origin)
+    result = folder.sweep_result if is_sweep else folder.result
     if json:
         from reason.tracking.result import to_json
 
-        result = folder.sweep_result if is_sweep else folder.result
         told = {"run": folder.name, "status": folder.status, **folder.identity}
         emit_json(told | {"result": to_json(result) if result else None})
-        return
-    if is_sweep:
+    elif not result:
+        stdout().print(f"{folder.name} is {folder.status}. Resume with: reason resume {folder.path}")
+    elif is_sweep:
         from reason.cli.sweep import draw_sweep
 
-        if folder.sweep_result:
-            draw_sweep(folder)
-        else:
-            stdout().print(
-                f"{folder.name} is {folder.status}. Resume with: reason resume {folder.path}",
-                highlight=False,
-            )
-        return
-    from reason.engine.session import recorded_plan
-
-    plan = recorded_plan(folder)
-    plan.origin = folder.origin
-    draw_plan(plan, origin)
-    if folder.result:
+        draw_sweep(folder)
+    else:
         from reason.cli.run import draw_result
 
         draw_result(folder)
-    else:
-        stdout().print(
-            f"{folder.name} is {folder.status}. Resume with: reason resume {folder.path}",
-            highlight=False,
-        )
 
 
 def _is_run(name: str, runs) -> bool:
@@ -99,11 +82,8 @@ def _is_run(name: str, runs) -> bool:
 
     from reason.tracking.folder import RunFolder
 
-    return (
-        name == "last"
-        or (Path(name) / "run.json").exists()
-        or any(r.name.startswith(name) for r in RunFolder.all(runs))
-    )
+    known = name == "last" or (Path(name) / "run.json").exists()
+    return known or any(r.name.startswith(name) for r in RunFolder.all(runs))
 
 
 def _draw_card(plan) -> None:
@@ -116,7 +96,7 @@ def _draw_card(plan) -> None:
         f"depth: {card.depth.unit}, {card.depth.least} or more ({card.depth.least} means {card.depth.zero})",
         f"accuracy: {card.units.accuracy} per {card.units.example}; latency per {card.units.latency.removeprefix('one ')}; throughput in {card.units.throughput}",
     ]
-    stdout().print("\n".join(lines), highlight=False, soft_wrap=True)
+    stdout().print("\n".join(lines), soft_wrap=True)
 
 
 def draw_plan(plan, origin: bool = False) -> None:
@@ -128,13 +108,8 @@ def draw_plan(plan, origin: bool = False) -> None:
     from reason.cli.output import stdout
     from reason.keys import walk
 
-    table = Table(
-        title=f"{plan.experiment}: resolved configuration",
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-    )
+    title = f"{plan.experiment}: resolved configuration"
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("key", no_wrap=True)
     table.add_column("value", overflow="fold", max_width=28)
     if origin:
@@ -147,10 +122,8 @@ def draw_plan(plan, origin: bool = False) -> None:
             shown.append(f"\n= {_spelled(plan.written[key.name])}", style="dim not bold")
         table.add_row(key.name, shown, *([Text(layer)] if origin else []), Text(key.meaning))
     stdout().print(table)
-    stdout().print(
-        f"Evaluated at depth {', '.join(map(str, plan.depths))}; trained at depth {plan.config.train_depth}.",
-        highlight=False,
-    )
+    depths = ", ".join(map(str, plan.depths))
+    stdout().print(f"Evaluated at depth {depths}; trained at depth {plan.config.train_depth}.")
 
 
 def _spelled(value) -> str:

@@ -5,22 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from reason.cli.arguments import RUNS, Json, Names, Runs
+from reason.cli.arguments import RUNS, Json, Names, Plot, Runs
 
 
 def study(
     names: Names = None,
     json: Json = False,
     plot: Annotated[
-        Path | None,
-        typer.Option(
-            "--plot",
-            metavar="FILE",
-            help="Also plot accuracy against mean depth, and the gain from depth by group.",
-            show_default=False,
-        ),
+        Path | None, Plot(help="Also plot accuracy against mean depth, and the gain from depth by group.")
     ] = None,
     runs: Runs = RUNS,
 ) -> None:

@@ -49,8 +49,8 @@ def draw_sweep(folder) -> None:
     stdout().print(
         f"{metrics.get('trials', 0)} trials, {metrics.get('trainings', 0)} models trained{begun}, "
         f"{metrics.get('lineage_device_hours', metrics.get('device_hours', 0)):.4f} device-hours. Folder: {folder.path}",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
+        soft_wrap=True,
+    )
 
 
 def draw_plan(plan) -> None:
@@ -59,10 +59,8 @@ def draw_plan(plan) -> None:
 
     from reason.cli.output import stdout
 
-    table = Table(
-        title=f"sweep {plan.name}: {len(plan.trials)} trials, {plan.trainings} trainings",
-        title_justify="left",
-    )
+    title = f"sweep {plan.name}: {len(plan.trials)} trials, {plan.trainings} trainings"
+    table = Table(title=title, title_justify="left")
     keys = list(plan.trials[0].varied)
     fixed = [key for key in ("depth", "train_depth") if key not in keys]
     for key in [*keys, *fixed, "trains"]:
@@ -71,11 +69,8 @@ def draw_plan(plan) -> None:
     for trial in plan.trials:
         trains = trial.train_hash not in seen
         seen.add(trial.train_hash)
-        table.add_row(
-            *(trial.varied[k] for k in keys),
-            *(str(getattr(trial.plan.config, k)) for k in fixed),
-            "yes" if trains else "",
-        )
+        cells = [*(trial.varied[k] for k in keys), *(str(getattr(trial.plan.config, k)) for k in fixed)]
+        table.add_row(*cells, "yes" if trains else "")
     stdout().print(table)
     draw_stages([trial.plan for trial in plan.trials])
 
@@ -86,8 +81,5 @@ def draw_stages(plans) -> None:
     from reason.engine.stages import chain
 
     for stage in {(s.plan.experiment, s.plan.config.seed): s for plan in plans for s in chain(plan)}.values():
-        stdout().print(
-            f"Runs first, unless already finished: {stage.plan.experiment}, seed {stage.plan.config.seed} "
-            f"(used as {stage.key})",
-            highlight=False, soft_wrap=True,
-        )  # fmt: skip
+        run = f"{stage.plan.experiment}, seed {stage.plan.config.seed} (used as {stage.key})"
+        stdout().print(f"Runs first, unless already finished: {run}", soft_wrap=True)

@@ -6,16 +6,15 @@ from typing import Annotated
 
 import typer
 
-from reason.cli.arguments import RUNS, Runs
+from reason.cli.arguments import RUNS, Json, Runs
 from reason.cli.output import emit_json, say, show
 
 
 def sync(
     names: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[RUN ...]", help="Runs or sweeps. Default: all.", show_default=False),
+        list[str] | None, typer.Argument(metavar="[RUN ...]", help="Runs or sweeps. Default: all.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout.")] = False,
+    as_json: Json = False,
     rebuild: Annotated[
         bool, typer.Option("--rebuild", help="Move a damaged SQLite store aside and rebuild it.")
     ] = False,
@@ -31,10 +30,8 @@ def sync(
 
     uri = tracking_uri()
     if rebuild and names:
-        raise ConfigError(
-            "--rebuild rebuilds the whole store and cannot be limited to some runs.",
-            "Remove the names of the runs.",
-        )
+        wrong = "--rebuild rebuilds the whole store and cannot be limited to some runs."
+        raise ConfigError(wrong, "Remove the names of the runs.")
     if rebuild and (aside := move_aside(uri)):
         say(f"The damaged store was moved to {aside}.")
     report = bring(runs, uri, names or None)
@@ -50,9 +47,8 @@ def sync(
         show(_table(report))
     if not as_json:
         same = sum(not s.change and not s.error for s in report)
-        say(
-            f"{len(report)} runs in {shown(uri)}: {len(report) - same - len(failed)} updated, {same} already up to date."
-        )
+        updated = len(report) - same - len(failed)
+        say(f"{len(report)} runs in {shown(uri)}: {updated} updated, {same} already up to date.")
     if failed:
         raise typer.Exit(1)
 

@@ -68,20 +68,14 @@ def _server(uri: str, host: str, port: int, allowed: str) -> Iterator[tuple[subp
     command += ["--allowed-hosts", allowed] if allowed else []
     # Job execution serves MLflow's own evaluation jobs, which we have none of: two processes fewer.
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    store = {
-        "MLFLOW_BACKEND_STORE_URI": uri
-    }  # not as an argument: everybody sees those, and it may hold a password
+    # Not as an argument: everybody sees those, and it may hold a password.
+    store = {"MLFLOW_BACKEND_STORE_URI": uri}
     before = signal.signal(signal.SIGTERM, _terminated)
     try:
         with tempfile.TemporaryFile() as output:
-            server = subprocess.Popen(
-                command,
-                env=os.environ | quiet | store,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT}
+            environment = os.environ | quiet | store
+            server = subprocess.Popen(command, env=environment, start_new_session=True, **streams)
             try:
                 yield server, output
             finally:

@@ -115,8 +115,8 @@ def compare_frame(frame: Frame, *, best: bool = False) -> Comparison:
     first, labels = frame.points[0].result, _labels(list(frame.groups))
     table = Comparison(
         accuracy=frame.what["accuracy"],
-        larger_is_better=frame.larger_is_better,
-        dataset=frame.datasets,
+        larger_is_better=first.accuracy.larger_is_better,
+        dataset=", ".join(sorted({key.dataset for key in frame.groups})),
         data_digest=frame.what["data digest"],
         split=frame.what["split"],
         n=frame.what["number of examples"],
@@ -152,19 +152,16 @@ def _place(entry: Entry, best: bool, sign: int) -> tuple:
 
 def _entry(key: Key, points: list[Point], label: str) -> Entry:
     rows = {p.seed: p.rows(p.entry.accuracy, p.entry.rows) for p in points}
+    shared = [n for n in points[0].entry.metrics if all(n in p.entry.metrics for p in points)]
     return Entry(
         label=label,
-        kind=RIVAL if key.rival else BASE if points[0].is_base else METHOD,
+        kind=RIVAL if key.rival else METHOD if key.train_depth else BASE,
         key=key,
         points=points,
         rows=rows,
         accuracy=_over_seeds([p.entry.accuracy for p in points], lambda: rows),
         valid=_validation(points),
-        metrics={
-            name: float(np.mean([p.entry.metrics[name].value for p in points]))
-            for name in points[0].entry.metrics
-            if all(name in p.entry.metrics for p in points)
-        },
+        metrics={n: float(np.mean([p.entry.metrics[n].value for p in points])) for n in shared},
         costs=_costs(points),
     )
 
@@ -175,59 +172,34 @@ def _labels(keys: list[Key]) -> dict[Key, str]:
     plain = {k: k.experiment if k.train_depth else f"{k.experiment} base" for k in keys if not k.rival}
     labels = {}
     for key in plain:
-        rivals = [k for k in plain if plain[k] == plain[key]]
+        same = [k for k in plain if plain[k] == plain[key]]
         words = [plain[key]]
-        words += [key.backbone] * (len({k.backbone for k in rivals}) > 1)
-        trained = {k.train_depth for k in rivals if k.settings == key.settings}
+        words += [key.backbone] * (len({k.backbone for k in same}) > 1)
+        trained = {k.train_depth for k in same if k.settings == key.settings}
         words += [f"train_depth={key.train_depth}"] * (len(trained) > 1)
         for i, (name, value) in enumerate(key.settings):
-            alike = [k for k in rivals if k.backbone == key.backbone and k.method == key.method]
+            alike = [k for k in same if k.backbone == key.backbone and k.method == key.method]
             usual = name in evaluation_keys(key.method) and value == str(defaults(key.method).get(name))
             if value != "None" and not usual and len({k.settings[i] for k in alike}) > 1:
                 words.append(f"{name.removeprefix(f'{key.method}.')}={value}")
         labels[key] = " ".join(words)
-    return labels | {
-        k: f"{labels.get(replace(k, rival=''), k.experiment)}: {k.rival}" for k in keys if k.rival
-    }
+    rivals = [k for k in keys if k.rival]
+    return labels | {k: f"{labels.get(replace(k, rival=''), k.experiment)}: {k.rival}" for k in rivals}
 
 
 def _over_seeds(measures: list[Measure], rows: Callable[[], dict[int, ExampleScores]]) -> Interval:
     """The mean over seeds with its interval; one seed's own stands as it is."""
-    if len(measures) == 1:
-        return measures[0].interval
-    return seeded_interval(rows())
+    return measures[0].interval if len(measures) == 1 else seeded_interval(rows())
 
 
 def _validation(points: list[Point]) -> Interval | None:
     """Validation accuracy over seeds, where every run has it."""
-    found = {p.seed: (p, p.entry.valid_accuracy, p.entry.valid_rows) for p in points}
-    judged = {seed: (p, m, rows) for seed, (p, m, rows) in found.items() if m and rows}
+    judged = [
+        (p, m, p.entry.valid_rows) for p in points if (m := p.entry.valid_accuracy) and p.entry.valid_rows
+    ]
     if len(judged) < len(points):
         return None
-    return _over_seeds(
-        [m for _, m, _ in judged.values()],
-        lambda: {seed: p.rows(m, rows) for seed, (p, m, rows) in judged.items()},
-    )
-
-
-def _costs(points: list[Point]) -> dict[str, float]:
-    """Means over seeds of what was measured for all of them."""
-    read: dict[str, Callable[[Point], float | None]] = {
-        "device_hours": lambda p: p.device_hours,
-        "gpu_hours": lambda p: p.result.metrics.get("gpu_hours"),
-        "latency_p50_ms": lambda p: p.judged and p.judged.latency_p50_ms,
-        "latency_p95_ms": lambda p: p.judged and p.judged.latency_p95_ms,
-        "throughput_per_s": lambda p: p.judged and p.judged.throughput_per_s,
-        "effective_depth": lambda p: p.judged and p.judged.effective_depth,
-        "flops_per_example": lambda p: _per_example(p, "flops"),
-        "tokens_per_example": lambda p: _per_example(p, "tokens"),
-    }
-    values = {name: [of(p) for p in points] for name, of in read.items()}
-    return {
-        name: float(np.mean([v for v in seen if v is not None]))
-        for name, seen in values.items()
-        if all(v is not None for v in seen)
-    }
+    return _over_seeds([m for _, m, _ in judged], lambda: {p.seed: p.rows(m, rows) for p, m, rows in judged})
 
 
 def _per_example(point: Point, counter: str) -> float | None:
@@ -235,21 +207,36 @@ def _per_example(point: Point, counter: str) -> float | None:
     return None if count is None else count / point.entry.accuracy.n
 
 
+_COSTS: dict[str, Callable[[Point], float | None]] = {
+    "latency_p50_ms": lambda p: p.judged and p.judged.latency_p50_ms,
+    "latency_p95_ms": lambda p: p.judged and p.judged.latency_p95_ms,
+    "throughput_per_s": lambda p: p.judged and p.judged.throughput_per_s,
+    "effective_depth": lambda p: p.judged and p.judged.effective_depth,
+    "flops_per_example": lambda p: _per_example(p, "flops"),
+    "tokens_per_example": lambda p: _per_example(p, "tokens"),
+    "device_hours": lambda p: p.device_hours,
+    "gpu_hours": lambda p: p.result.metrics.get("gpu_hours"),
+}
+
+
+def _costs(points: list[Point]) -> dict[str, float]:
+    """Means over seeds of what was measured for all of them."""
+    values = {name: [v for p in points if (v := of(p)) is not None] for name, of in _COSTS.items()}
+    return {name: float(np.mean(seen)) for name, seen in values.items() if len(seen) == len(points)}
+
+
 def _baselines(frame: Frame) -> list[Entry]:
     """The trivial rivals, read from the newest run that has each. They know neither seed nor depth."""
-    newest = sorted(frame.points, key=lambda p: p.result.created)
     found: dict[str, tuple[Point, Outcome]] = {}
-    for point in newest:
+    for point in sorted(frame.points, key=lambda p: p.result.created):
         for name, baseline in point.result.baselines.items():
             if (point.folder / baseline.rows).is_file():
                 found[name] = (point, baseline)
     entries = []
     for name, (point, baseline) in sorted(found.items()):
         rows = read_rows(point.folder / baseline.rows, baseline.accuracy)
-        metrics = {k: m.value for k, m in baseline.metrics.items()}
-        entries.append(
-            Entry(name, BASELINE, None, [], {0: rows}, baseline.accuracy.interval, metrics=metrics)
-        )
+        metrics, interval = {k: m.value for k, m in baseline.metrics.items()}, baseline.accuracy.interval
+        entries.append(Entry(name, BASELINE, None, [], {0: rows}, interval, metrics=metrics))
     return entries
 
 
@@ -273,8 +260,9 @@ def _best(entries: list[Entry], sign: int) -> list[Entry]:
     for entry in entries:
         if entry.kind in (METHOD, RIVAL) and (key := entry.key) and entry.valid is not None:
             sides.setdefault((key.experiment, key.method, key.backbone, key.rival), []).append(entry)
-    return [_by_validation(members, sign) for members in sides.values()] + [
-        e for e in entries if e.kind == BASE
+    return [
+        *(_by_validation(members, sign) for members in sides.values()),
+        *(e for e in entries if e.kind == BASE),
     ]
 
 
@@ -331,10 +319,8 @@ def _compare_all(table: Comparison, references: dict[int, Entry | None]) -> None
         if entry.kind == BASELINE:  # the same whatever the seed
             mine = dict.fromkeys(reference.rows, next(iter(entry.rows.values())))
         entry.reference = reference.name
-        if entry.kind == METHOD and reference.kind == BASE:
-            table.notes += [
-                note for note in [_otherwise(entry, reference)] if note and note not in table.notes
-            ]
+        if entry.kind == METHOD and reference.kind == BASE and (note := _otherwise(entry, reference)):
+            table.notes += [note] * (note not in table.notes)
         try:
             entry.difference = paired_difference(mine, reference.rows)
         except ValueError as error:
@@ -346,8 +332,7 @@ def _compare_all(table: Comparison, references: dict[int, Entry | None]) -> None
             note = f"{entry.label} and {reference.name} are compared on their common seeds: {seeds}."
             table.notes += [note] * (note not in table.notes)
     compared = [e for e in table.entries if e.difference is not None]
-    corrected = holm([e.difference.p for e in compared if e.difference])
-    for entry, p in zip(compared, corrected, strict=True):
+    for entry, p in zip(compared, holm([e.difference.p for e in compared if e.difference]), strict=True):
         entry.p = p
 
 
@@ -355,11 +340,8 @@ def _otherwise(entry: Entry, base: Entry) -> str:
     """In what, beside the method's own keys, a model and its base were trained differently; '' where in nothing."""
     assert entry.key and base.key
     theirs, own = dict(base.key.trained), f"{entry.key.method}."
-    apart = [
-        f"{k}={v} instead of {theirs.get(k)}"
-        for k, v in entry.key.trained
-        if not k.startswith(own) and theirs.get(k) != v
-    ]
+    differing = [(k, v) for k, v in entry.key.trained if not k.startswith(own) and theirs.get(k) != v]
+    apart = [f"{k}={v} instead of {theirs.get(k)}" for k, v in differing]
     if not apart:
         return ""
     return f"{entry.key.experiment} was trained with other settings than {base.name}: {', '.join(apart)}. Their difference is not due to the method alone."
@@ -373,11 +355,8 @@ def _fronts(table: Comparison, sign: int) -> None:
     devices = sorted({p.device for e in table.entries for p in e.points})
     table.one_device = len(devices) <= 1
     if not table.one_device:
-        table.notes.append(
-            "Device-hours and latencies were measured on different devices and are not ranked: "
-            + "; ".join(devices)
-            + "."
-        )
+        told = "Device-hours and latencies were measured on different devices and are not ranked"
+        table.notes.append(f"{told}: {'; '.join(devices)}.")
         return
     values = [sign * e.accuracy.value for e in table.entries]
     for cost in COSTS:
@@ -429,8 +408,7 @@ def _has_base(method: str) -> bool:
 
 def as_dict(table: Comparison) -> dict[str, Any]:
     """The comparison as JSON data; keys are stable, what was not measured is null."""
-    shared = _shared(table)
-    return {**shared, "units": asdict(table.units), "notes": table.notes, "hints": table.hints,
+    return {**_shared(table), "units": asdict(table.units), "notes": table.notes, "hints": table.hints,
             "rows": [_line(e) | {"metrics": e.metrics} for e in table.entries]}  # fmt: skip
 
 
@@ -486,19 +464,7 @@ def _line(e: Entry) -> dict[str, Any]:
         "p_holm": e.p,
         "distinguishable": e.distinguishable,
         "paired_seeds": d.seeds if d else None,
-        **{name: e.costs.get(name) for name in _COST_NAMES},
+        **{name: e.costs.get(name) for name in _COSTS},
         "pareto": e.fronts,
         "device": "; ".join(sorted({p.device for p in e.points})) or None,
     }
-
-
-_COST_NAMES = (
-    "latency_p50_ms",
-    "latency_p95_ms",
-    "throughput_per_s",
-    "effective_depth",
-    "flops_per_example",
-    "tokens_per_example",
-    "device_hours",
-    "gpu_hours",
-)

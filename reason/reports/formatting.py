@@ -24,7 +24,7 @@ def interval(i: Interval) -> str:
     return f"{i.value:.4f} [{i.low:.4f}, {i.high:.4f}]"
 
 
-def difference(d: Difference) -> str:
+def difference(d: Difference | Interval) -> str:
     return f"{d.value:+.4f} [{d.low:+.4f}, {d.high:+.4f}]"
 
 
@@ -53,9 +53,7 @@ def tick(value: float) -> str:
 
 
 def probability(p: float | None) -> str:
-    if p is None:
-        return ""
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
+    return "" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def cell(value: object) -> str:

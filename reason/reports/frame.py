@@ -44,9 +44,8 @@ class Point:
     config: dict[str, Any]  # dotted keys
     parent: str | None = None  # folder name of the sweep that it is a trial of
     rival: str = ""  # the rival whose outcome on the same examples this is; "" = the method's own
-    outcomes: dict[tuple, ExampleScores] = field(
-        default_factory=dict, compare=False, repr=False
-    )  # what ``rows`` has read
+    # What ``rows`` has read.
+    outcomes: dict[tuple, ExampleScores] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def run(self) -> str:
@@ -64,11 +63,6 @@ class Point:
     @property
     def train_depth(self) -> int:
         return self.result.train_depth
-
-    @property
-    def is_base(self) -> bool:
-        """Whether the model was trained without the method."""
-        return self.train_depth == 0 and not self.rival
 
     @property
     def device(self) -> str:
@@ -169,14 +163,6 @@ class Frame:
     def points(self) -> list[Point]:
         return [point for group in self.groups.values() for point in group]
 
-    @property
-    def larger_is_better(self) -> bool:
-        return self.points[0].result.accuracy.larger_is_better
-
-    @property
-    def datasets(self) -> str:
-        return ", ".join(sorted({key.dataset for key in self.groups}))
-
 
 def frames(root: Path | str, names: Sequence[str] = ()) -> list[Frame]:
     """The finished runs under ``root``, as sets that may be ranked.
@@ -215,19 +201,19 @@ def frames(root: Path | str, names: Sequence[str] = ()) -> list[Frame]:
 def read(root: Path | str) -> tuple[list[Point], list[str]]:
     """Every finished run's points, and a note on each run that had to be left out."""
     sound, damaged = RunFolder.scan(root)
-    points, notes = [], [f"{d.run} is omitted: {d.file} {d.what}. {d.mend}" for d in damaged]
+    points, notes = [], [_left_out(d.run, d) for d in damaged]
     for folder in sound:
         try:
             points += _points(folder)
         except DamagedRun as error:
-            notes.append(_left_out(folder, error))
+            notes.append(_left_out(folder.name, error))
     return points, notes
 
 
-def _left_out(folder: RunFolder, error: RunError) -> str:
+def _left_out(run: str, error: RunError) -> str:
     if isinstance(error, DamagedRun):
-        return f"{folder.name} is omitted: {error.file} {error.what}. {error.mend}"
-    return f"{folder.name} is omitted: {error.message} {error.hint}".rstrip()
+        return f"{run} is omitted: {error.file} {error.what}. {error.mend}"
+    return f"{run} is omitted: {error.message} {error.hint}".rstrip()
 
 
 def _with_rows(points: Sequence[Point]) -> tuple[list[Point], list[str]]:
@@ -242,15 +228,13 @@ def _with_rows(points: Sequence[Point]) -> tuple[list[Point], list[str]]:
             point.rows(point.entry.accuracy, point.entry.rows)
             if point.entry.valid_accuracy and point.entry.valid_rows:
                 point.rows(point.entry.valid_accuracy, point.entry.valid_rows)
-            if where not in seen:
-                seen.add(where)
-                for baseline in point.result.baselines.values():
-                    if (
-                        point.folder / baseline.rows
-                    ).is_file():  # a comparison does without those that are gone
-                        point.rows(baseline.accuracy, baseline.rows)
+            baselines = point.result.baselines.values() if where not in seen else ()
+            seen.add(where)
+            for baseline in baselines:
+                if (point.folder / baseline.rows).is_file():  # a comparison does without those that are gone
+                    point.rows(baseline.accuracy, baseline.rows)
         except RunError as error:
-            problems[where] = _left_out(point.folder, error)
+            problems[where] = _left_out(point.run, error)
     return [p for p in points if p.folder.path not in problems], list(problems.values())
 
 
@@ -259,13 +243,9 @@ def _points(folder: RunFolder) -> list[Point]:
         return []
     config = defaults(result.method) | dict(_flat(folder.config))
     parent = folder.identity["parent"]
-    points = [Point(folder, result, judged, judged.depth, config, parent) for judged in result.curve]
-    points += [
-        Point(folder, result, outcome, judged.depth, config, parent, name)
-        for judged in result.curve
-        for name, outcome in judged.rivals.items()
-    ]
-    return points
+    own = [(judged, "", judged) for judged in result.curve]
+    rivals = [(judged, name, outcome) for judged in result.curve for name, outcome in judged.rivals.items()]
+    return [Point(folder, result, o, j.depth, config, parent, name) for j, name, o in [*own, *rivals]]
 
 
 def read_rows(path: Path, measure: Measure) -> ExampleScores:
@@ -287,9 +267,7 @@ def read_rows(path: Path, measure: Measure) -> ExampleScores:
         with pa.ipc.open_file(str(path)) as file:
             named = ["id"] if "id" in file.schema.names else []
         table = feather.read_table(path, columns=[*named, up, *([down] if down else [])])
-        columns = [
-            np.asarray(table.column(name).to_numpy(), dtype=float) for name in filter(None, (up, down))
-        ]
+        columns = [np.asarray(table.column(c).to_numpy(), dtype=float) for c in (up, down) if c]
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         raise RunError(
             f"{path} is not a valid table of rows with the column {up}: {str(error).rstrip('.')}.",
@@ -322,10 +300,8 @@ def select(points: Sequence[Point], names: Sequence[str], root: Path | str) -> l
             if not found:
                 if problem := folder.problem:
                     raise problem
-                raise ConfigError(
-                    f"{folder.name} is {folder.status} and has no results yet.",
-                    f"Resume with: reason resume {folder.name}",
-                )
+                wrong = f"{folder.name} is {folder.status} and has no results yet."
+                raise ConfigError(wrong, f"Resume with: reason resume {folder.name}")
         chosen |= {id(p): p for p in found}
     return list(chosen.values())
 
@@ -396,7 +372,6 @@ def _few(runs: Iterable[str], most: int = 3) -> str:
 
 def _grouped(points: list[Point]) -> Frame:
     """Group over seeds. Of repeats of one configuration and seed the newest counts."""
-    notes: list[str] = []
     newest: dict[tuple[str, int, int, str], Point] = {}
     for point in sorted(points, key=lambda p: (p.result.created, p.run)):
         newest[point.result.config_hash, point.seed, point.depth, point.rival] = point
@@ -404,9 +379,8 @@ def _grouped(points: list[Point]) -> Frame:
     members: dict[tuple[Key, int], Point] = {}
     for point in newest.values():  # oldest first, so the newest stays
         members[_key(point, differing), point.seed] = point
-    left_out = {p.run for p in points} - {p.run for p in members.values()}
-    if left_out:
-        notes.append(f"Only the newest of repeated runs is used; omitted: {_few(sorted(left_out))}.")
+    left_out = sorted({p.run for p in points} - {p.run for p in members.values()})
+    notes = [f"Only the newest of repeated runs is used; omitted: {_few(left_out)}."] if left_out else []
     groups: dict[Key, list[Point]] = {}
     for (key, _), point in sorted(members.items(), key=lambda m: (m[0][0].family, m[0][0].depth, m[0][1])):
         groups.setdefault(key, []).append(point)
@@ -433,10 +407,7 @@ def _differing_settings(points: list[Point]) -> dict[tuple[str, str], list[str]]
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
     for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+        yield from _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
 
 
 def overrides(folder: RunFolder) -> list[str]:
@@ -450,10 +421,8 @@ def overrides(folder: RunFolder) -> list[str]:
         return []
     skip = ("depth", "train_depth", "seed", "runs", "hardware.")
     typed = [k for k, where in origin.items() if where == "command line" and not k.startswith(skip)]
-    words = [
-        f"{k.removesuffix('.name')}={str(config[k]).lower() if isinstance(config[k], bool) else config[k]}"
-        for k in typed
-    ]
+    values = {k: str(config[k]).lower() if isinstance(config[k], bool) else config[k] for k in typed}
+    words = [f"{k.removesuffix('.name')}={value}" for k, value in values.items()]
     if "dataset.name" not in typed and origin.get("dataset.name", "default") != "default":
         words.insert(0, f"dataset={config['dataset.name']}")
     return [shlex.quote(word) for word in words]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import html
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ _LONG = 40  # characters of a label that are shown for certain; a longer one als
 
 
 def check_page(path: Path) -> None:
-    """Refuse, before anything is computed, a path that no page can be written to (``check_target``)."""
+    """Refuse, before anything is computed, a path that no page can be written to (``check_output_path``)."""
     check_output_path(path, "page", SUFFIXES)
 
 
@@ -39,8 +39,7 @@ def about(result: Result, example: str = "") -> dict[str, Any]:
     Args:
         example: its id; '' where the method chose one.
     """
-    r, units, a = result, result.units, result.accuracy
-    one = units.example
+    r, one, a = result, result.units.example, result.accuracy
     who = f"{one} {example}" if example else f"one {one}"
     trained = f"trained at depth {r.train_depth}" if r.train_depth else "the base"
     meaning = formatting.meaning(a.name, one)
@@ -51,7 +50,7 @@ def about(result: Result, example: str = "") -> dict[str, Any]:
             one: example or "chosen by the method",
             "method": f"{r.method} with {r.backbone}",
             "dataset": r.dataset,
-            "depth": f"{r.depth} {units.depth}, {trained}",
+            "depth": f"{r.depth} {r.units.depth}, {trained}",
             "seed": str(r.seed),
             a.name: f"{formatting.interval(a.interval)} over the {a.n:,} {one}s of the {r.split} split",
         },
@@ -119,19 +118,15 @@ def _note(text: str) -> str:
 # --- tables -------------------------------------------------------------------------------------
 
 
-def _table(f: Table, name: str) -> str:
-    return _grid(f.columns, f.rows, name)
-
-
 def _grid(columns: Sequence[str], rows: Sequence[Sequence[Any]], name: str) -> str:
     """Rows under column names; the first cell of a row is its head, columns of numbers stand right."""
     if not rows:
         return '<p class="note">no data</p>\n'
-    kinds = [_kind([row[i] for row in rows]) for i in range(len(columns))]
+    turned = list(zip(*rows, strict=True))
+    kinds = [_kind(values) for values in turned]
     head = "".join(f'<th scope="col"{k}>{_text(c)}</th>' for c, k in zip(columns, kinds, strict=True))
-    written = [_column([row[i] for row in rows]) for i in range(len(columns))]
     body = []
-    for first, *others in zip(*written, strict=True):
+    for first, *others in zip(*map(_column, turned), strict=True):
         cells = "".join(f"<td{k}>{v}</td>" for v, k in zip(others, kinds[1:], strict=True))
         body.append(f'<tr><th scope="row"{kinds[0]}>{first}</th>{cells}</tr>\n')
     return _box(f"<thead><tr>{head}</tr></thead>\n<tbody>\n{''.join(body)}</tbody>", name)
@@ -147,7 +142,7 @@ def _kind(values: Sequence[Any]) -> str:
     return ' class="t"' if max(len(formatting.cell(v)) for v in values) > 20 else ""
 
 
-def _column(values: list[Any]) -> list[str]:
+def _column(values: Sequence[Any]) -> list[str]:
     """Cells below each other: decimals stand under decimals where that keeps every number."""
     known = [v for v in values if isinstance(v, float) and math.isfinite(v)]
     number = _notation(known, 4)
@@ -191,12 +186,9 @@ def _heat_map(f: HeatMap, name: str) -> str:
     number, kind = _notation(known, 3), _kind(rows)
     body = []
     for label, row in zip(rows, values, strict=True):
-        cells = "".join(
-            f'<td class="h{_shade(v, low, high)}">{number(v)}</td>'
-            if _finite(v)
-            else f"<td>{formatting.cell(v)}</td>"
-            for v in row
-        )
+        shades = [f' class="h{_shade(v, low, high)}"' if _finite(v) else "" for v in row]
+        shown = [number(v) if _finite(v) else formatting.cell(v) for v in row]
+        cells = "".join(f"<td{shade}>{v}</td>" for shade, v in zip(shades, shown, strict=True))
         body.append(f'<tr><th scope="row"{kind}>{_label(label, _LONG)}</th>{cells}</tr>\n')
     inner = f"<thead><tr><td></td>{head}</tr></thead>\n<tbody>\n{''.join(body)}</tbody>"
     return _scale(number(low), number(high)) + _box(inner, name, f' class="heat{" steep" * steep}"')
@@ -220,9 +212,9 @@ def _tokens(f: Tokens, name: str) -> str:
     """Text on shades. Neighbours of one value share an element: its tooltip says the number."""
 
     def look(pair: tuple[str, float]) -> tuple[str, str]:
-        value = pair[1]
-        shade = f"h{_shade(value, f.low, f.high)}" if _finite(value) else "none"
-        return shade, formatting.tick(value) if _finite(value) else formatting.cell(value)
+        if not _finite(pair[1]):
+            return "none", formatting.cell(pair[1])
+        return f"h{_shade(pair[1], f.low, f.high)}", formatting.tick(pair[1])
 
     runs = groupby(zip(f.tokens, f.values, strict=True), look)
     pieces = [  # the shortest element and no quotes: there may be tens of thousands
@@ -253,13 +245,13 @@ def _shade(value: float, low: float, high: float) -> int:
 
 def _lines(f: Lines, name: str) -> str:
     """A chart with its legend, and its numbers in a table to unfold."""
-    names = list(f.series)
-    told = f"{f.title}: {', '.join(names)}. The table below lists the values."
-    drawing = chart(f.x, list(f.series.values()))
+    names, drawing = list(f.series), chart(f.x, list(f.series.values()))
     if not drawing:
         return '<p class="note">no data</p>\n'
+    told = f"{f.title}: {', '.join(names)}. The table below lists the values."
     legend = "".join(f"<li>{key(i)}{_text(n)}</li>\n" for i, n in enumerate(names))
-    rows = [[_plain(x), *ys] for x, *ys in zip(f.x, *f.series.values(), strict=True)]
+    xs = [int(x) if float(x).is_integer() else x for x in f.x]  # whole numbers without decimals
+    rows = list(zip(xs, *f.series.values(), strict=True))
     return (
         f'<div class="chart">\n<p class="axis">{_text(f.y_label)}</p>\n'
         f'<div role="img" aria-label="{_text(told)}">{drawing}</div>\n<p class="axis x">{_text(f.x_label)}</p>\n'
@@ -268,27 +260,22 @@ def _lines(f: Lines, name: str) -> str:
     )
 
 
-def _plain(x: float) -> float | int:
-    """Whole numbers without decimals."""
-    return int(x) if float(x).is_integer() else x
-
-
-_DRAW: dict[type, Any] = {Table: _table, Lines: _lines, HeatMap: _heat_map, Tokens: _tokens}
+_DRAW: dict[type, Any] = {
+    Table: lambda f, name: _grid(f.columns, f.rows, name),
+    Lines: _lines,
+    HeatMap: _heat_map,
+    Tokens: _tokens,
+}
 
 
 # --- the look of it -----------------------------------------------------------------------------
 
 
 def _style() -> str:
-    return _LOOK + "".join(_shades())
-
-
-def _shades() -> Iterable[str]:
-    """A class for each shade, and the bar that shows them all."""
-    for i in range(STEPS):
-        back, ink = formatting.shade(i / (STEPS - 1))
-        yield f".h{i}{{background:{back};color:{ink}}}\n"
-    yield f".bar{{background:linear-gradient(90deg,{formatting.shade(0)[0]},{formatting.shade(1)[0]})}}\n"
+    """The look, a class for each shade, and the bar that shows them all."""
+    shades = [formatting.shade(i / (STEPS - 1)) for i in range(STEPS)]
+    classes = "".join(f".h{i}{{background:{back};color:{ink}}}\n" for i, (back, ink) in enumerate(shades))
+    return f"{_LOOK}{classes}.bar{{background:linear-gradient(90deg,{shades[0][0]},{shades[-1][0]})}}\n"
 
 
 _LOOK = """\

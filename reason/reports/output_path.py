@@ -17,15 +17,11 @@ def check_output_path(path: Path, kind: str, endings: Sequence[str]) -> None:
         ConfigError: a folder, an unknown ending, or a place in a folder that does not exist.
     """
     if path.is_dir():
-        raise ConfigError(
-            f"{path} is a folder; the {kind} must be a file.", f"For example: {path / (kind + endings[0])}"
-        )
+        example = path / (kind + endings[0])
+        raise ConfigError(f"{path} is a folder; the {kind} must be a file.", f"For example: {example}")
     if path.suffix.lower() not in endings:
-        raise ConfigError(
-            f"{path} has the wrong extension for the {kind}.",
-            f"Use {' or '.join(endings)}: {path.parent / path.stem}{endings[0]}",
-        )
+        hint = f"Use {' or '.join(endings)}: {path.parent / path.stem}{endings[0]}"
+        raise ConfigError(f"{path} has the wrong extension for the {kind}.", hint)
     if not path.parent.is_dir():
-        raise ConfigError(
-            f"There is no folder {path.parent} to write {path.name} in.", "Create the folder first."
-        )
+        wrong = f"There is no folder {path.parent} to write {path.name} in."
+        raise ConfigError(wrong, "Create the folder first.")

@@ -7,7 +7,7 @@ Ito's, told apart by every kind of eye; shape and line tell the same a second ti
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Picture
 
+    from reason.metrics.statistics import Interval
     from reason.reports.comparison import Comparison, Entry
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
@@ -45,7 +46,7 @@ _STYLE = {
 
 
 def check_picture(path: Path) -> None:
-    """Refuse, before anything is computed, a path that no picture can be written to (``check_target``)."""
+    """Refuse, before anything is computed, a path that no picture can be written to (``check_output_path``)."""
     check_output_path(path, "image", FORMATS)
 
 
@@ -72,11 +73,25 @@ def _save(picture: Picture, path: Path) -> None:
 
 
 def draw_comparisons(tables: Sequence[Comparison], path: Path) -> list[Path]:
-    """One picture per comparison: ``path``, and for further ones ``name-2.png``, ``name-3.png`` ..."""
-    paths = [path if i == 0 else path.with_stem(f"{path.stem}-{i + 1}") for i in range(len(tables))]
-    for table, where in zip(tables, paths, strict=True):
-        draw_comparison(table, where)
+    """One picture per comparison (``draw_each``)."""
+    return draw_each(tables, path, draw_comparison)
+
+
+def draw_each(found: Sequence[Any], path: Path, draw: Callable[[Any, Path], None]) -> list[Path]:
+    """A picture of each: ``path``, and for further ones ``name-2.png``, ``name-3.png`` ..."""
+    paths = [path if i == 0 else path.with_stem(f"{path.stem}-{i + 1}") for i in range(len(found))]
+    for one, where in zip(found, paths, strict=True):
+        draw(one, where)
     return paths
+
+
+def handles(axes: Iterable[Axes]) -> dict[str, Any]:
+    """What a common legend shows: the first handle of every label."""
+    drawn: dict[str, Any] = {}
+    for ax in axes:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            drawn.setdefault(label, handle)
+    return drawn
 
 
 def draw_comparison(table: Comparison, path: Path) -> None:
@@ -91,23 +106,13 @@ def draw_comparison(table: Comparison, path: Path) -> None:
         picture, axes = plt.subplots(1, 3, figsize=(12.5, 4.4), sharey=True, layout="constrained")
         _against_depth(axes[0], table, families)
         _against_cost(axes[1], table, families, "device_hours", "device-hours per run, training included")
-        _against_cost(
-            axes[2], table, families, "latency_p50_ms", f"p50 latency of {table.units.latency} (ms)"
-        )
+        latency = f"p50 latency of {table.units.latency} (ms)"
+        _against_cost(axes[2], table, families, "latency_p50_ms", latency)
         axes[0].set_ylabel(table.accuracy)
         seeds = sorted({len(e.points) for e in table.entries if e.points})
-        over = f"{table.n:,} {table.units.example}s, " + " to ".join(
-            map(str, dict.fromkeys((seeds[0], seeds[-1])))
-        )
-        picture.suptitle(
-            f"{table.accuracy} on {table.dataset}: {table.split} split, {over} seed{'s' * (seeds[-1] > 1)}, "
-            "95% confidence intervals",
-            x=0.01, ha="left", fontsize=12, color=INK,
-        )  # fmt: skip
-        drawn: dict[str, Any] = {}
-        for ax in axes:
-            for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-                drawn.setdefault(label, handle)
+        over = " to ".join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))
+        headline(picture, table, f", {over} seed{'s' * (seeds[-1] > 1)}")
+        drawn = handles(axes)
         rank = {e.label: ("method", "base", "rival", "baseline").index(e.kind) for e in table.entries}
         labels = sorted(drawn, key=lambda label: rank.get(label, 3))
         picture.legend(
@@ -115,6 +120,13 @@ def draw_comparison(table: Comparison, path: Path) -> None:
             handlelength=2.4, columnspacing=1.8,
         )  # fmt: skip
         _save(picture, path)
+
+
+def headline(picture: Picture, table: Comparison, over: str = "") -> None:
+    """Say above a picture which accuracy it shows, and of what; ``over`` follows the number of examples."""
+    said = f"{table.split} split, {table.n:,} {table.units.example}s{over}, 95% confidence intervals"
+    title = f"{table.accuracy} on {table.dataset}: {said}"
+    picture.suptitle(title, x=0.01, ha="left", fontsize=12, color=INK)
 
 
 def _families(table: Comparison) -> list[tuple[str, list[Entry]]]:
@@ -133,36 +145,31 @@ def _look(i: int) -> tuple[str, str]:
 
 def _columns(labels: Sequence[str]) -> int:
     """Of a legend as wide as three panels, with room for the longest label in each."""
-    widest = 0.75 + 0.085 * max(
-        (len(label) for label in labels), default=0
-    )  # inches: the handle, and letters
+    widest = 0.75 + 0.085 * max(map(len, labels), default=0)  # inches: the handle, and letters
     return max(1, min(7, len(labels), int(12.0 / widest)))
 
 
-def _bars(entries: list[Entry]) -> list[list[float]]:
-    """Lengths of the error bars below and above."""
-    return [
-        [max(0.0, e.accuracy.value - e.accuracy.low) for e in entries],
-        [max(0.0, e.accuracy.high - e.accuracy.value) for e in entries],
-    ]
+def points(ax: Axes, x: list[float], found: list[Interval], sign: tuple[str, str], **look: Any) -> None:
+    """Values with their error bars; ``sign`` is their colour and marker."""
+    bars = [[max(0.0, a.value - a.low) for a in found], [max(0.0, a.high - a.value) for a in found]]
+    look |= {"color": sign[0], "marker": sign[1], "capsize": 2.5}
+    ax.errorbar(x, [a.value for a in found], yerr=bars, **look)
+
+
+def level(ax: Axes, e: Entry, i: int, alpha: float, **look: Any) -> None:
+    """A horizontal line with its band: the i-th base, or the i-th trivial baseline."""
+    color, styles = (INK, ("--", (0, (5, 1, 1, 1)))) if e.kind == "base" else (GREY, (":", "-."))
+    ax.axhline(e.accuracy.value, color=color, linestyle=styles[i % 2], label=e.label, zorder=1, **look)
+    ax.axhspan(e.accuracy.low, e.accuracy.high, color=color, alpha=alpha, linewidth=0, zorder=0)
 
 
 def _levels(ax: Axes, table: Comparison, bases: bool) -> None:
     """Horizontal lines: trivial baselines, and over depth the base with its band."""
-    rivals = [e for e in table.entries if e.kind == "baseline"]
-    for i, e in enumerate(rivals):
-        ax.axhline(
-            e.accuracy.value, color=GREY, linestyle=(":", "-.")[i % 2], linewidth=1.4, label=e.label, zorder=1
-        )
-        ax.axhspan(e.accuracy.low, e.accuracy.high, color=GREY, alpha=0.10, linewidth=0, zorder=0)
+    for i, e in enumerate(e for e in table.entries if e.kind == "baseline"):
+        level(ax, e, i, 0.10, linewidth=1.4)
     for i, e in enumerate(e for e in table.entries if e.kind == "base" and bases):
-        style = ("--", (0, (5, 1, 1, 1)))[i % 2]
         # the star is never on this line; it is in the legend for the panels of cost
-        ax.axhline(
-            e.accuracy.value, color=INK, linestyle=style, linewidth=1.4, label=e.label, zorder=1,
-            marker="*", markersize=10, markevery=[],
-        )  # fmt: skip
-        ax.axhspan(e.accuracy.low, e.accuracy.high, color=INK, alpha=0.08, linewidth=0, zorder=0)
+        level(ax, e, i, 0.08, linewidth=1.4, marker="*", markersize=10, markevery=[])
 
 
 def _against_depth(ax: Axes, table: Comparison, families: list[tuple[str, list[Entry]]]) -> None:
@@ -170,25 +177,19 @@ def _against_depth(ax: Axes, table: Comparison, families: list[tuple[str, list[E
 
     _levels(ax, table, bases=True)
     for i, (label, entries) in enumerate(families):
-        shift = min(0.07, 0.4 / len(families)) * (
-            i - (len(families) - 1) / 2
-        )  # so that bars do not hide each other
+        # So that bars do not hide each other.
+        shift = min(0.07, 0.4 / len(families)) * (i - (len(families) - 1) / 2)
         x = [(e.depth or 0) + shift for e in entries]
-        y = [e.accuracy.value for e in entries]
-        color, marker = _look(i)
-        ax.errorbar(
-            x, y, yerr=_bars(entries), label=label, color=color, marker=marker, capsize=2.5, linewidth=1.6,
-            markersize=5.5,
-        )  # fmt: skip
+        points(ax, x, [e.accuracy for e in entries], _look(i), label=label, linewidth=1.6, markersize=5.5)
         for at, e in zip(x, entries, strict=True):
-            _ring(ax, at, e)
+            ring(ax, at, e)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     ax.set_xlabel(f"depth ({', '.join(table.depth_units)})")
     ax.set_title("against depth")
     ax.margins(x=0.08)
 
 
-def _ring(ax: Axes, x: float, e: Entry) -> None:
+def ring(ax: Axes, x: float, e: Entry) -> None:
     """Circle the depth that validation chooses."""
     if e.chosen:
         ax.plot(
@@ -203,23 +204,19 @@ def _against_cost(
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     _levels(ax, table, bases=False)
-    bases = [("", [e]) for e in table.entries if e.kind == "base"]
-    shown = [
-        (i, [e for e in entries if cost in e.costs]) for i, (_, entries) in enumerate([*families, *bases])
-    ]
-    known = [e for _, entries in shown for e in entries]
-    at = _set_apart([entries for _, entries in shown], cost)
-    for i, entries in shown:
+    curves = [*(entries for _, entries in families), *([e] for e in table.entries if e.kind == "base")]
+    shown = [[e for e in entries if cost in e.costs] for entries in curves]
+    known = [e for entries in shown for e in entries]
+    at = _set_apart(shown, cost)
+    for i, entries in enumerate(shown):
         for e in entries:
-            color, marker = (INK, "*") if e.kind == "base" else _look(i)
-            ax.errorbar(
-                at[id(e)], e.accuracy.value, yerr=_bars([e]), color=color, marker=marker, linestyle="none",
-                markersize=10 if e.kind == "base" else 9, capsize=2.5, linewidth=1.3, zorder=3,
-            )  # fmt: skip
-            _ring(ax, at[id(e)], e)
+            sign, size = ((INK, "*"), 10) if e.kind == "base" else (_look(i), 9)
+            x = at[id(e)]
+            points(ax, [x], [e.accuracy], sign, markersize=size, linestyle="none", linewidth=1.3, zorder=3)
+            ring(ax, x, e)
             if e.kind != "base":
                 ax.text(
-                    at[id(e)], e.accuracy.value, str(e.depth), ha="center", va="center_baseline",
+                    x, e.accuracy.value, str(e.depth), ha="center", va="center_baseline",
                     fontsize=7, fontweight="bold", color="white", zorder=6,
                 )  # fmt: skip
     ax.set_xlabel(label)
@@ -353,15 +350,8 @@ def _draw_heat_map(ax: Axes, f: HeatMap) -> None:
         middle = (np.nanmin(values) + np.nanmax(values)) / 2
         for r, c in np.ndindex(*values.shape):
             ink = "white" if values[r, c] < middle else "black"
-            ax.text(
-                c,
-                r,
-                formatting.number(float(values[r, c]), 2),
-                ha="center",
-                va="center",
-                fontsize=8,
-                color=ink,
-            )
+            shown = formatting.number(float(values[r, c]), 2)
+            ax.text(c, r, shown, ha="center", va="center", fontsize=8, color=ink)
 
 
 def _draw_tokens(ax: Axes, f: Tokens) -> None:

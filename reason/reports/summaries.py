@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -23,7 +23,7 @@ from reason.tracking.folder import RunFolder
 
 if TYPE_CHECKING:
     from reason.reports.comparison import Comparison, Entry
-    from reason.tracking.result import Judged, Measure, Outcome, Result
+    from reason.tracking.result import Judged, Outcome, Result
 
 
 # --- tables that fit ----------------------------------------------------------------------------
@@ -62,17 +62,14 @@ def _fitted(
         kept.remove(worst)
         dropped.append(worst.head)
     table = plain_table(padding=(0, 1, 0, 0))  # with the box's own space: two between columns
-    for i, column in enumerate(kept):
-        table.add_column(
-            Text(column.head), justify="right" if column.right else "left", no_wrap=i > 0, overflow="fold"
-        )
+    for i, c in enumerate(kept):
+        table.add_column(Text(c.head), justify="right" if c.right else "left", no_wrap=i > 0, overflow="fold")
     for i, style in enumerate(styles):
         table.add_row(*(Text(c.cells[i]) for c in kept), style=style, end_section=i in rules)
     return table, dropped[::-1]
 
 
-@dataclass(frozen=True)
-class _Signs:
+class _Signs(NamedTuple):
     """Signs that fall back to ASCII where the stream cannot carry others."""
 
     chosen: str
@@ -85,10 +82,9 @@ class _Signs:
         return cls("<", "+", "-", "~") if options.ascii_only else cls("◂", "▲", "▼", "≈")
 
 
-def _spent(judged: Judged) -> str:
+def _spent(depth: int, mean: float | None) -> str:
     """The depth that was judged; where it was spent on demand, the mean and the cap."""
-    mean = judged.effective_depth
-    return str(judged.depth) if mean in (None, judged.depth) else f"{mean:.2f} of {judged.depth}"
+    return str(depth) if mean in (None, depth) else f"{mean:.2f} of {depth}"
 
 
 # --- the summary of a run -----------------------------------------------------------------------
@@ -114,20 +110,21 @@ class _RunSummary:
         units, name = r.units, r.accuracy.name
         chosen = self._chosen()
         trained = f"trained with {r.train_depth} {units.depth}" if r.train_depth else "the base"
-        if not self._is_trained:
-            trained = "no training"
+        trained = trained if self._is_trained else "no training"
         yield title(f"{r.experiment}: {r.method} on {r.dataset} with {r.backbone}, {trained}, seed {r.seed}")
         yield Text()
         shown = chosen or r.curve[-1]
         curve, rivals = r.curve, self._rivals(shown)
         answers: list[Outcome] = [*curve, *rivals.values()]
-        blank = [""] * len(rivals)
-        depths = [_spent(e) + (f" {signs.chosen}" if e is chosen else "") for e in curve]
+        blank, valid = [""] * len(rivals), [e.valid_accuracy for e in curve]
+        names = [f"{n} at {shown.depth}" if len(curve) > 1 and n in shown.rivals else n for n in rivals]
+        marks = [f" {signs.chosen}" if e is chosen else "" for e in curve]
+        depths = [_spent(e.depth, e.effective_depth) + mark for e, mark in zip(curve, marks, strict=True)]
         columns = [
-            _Column(units.depth, [*depths, *self._rival_labels(rivals, shown)], right=False),
+            _Column(units.depth, [*depths, *names], right=False),
             _Column(f"{name} [95%]", [formatting.interval(a.accuracy.interval) for a in answers]),
             *(self._beside(metric, answers) for metric in r.beside),
-            _Column("validation", [_value(e.valid_accuracy) for e in curve] + blank, 3),
+            _Column("validation", [f"{v.value:.4f}" if v else "" for v in valid] + blank, 3),
             _Column("p50 ms", [formatting.number(e.latency_p50_ms) for e in curve] + blank, 1),
             _Column("p95 ms", [formatting.number(e.latency_p95_ms) for e in curve] + blank, 5),
             _Column(units.throughput, [formatting.number(e.throughput_per_s) for e in curve] + blank, 4),
@@ -147,10 +144,6 @@ class _RunSummary:
     def _rivals(self, judged: Judged) -> dict[str, Outcome]:
         """What else answered the same examples: the rivals at that depth, and the baselines."""
         return judged.rivals | self.result.baselines
-
-    def _rival_labels(self, rivals: Iterable[str], judged: Judged) -> list[str]:
-        several = len(self.result.curve) > 1
-        return [f"{name} at {judged.depth}" if several and name in judged.rivals else name for name in rivals]
 
     @property
     def _is_trained(self) -> bool:
@@ -198,14 +191,11 @@ class _RunSummary:
             yield f"{signs.chosen} {chosen.depth} {units.depth}: the depth chosen on validation."
         for e in r.curve:
             if e.effective_depth not in (None, e.depth):
-                yield (
-                    f"Depth on demand: {e.effective_depth:.2f} of at most {e.depth} {units.depth} were "
-                    f"used on average."
-                )
+                spent = f"{e.effective_depth:.2f} of at most {e.depth} {units.depth}"
+                yield f"Depth on demand: {spent} were used on average."
         yield from self._differences(chosen or r.curve[-1])
-        yield f"Latency is that of {units.latency} at batch size 1." + (
-            f" Columns omitted to fit the window: {', '.join(dropped)}." if dropped else ""
-        )
+        omitted = f" Columns omitted to fit the window: {', '.join(dropped)}." if dropped else ""
+        yield f"Latency is that of {units.latency} at batch size 1.{omitted}"
         yield self._cost()
         if self.folder is not None:
             yield f"Run folder: {self.folder}"
@@ -215,18 +205,14 @@ class _RunSummary:
         if self.folder is None:
             return
         least, unit = self.result.curve[0], self.result.units.depth
-        sides: dict[str, Outcome] = {}
-        if judged.depth != least.depth:
-            sides[f"{least.depth} {unit}"] = least
+        sides: dict[str, Outcome] = {f"{least.depth} {unit}": least} if judged.depth != least.depth else {}
         sides |= self._rivals(judged)
         mine = read_rows(self.folder / judged.rows, judged.accuracy)
         sign = 1 if judged.accuracy.larger_is_better else -1
         for name, side in sides.items():
-            rows = read_rows(self.folder / side.rows, side.accuracy)
-            d = paired_difference({0: mine}, {0: rows})
-            verdict = "not distinguishable"
-            if d.distinguishable:
-                verdict = "better" if sign * d.value > 0 else "worse"
+            d = paired_difference({0: mine}, {0: read_rows(self.folder / side.rows, side.accuracy)})
+            verdict = "better" if sign * d.value > 0 else "worse"
+            verdict = verdict if d.distinguishable else "not distinguishable"
             yield f"{judged.depth} {unit} vs. {name}: {formatting.difference(d)}, {verdict}."
 
     def _cost(self) -> str:
@@ -235,9 +221,8 @@ class _RunSummary:
         if "device_hours" in m:
             parts.append(f"{formatting.number(m['device_hours'])} device-hours")
             if r.stages:
-                parts.append(
-                    f"{formatting.number(m['lineage_device_hours'])} including the runs it starts from"
-                )
+                lineage = formatting.number(m["lineage_device_hours"])
+                parts.append(f"{lineage} including the runs it starts from")
         if r.gpus:
             parts.append(f"{formatting.number(m['gpu_hours'])} GPU-hours")
         said = f"Cost: {', '.join(parts)} on {device(r)}."
@@ -261,9 +246,8 @@ class _RunSummary:
         if r.train_depth and self._is_trained:
             commands.append((f"reason run {said} train_depth=0", "the base, trained without the method"))
         if r.train_depth:
-            commands.append(
-                (f"reason sweep {said} depth={varied} seed=0..2", "three seeds, to tell gain from luck")
-            )
+            seeded = f"reason sweep {said} depth={varied} seed=0..2"
+            commands.append((seeded, "three seeds, to tell gain from luck"))
         commands.append((f"reason compare {name}", "compare its runs"))
         commands.append((f"reason inspect {r.run}", f"one {example}, step by step"))
         commands.append(("reason ui", "all runs in MLflow"))
@@ -271,11 +255,13 @@ class _RunSummary:
         return [(f"{command:<{width}}", remark) for command, remark in commands]
 
 
-def _value(measure: Measure | None) -> str:
-    return f"{measure.value:.4f}" if measure else ""
-
-
 # --- a comparison -------------------------------------------------------------------------------
+
+
+def heading(t: Comparison) -> Text:
+    """What a comparison, or a study of it, is about."""
+    over = f"{t.split} split, {t.n:,} {t.units.example}s"
+    return title(f"{t.accuracy} on {t.dataset}, {over}. Depth: {', '.join(t.depth_units)}")
 
 
 def comparison(table: Comparison) -> Any:
@@ -294,8 +280,7 @@ class _ComparisonView:
             "" if i and _series(entries[i - 1]) == _series(e) and e.kind != "baseline" else e.label
             for i, e in enumerate(entries)
         ]
-        over = f"{t.split} split, {t.n:,} {t.units.example}s"
-        yield title(f"{t.accuracy} on {t.dataset}, {over}. Depth: {', '.join(t.depth_units)}")
+        yield heading(t)
         yield Text()
         columns = [
             _Column("", labels, right=False),
@@ -309,19 +294,15 @@ class _ComparisonView:
             _Column("p95 ms", [formatting.number(e.costs.get("latency_p95_ms")) for e in entries], 9),
             _Column("hours", [formatting.number(e.costs.get("device_hours")) for e in entries], 4),
             _Column(
-                t.units.throughput,
-                [formatting.number(e.costs.get("throughput_per_s")) for e in entries],
-                10,
+                t.units.throughput, [formatting.number(e.costs.get("throughput_per_s")) for e in entries], 10
             ),
             _Column("Pareto", [" ".join(_SHORT[c] for c in e.fronts) for e in entries], 8, right=False),
         ]
         if not t.one_device:
-            columns.append(
-                _Column("device", ["; ".join(sorted({p.device for p in e.points})) for e in entries], 2)
-            )
-        styles = [
-            {"base": "cyan", "baseline": "dim"}.get(e.kind, "bold" if e.chosen else "") for e in entries
-        ]
+            devices = ["; ".join(sorted({p.device for p in e.points})) for e in entries]
+            columns.append(_Column("device", devices, 2))
+        colours = {"base": "cyan", "baseline": "dim"}
+        styles = [colours.get(e.kind, "bold" if e.chosen else "") for e in entries]
         rules = {i for i in range(len(entries) - 1) if _series(entries[i]) != _series(entries[i + 1])}
         drawn, dropped = _fitted(columns, options.max_width, styles, rules)
         yield drawn
@@ -332,17 +313,14 @@ class _ComparisonView:
     def _depth(self, e: Entry, signs: _Signs) -> str:
         if e.depth is None:
             return ""
-        mean = e.costs.get("effective_depth")
-        depth = str(e.depth) if mean in (None, e.depth) else f"{mean:.2f} of {e.depth}"
+        depth = _spent(e.depth, e.costs.get("effective_depth"))
         return f"{signs.chosen} {depth}" if e.chosen else depth
 
     def _difference(self, e: Entry, signs: _Signs) -> str:
         if e.difference is None:
             return ""
-        mark = signs.unclear
-        if e.distinguishable:
-            better = (e.difference.value > 0) == self.table.larger_is_better
-            mark = signs.better if better else signs.worse
+        better = (e.difference.value > 0) == self.table.larger_is_better
+        mark = (signs.better if better else signs.worse) if e.distinguishable else signs.unclear
         return f"{formatting.difference(e.difference)} {mark}"
 
     def _legend(self, signs: _Signs, dropped: list[str]) -> Iterable[str]:
@@ -374,9 +352,7 @@ _SHORT = {"device_hours": "h", "latency_p50_ms": "ms"}
 
 def _span(seeds: list[int]) -> str:
     """[1] -> "1 seed", [1, 3] -> "1 to 3 seeds"."""
-    if seeds == [1]:
-        return "1 seed"
-    return f"{seeds[0]} seeds" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
+    return " to ".join(map(str, dict.fromkeys((seeds[0], seeds[-1])))) + f" seed{'s' * (seeds != [1])}"
 
 
 def _series(e: Entry) -> tuple:

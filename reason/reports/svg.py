@@ -41,10 +41,8 @@ def chart(x: Sequence[float], series: Sequence[Sequence[float | None]]) -> str:
     right, bottom = WIDTH - max(_SIDE, _half(across[-1])), HEIGHT - _BOTTOM
 
     def place(p: tuple[float, float]) -> tuple[float, float]:
-        return (
-            left + (p[0] - left_x) / (right_x - left_x) * (right - left),
-            bottom - (p[1] - low) / (high - low) * (bottom - _TOP),
-        )
+        across, up = (p[0] - left_x) / (right_x - left_x), (p[1] - low) / (high - low)
+        return left + across * (right - left), bottom - up * (bottom - _TOP)
 
     drawn = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" aria-hidden="true">']
     for value, label in up:

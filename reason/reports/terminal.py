@@ -54,9 +54,7 @@ class _TableView:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         table = plain_table()
         for i, name in enumerate(self.f.columns):
-            numeric = bool(self.f.rows) and all(
-                isinstance(row[i], int | float) or row[i] is None for row in self.f.rows
-            )
+            numeric = bool(self.f.rows) and all(isinstance(row[i], int | float | None) for row in self.f.rows)
             table.add_column(Text(name), justify="right" if numeric else "left", overflow="fold")
         for row in self.f.rows:
             table.add_row(*(Text(formatting.cell(value)) for value in row))
@@ -94,25 +92,17 @@ class _LinesView:
 
         for i, ys in enumerate(f.series.values()):
             colour, mark = _COLOURS[i % len(_COLOURS)], marks[i % len(marks)]
-            points = [place(x, y) for x, y in zip(f.x, ys, strict=True) if y is not None]
-            joined = [
-                (place(xa, ya), place(xb, yb))
-                for (xa, ya), (xb, yb) in pairwise(zip(f.x, ys, strict=True))
-                if ya is not None and yb is not None
-            ]
-            for (ra, ca), (rb, cb) in joined:
+            points = [None if y is None else place(x, y) for x, y in zip(f.x, ys, strict=True)]
+            for (ra, ca), (rb, cb) in ((a, b) for a, b in pairwise(points) if a and b):
                 for c in range(min(ca, cb) + 1, max(ca, cb)):
                     r = round(ra + (rb - ra) * (c - ca) / (cb - ca))
                     if grid[r][c][0] == " ":
                         grid[r][c] = (between, colour)
-            for r, c in points:
+            for r, c in filter(None, points):
                 grid[r][c] = (mark, colour)
         ticks = {0: labels[0], self.height // 2: labels[1], self.height - 1: labels[2]}
         for r, line in enumerate(grid):
-            text = Text(f"{ticks.get(r, ''):>{margin}} {edge}")
-            for character, colour in line:
-                text.append(character, style=colour)
-            yield text
+            yield Text.assemble(f"{ticks.get(r, ''):>{margin}} {edge}", *line)
         left, right = formatting.tick(first), formatting.tick(last)
         gap = max(1, width - cell_len(left) - cell_len(right) - cell_len(f.x_label))
         yield Text(" " * (margin + 2) + left + " " * (gap // 2) + f.x_label + " " * (gap - gap // 2) + right)

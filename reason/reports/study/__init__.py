@@ -86,10 +86,8 @@ def study_frame(frame: Frame) -> Study:
     columns = {c.column for m in evidence.models for c in evidence.cohorts[m.key.method]}
     absent = sorted(columns - evidence.columns.keys())
     if absent:
-        missing["cohorts"].append(
-            f"the rows have no column {', '.join(absent)}. Newer runs record it; `reason evaluate RUN` "
-            "adds it to an older run's model."
-        )
+        mend = "Newer runs record it; `reason evaluate RUN` adds it to an older run's model."
+        missing["cohorts"].append(f"the rows have no column {', '.join(absent)}. {mend}")
     for model in evidence.models:
         cohorts = [c for c in evidence.cohorts[model.key.method] if c.column not in absent]
         if not evidence.cohorts[model.key.method]:

@@ -33,12 +33,8 @@ from reason.reports.study import Study
 from reason.reports.study.cohorts import Group, contrast, cut, within
 from reason.reports.study.models import Model, Outcome, Tested, tested
 
-REPRODUCED, UNCLEAR, CONTRADICTED, ABSENT = (
-    "reproduced",
-    "not distinguishable",
-    "contradicted",
-    "not computed",
-)
+REPRODUCED, CONTRADICTED = "reproduced", "contradicted"
+UNCLEAR, ABSENT = "not distinguishable", "not computed"
 
 
 class NoModel(ValueError):
@@ -78,10 +74,9 @@ def judge(claims: Sequence[Mapping[str, Any]], studies: Mapping[str, Study | str
     for claim in claims:
         for where in claim["sets"]:
             study = studies[where]
+            test = claim["test"]
             try:
-                found = (
-                    study if isinstance(study, str) else _KINDS[claim["test"]["kind"]](study, claim["test"])
-                )
+                found = study if isinstance(study, str) else _KINDS[test["kind"]](study, test)
             except ValueError as error:
                 found = str(error)
             judged.append((claim["id"], where, found))
@@ -96,8 +91,7 @@ def judge(claims: Sequence[Mapping[str, Any]], studies: Mapping[str, Study | str
         if not tests:
             findings.append(Finding(claim, where, found.told, _by_interval(found.low, found.high)))
             continue
-        p = max(t.p for t in tests)
-        d = tests[0].difference
+        p, d = max(t.p for t in tests), tests[0].difference
         findings.append(Finding(claim, where, found.told, _verdict(tests), p, d.n, d.seeds))
     return findings
 
@@ -163,9 +157,7 @@ def _gain(study: Study, a: Outcome, b: Outcome) -> Difference:
 
 def _towards(d: Difference, sign: int) -> Difference:
     """The difference as a gain: positive is better."""
-    if sign > 0:
-        return d
-    return Difference(-d.value, -d.high, -d.low, d.p, d.n, d.seeds)
+    return d if sign > 0 else Difference(-d.value, -d.high, -d.low, d.p, d.n, d.seeds)
 
 
 def _difference(study: Study, test: Mapping[str, Any]) -> _Judged:
@@ -195,10 +187,8 @@ def _best_trained(study: Study, test: Mapping[str, Any]) -> _Judged:
     if not others:
         raise ValueError(f"it was trained at depth {model.train_depth} only")
     gains = [_gain(study, mine, other) for _, other in others]
-    told = "; ".join(
-        f"vs. {depth}: {formatting.difference(d)}" for (depth, _), d in zip(others, gains, strict=True)
-    )
-    return _Judged(told, gains)
+    pairs = zip(others, gains, strict=True)
+    return _Judged("; ".join(f"vs. {depth}: {formatting.difference(d)}" for (depth, _), d in pairs), gains)
 
 
 def _groups(study: Study, model: Model, column: str) -> list[Group]:
@@ -241,9 +231,8 @@ def _oracle(study: Study, test: Mapping[str, Any]) -> _Judged:
     null = found.null
     over, luck = found.over_base, null.over_base
     percent = f"{over.value:+.0%} [{over.low:+.0%}, {over.high:+.0%}] over the base, " if over else ""
-    percent += (
-        f"{luck.value:+.0%} [{luck.low:+.0%}, {luck.high:+.0%}] from {null.runs} base runs; " if luck else ""
-    )
+    if luck:
+        percent += f"{luck.value:+.0%} [{luck.low:+.0%}, {luck.high:+.0%}] from {null.runs} base runs; "
     return _Judged(f"{percent}excess over luck: {formatting.difference(null.excess)}", [null.excess])
 
 

@@ -116,9 +116,7 @@ def cohort(model: Model, by: Cohort, evidence: Evidence) -> CohortResult:
                 base=pooled(base, g.index) if base else None,
                 to_base=against_base,
                 to_least=against_least,
-                exits={
-                    p.label: float(np.mean([u[g.index].mean() for u in p.used.values()])) for p in model.policies
-                },
+                exits={p.label: float(np.mean([u[g.index].mean() for u in p.used.values()])) for p in model.policies},
             )
         )  # fmt: skip
     return CohortResult(model.label, by.column, by.label, by.known, model.deep, model.least, results)
@@ -149,8 +147,7 @@ def contrast(a: Outcome, b: Outcome, one: Group, other: Group) -> Difference:
         gain = blend([(1.0, a.rows[seed]), (-1.0, b.rows[seed])]).take(both)
         if gain.denominator is not None:
             raise ValueError("gains of groups can be compared for means only")
-        for side, inside in zip(
-            sides, (first, ~first), strict=True
-        ):  # a mean over a group is a ratio of sums
+        # A mean over a group is a ratio of sums.
+        for side, inside in zip(sides, (first, ~first), strict=True):
             side[seed] = ExampleScores(gain.id, gain.numerator * inside, inside.astype(float))
     return paired_difference(*sides)

@@ -55,9 +55,7 @@ class Outcome:
     def overall(self) -> dict[str, float]:
         """Numbers of a whole evaluation that are no ratio of sums over rows; means over seeds."""
         told = [p.judged.overall if p.judged else {} for p in self.entry.points]
-        return {
-            name: float(np.mean([t[name] for t in told])) for name in told[0] if all(name in t for t in told)
-        }
+        return {n: float(np.mean([t[n] for t in told])) for n in told[0] if all(n in t for t in told)}
 
 
 @dataclass
@@ -148,12 +146,9 @@ def compared(pairs: Sequence[Pair | None], **keys: int) -> list[Difference | Non
 
 def pooled(rows: Mapping[int, ExampleScores], index: np.ndarray | slice = slice(None)) -> float:
     """The metric over all seeds, of some of the examples."""
-    up = sum(float(r.numerator[index].sum()) for r in rows.values())
-    down = sum(
-        float(len(r.numerator[index]) if r.denominator is None else r.denominator[index].sum())
-        for r in rows.values()
-    )
-    return up / down
+    parts = [(r.numerator[index], r.denominator) for r in rows.values()]
+    down = sum(float(len(up) if below is None else below[index].sum()) for up, below in parts)
+    return sum(float(up.sum()) for up, _ in parts) / down
 
 
 def shared(outcomes: Iterable[Outcome]) -> list[int]:
@@ -162,8 +157,7 @@ def shared(outcomes: Iterable[Outcome]) -> list[int]:
     Raises:
         ValueError: there is none.
     """
-    sets = [set(o.rows) for o in outcomes]
-    seeds = sorted(set.intersection(*sets))
+    seeds = sorted(set.intersection(*(set(o.rows) for o in outcomes)))
     if not seeds:
         raise ValueError("its depths have no common seed. Evaluate all depths with the same seeds")
     return seeds
@@ -201,7 +195,12 @@ def gather(frame: Frame) -> Evidence:
         families.setdefault(entry.key.family, []).append(entry)
     for members in families.values():
         members.sort(key=lambda e: e.depth or 0)
-        evidence.models.append(_model(members, labels, outcomes, evidence))
+        deepest = members[-1]
+        assert deepest.key
+        base = next((b for b in evidence.bases if b.entry.name == deepest.reference), None)
+        chosen = next((e.depth for e in members if e.chosen), None)
+        depths = {e.depth or 0: outcomes[id(e)] for e in members}
+        evidence.models.append(Model(labels[deepest.key], deepest.key, depths, base, chosen))
     for entry in policies:
         _attach(outcomes[id(entry)], evidence)
     return evidence
@@ -230,10 +229,8 @@ def _outcome(entry: Entry, evidence: Evidence, wanted: set[str]) -> Outcome:
             evidence.columns[name] = columns[name][order]
         for name in MEANS.keys() & columns.keys():
             means.setdefault(name, []).append(float(columns[name].mean()))
-    complete = {name: float(np.mean(v)) for name, v in means.items() if len(v) == len(entry.points)}
-    return Outcome(
-        entry.label, entry, rows, used, {name: complete[name] for name in MEANS if name in complete}
-    )
+    complete = [name for name in MEANS if len(means.get(name, ())) == len(entry.points)]
+    return Outcome(entry.label, entry, rows, used, {name: float(np.mean(means[name])) for name in complete})
 
 
 def _order(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
@@ -260,28 +257,14 @@ def _columns(point: Point, names: set[str]) -> dict[str, np.ndarray]:
         table = feather.read_table(path, columns=there) if there else None
         return {n: np.asarray(table.column(n).to_numpy(), dtype=float) for n in there} if table else {}
     except (OSError, pa.ArrowException, ValueError) as error:
-        raise RunError(
-            f"{path} is not a valid table of rows: {error}", "Evaluate the run again (`reason evaluate RUN`)."
-        ) from error
+        wrong = f"{path} is not a valid table of rows: {error}"
+        raise RunError(wrong, "Evaluate the run again (`reason evaluate RUN`).") from error
 
 
 def _is_policy(outcome: Outcome) -> bool:
     told = outcome.entry.points[0]
     policy = told.config.get(f"{told.result.method}.policy")
-    return policy not in (None, "fixed") or any(
-        np.any(used != outcome.depth) for used in outcome.used.values()
-    )
-
-
-def _model(
-    members: list[Entry], labels: dict[Key, str], outcomes: dict[int, Outcome], evidence: Evidence
-) -> Model:
-    deepest = members[-1]
-    assert deepest.key
-    base = next((b for b in evidence.bases if b.entry.name == deepest.reference), None)
-    chosen = next((e.depth for e in members if e.chosen), None)
-    depths = {e.depth or 0: outcomes[id(e)] for e in members}
-    return Model(labels[deepest.key], deepest.key, depths, base, chosen)
+    return policy not in (None, "fixed") or any(np.any(u != outcome.depth) for u in outcome.used.values())
 
 
 def _owner(point: Point) -> str:

@@ -16,6 +16,8 @@ import numpy as np
 from reason.metrics.statistics import Difference, ExampleScores, Interval, paired_difference, seeded_interval
 from reason.reports.study.models import Evidence, Model, Tested, shared, tested
 
+BySeed = dict[int, np.ndarray]  # one array for each seed
+
 
 @dataclass
 class Null:
@@ -87,9 +89,7 @@ def oracle(model: Model, evidence: Evidence) -> Oracle:
     values = {s: sign * np.stack([side[s].numerator for side in sides]) for s in seeds}  # (K + 1, n)
     pick = {s: v.argmax(0) for s, v in values.items()}  # the first of equals: the shallowest
 
-    def rows(
-        of: dict[int, np.ndarray], below: dict[int, np.ndarray] | None = None
-    ) -> dict[int, ExampleScores]:
+    def rows(of: BySeed, below: BySeed | None = None) -> dict[int, ExampleScores]:
         return {s: ExampleScores(evidence.ids, of[s], below[s] if below else down) for s in of}
 
     top = {s: v.max(0) for s, v in values.items()}
@@ -123,16 +123,15 @@ def oracle(model: Model, evidence: Evidence) -> Oracle:
         found.why_no_null = "the base has no seed in common with the model's depths"
         return found
     if len(base) < 2:
-        found.why_no_null = (
-            f"the base has one seed, but a null for {len(depths)} depths needs {len(depths)} runs: add train_depth=0 "
-            f"with seed={','.join(map(str, _more_seeds(base, len(depths))))}"
-        )
+        need = f"a null for {len(depths)} depths needs {len(depths)} runs"
+        more = ",".join(map(str, _more_seeds(base, len(depths))))
+        found.why_no_null = f"the base has one seed, but {need}: add train_depth=0 with seed={more}"
         return found
     found.null = _null(values, depths.index(fixed), base, sign, rows)
     return found
 
 
-def _null(values: dict[int, np.ndarray], fixed: int, base: dict[int, np.ndarray], sign: int, rows) -> Null:
+def _null(values: BySeed, fixed: int, base: BySeed, sign: int, rows) -> Null:
     """values: seed -> (K + 1, n) of the model; base: seed -> (n,); both so that larger is better."""
     runs = min(len(next(iter(values.values()))), len(base))
     seeds = sorted(base)
@@ -175,7 +174,7 @@ def _denominator(rows: Sequence[ExampleScores]) -> np.ndarray | None:
     return first
 
 
-def _more_seeds(base: dict[int, np.ndarray], wanted: int) -> list[int]:
+def _more_seeds(base: BySeed, wanted: int) -> list[int]:
     """Seeds that would make ``wanted`` base runs of those there are."""
     free = (s for s in range(wanted + len(base)) if s not in base)
     return [next(free) for _ in range(wanted - len(base))]

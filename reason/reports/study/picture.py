@@ -6,83 +6,56 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from reason.metrics.statistics import Interval
-from reason.reports.plots import _STYLE, COLOURS, GREY, INK, _look, _pyplot, _save
+from reason.reports import plots
+from reason.reports.plots import COLOURS, GREY, INK, _look, handles, headline, level, points, ring
 from reason.reports.study import Study
 from reason.reports.study.models import Tested
 
 
 def draw_studies(found: Sequence[Study], path: Path) -> list[Path]:
-    """One picture per study: ``path``, and for further ones ``name-2.png``, ``name-3.png`` ..."""
-    paths = [path if i == 0 else path.with_stem(f"{path.stem}-{i + 1}") for i in range(len(found))]
-    for study, where in zip(found, paths, strict=True):
-        draw_study(study, where)
-    return paths
+    """One picture per study (``draw_each``)."""
+    return plots.draw_each(found, path, draw_study)
 
 
 def draw_study(study: Study, path: Path) -> None:
     """Left: fixed depths and the line of their mixtures, policies, base, the best depth for each and its null.
     Right: the difference to the base (else to the least depth) of each group of examples, with 95% intervals."""
-    plt = _pyplot()
+    plt = plots._pyplot()
     rows = _forest(study)
-    t = study.evidence.table
     height = max(4.6, 1.6 + 0.21 * len(rows))
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(plots._STYLE):
         picture, (left, right) = plt.subplots(
             1, 2, figsize=(12.5, height), layout="constrained", gridspec_kw={"width_ratios": (1.15, 1)}
         )
         _depths(left, study)
         _groups(right, study, rows)
-        picture.suptitle(
-            f"{t.accuracy} on {t.dataset}: {t.split} split, {t.n:,} {t.units.example}s, 95% confidence intervals",
-            x=0.01, ha="left", fontsize=12, color=INK,
-        )  # fmt: skip
-        drawn: dict[str, Any] = {}
-        for ax in (left, right):
-            for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-                drawn.setdefault(label, handle)
+        headline(picture, study.evidence.table)
+        drawn = handles((left, right))
+        columns = min(4, max(len(drawn), 1))
         picture.legend(
-            list(drawn.values()),
-            list(drawn),
-            loc="outside lower center",
-            ncols=min(4, max(len(drawn), 1)),
-            handlelength=2.2,
+            list(drawn.values()), list(drawn), loc="outside lower center", ncols=columns, handlelength=2.2
         )
-        _save(picture, path)
+        plots._save(picture, path)
 
 
 def _depths(ax: Any, study: Study) -> None:
     t, models = study.evidence.table, study.evidence.models
     for i, base in enumerate(study.evidence.bases):
-        a = base.entry.accuracy
-        style = ("--", (0, (5, 1, 1, 1)))[i % 2]
-        ax.axhline(a.value, color=INK, linestyle=style, linewidth=1.3, label=base.label, zorder=1)
-        ax.axhspan(a.low, a.high, color=INK, alpha=0.07, linewidth=0, zorder=0)
+        level(ax, base.entry, i, 0.07, linewidth=1.3)
     names = list(dict.fromkeys(p.label for m in models for p in m.policies))
     for i, model in enumerate(models):
-        colour, marker = _look(i)
+        colour, _ = _look(i)
         shift = 0.05 * (i - (len(models) - 1) / 2)
         at = [d + shift for d in model.depths]
         found = [o.entry.accuracy for o in model.depths.values()]
-        _bar(
-            ax,
-            at,
-            found,
-            color=colour,
-            marker=marker,
-            markersize=6,
-            linewidth=1.4,
-            label=f"{model.label}: fixed depths",
-        )
-        if model.chosen is not None:
-            ax.plot(
-                model.chosen + shift, model.depths[model.chosen].entry.accuracy.value, "o", markersize=14,
-                markerfacecolor="none", markeredgecolor=INK, linestyle="none", zorder=5, label="chosen on validation",
-            )  # fmt: skip
+        label = f"{model.label}: fixed depths"
+        points(ax, at, found, _look(i), markersize=6, linewidth=1.4, label=label, zorder=3)
+        for depth, outcome in model.depths.items():
+            ring(ax, depth + shift, outcome.entry)
         for policy in model.policies:
             a, x = policy.entry.accuracy, policy.mean_depth + shift
-            _bar(
-                ax, [x], [a], color=colour, marker="o", markersize=11, markerfacecolor="white", linewidth=1.0, linestyle="none",
+            points(
+                ax, [x], [a], (colour, "o"), markersize=11, markerfacecolor="white", linewidth=1.0, linestyle="none",
                 label=f"{model.label}: policies", zorder=4,
             )  # fmt: skip
             ax.text(
@@ -102,12 +75,6 @@ def _depths(ax: Any, study: Study) -> None:
         ax.legend(empty, key, loc="best", fontsize=8, handlelength=0, handletextpad=0)
 
 
-def _bar(ax: Any, at: Sequence[float], found: Sequence[Interval], **look: Any) -> None:
-    below = [max(0.0, a.value - a.low) for a in found]
-    above = [max(0.0, a.high - a.value) for a in found]
-    ax.errorbar(at, [a.value for a in found], yerr=[below, above], capsize=2.5, **{"zorder": 3} | look)
-
-
 def _ceilings(ax: Any, study: Study) -> None:
     """Right of the depths: the best depth for each, and the best of as many base runs."""
     depths = sorted({d for m in study.evidence.models for d in m.depths})
@@ -115,30 +82,12 @@ def _ceilings(ax: Any, study: Study) -> None:
     nulls = {(o.null.runs, o.null.oracle.value): o.null.oracle for o in study.oracle if o.null}
     step = 0.045 * max(depths[-1] - depths[0], 1) if depths else 0.1
     start = at = (depths[-1] if depths else 0) + 3.5 * step
-    for o in study.oracle:
-        colour, _ = _look(labels.index(o.model))
-        _bar(
-            ax,
-            [at],
-            [o.oracle],
-            color=colour,
-            marker="*",
-            markersize=11,
-            linestyle="none",
-            label="best depth for each",
-        )
-        at += step
-    for (runs, _), a in nulls.items():
-        _bar(
-            ax,
-            [at],
-            [a],
-            color=GREY,
-            marker="X",
-            markersize=8,
-            linestyle="none",
-            label=f"best of {runs} base runs (luck only)",
-        )
+    stars = [
+        (o.oracle, _look(labels.index(o.model))[0], "*", 11, "best depth for each") for o in study.oracle
+    ]
+    luck = [(a, GREY, "X", 8, f"best of {runs} base runs (luck only)") for (runs, _), a in nulls.items()]
+    for a, colour, marker, size, label in [*stars, *luck]:
+        points(ax, [at], [a], (colour, marker), markersize=size, linestyle="none", label=label, zorder=3)
         at += step
     ticks: dict[float, str] = {d: str(d) for d in depths}
     if at > start:
@@ -148,9 +97,8 @@ def _ceilings(ax: Any, study: Study) -> None:
 
 # --- groups ---------------------------------------------------------------------------------------
 
-Bar = tuple[
-    str, list[tuple[int, Tested]] | None
-]  # label and (model, test) pairs of a group; None for a heading
+# Label and (model, test) pairs of a group; None for a heading.
+Bar = tuple[str, list[tuple[int, Tested]] | None]
 
 
 def _forest(study: Study) -> list[Bar]:

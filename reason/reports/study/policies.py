@@ -51,11 +51,16 @@ def policies(model: Model, evidence: Evidence) -> list[PolicyResult]:
         hint = f"; try `reason evaluate {told.run} {key}=...`" if key in told.config else ""
         raise ValueError(f"no run uses an adaptive depth policy{hint}")
     fixed, fixed_is = best_fixed(model, evidence.sign)
+    rivals: tuple[Rival, ...] = (
+        lambda model, seed, used: model.depths[fixed].rows[seed],
+        _mixture,
+        lambda model, seed, used: mixed_at(model, seed, float(used.mean())),
+    )
     pairs: list[Pair | None] = []
     whys: list[str] = []
     for policy in model.policies:
         said: list[str] = []
-        for rival in (_fixed(fixed), _mixture, _line):
+        for rival in rivals:
             try:
                 pairs.append(_against(policy, model, rival))
             except ValueError as error:
@@ -88,23 +93,14 @@ def _against(policy: Outcome, model: Model, rival: Rival) -> Pair:
     return {s: policy.rows[s] for s in seeds}, {s: rival(model, s, policy.used[s]) for s in seeds}
 
 
-def _fixed(depth: int) -> Rival:
-    return lambda model, seed, used: model.depths[depth].rows[seed]
-
-
 def _mixture(model: Model, seed: int, used: np.ndarray) -> ExampleScores:
     depths, counts = np.unique(used, return_counts=True)
     absent = [d for d in depths if d not in model.depths]
     if absent:
         told = ", ".join(f"{d:g}" for d in absent[:3])
         raise ValueError(f"depth {told} was not evaluated as a fixed depth, so the mixture is not known")
-    return blend(
-        [(c / len(used), model.depths[int(d)].rows[seed]) for d, c in zip(depths, counts, strict=True)]
-    )
-
-
-def _line(model: Model, seed: int, used: np.ndarray) -> ExampleScores:
-    return mixed_at(model, seed, float(used.mean()))
+    parts = zip(depths, counts, strict=True)
+    return blend([(c / len(used), model.depths[int(d)].rows[seed]) for d, c in parts])
 
 
 def mixed_at(model: Model, seed: int, mean_depth: float) -> ExampleScores:

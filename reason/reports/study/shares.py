@@ -47,19 +47,20 @@ def deep_shares(model: Model, evidence: Evidence) -> list[ShareResult]:
     deep, least = model.depths[model.deep], model.depths[model.least]
     seeds = shared([deep, least])
     n = len(evidence.ids)
-    ways: list[tuple[float, str, np.ndarray]] = []
-    for share in SHARES:
-        ways.append((share, AT_RANDOM, np.full(n, share)))
-    column = known_column(model, evidence)
-    if column is not None:
-        for name, order in (("largest", -evidence.columns[column]), ("smallest", evidence.columns[column])):
+    ways = [(share, AT_RANDOM, np.full(n, share)) for share in SHARES]
+    column = next((c.column for c in evidence.cohorts.get(model.key.method, ()) if c.known), None)
+    if column in evidence.columns:
+        values = evidence.columns[column]
+        for name, order in (("largest", -values), ("smallest", values)):
             ways += [(share, f"{name} {column}", first(order, share)) for share in SHARES]
     shallow = {s: least.rows[s] for s in seeds}
-    served = [_served(deep.rows, shallow, seeds, weight) for _, _, weight in ways]
+    served = [
+        {s: blend([(weight, deep.rows[s]), (1 - weight, shallow[s])]) for s in seeds} for _, _, weight in ways
+    ]
     at_random = {share: rows for (share, how, _), rows in zip(ways, served, strict=True) if how == AT_RANDOM}
     pairs: list[Pair | None] = [(rows, shallow) for rows in served]
-    for (share, how, _), rows in zip(ways, served, strict=True):
-        pairs.append(None if how == AT_RANDOM else (rows, at_random[share]))
+    lines = zip(ways, served, strict=True)
+    pairs += [None if how == AT_RANDOM else (rows, at_random[share]) for (share, how, _), rows in lines]
     found = compared(pairs)
     to_none, to_random = tested(found[: len(ways)]), tested(found[len(ways) :])
     ms = None
@@ -82,12 +83,6 @@ def deep_shares(model: Model, evidence: Evidence) -> list[ShareResult]:
     return results
 
 
-def known_column(model: Model, evidence: Evidence) -> str | None:
-    """The column of the first cohort that is known before the answer, if the rows have it."""
-    known = [c.column for c in evidence.cohorts.get(model.key.method, ()) if c.known]
-    return known[0] if known and known[0] in evidence.columns else None
-
-
 def first(order: np.ndarray, share: float) -> np.ndarray:
     """(n,) -> (n,): the probability of being among the ``share`` of examples with the least ``order``.
 
@@ -97,12 +92,6 @@ def first(order: np.ndarray, share: float) -> np.ndarray:
     _, block, count = np.unique(order, return_inverse=True, return_counts=True)
     before = np.cumsum(count) - count
     return np.clip((share * n - before) / count, 0.0, 1.0)[block]
-
-
-def _served(
-    deep: dict[int, ExampleScores], least: dict[int, ExampleScores], seeds: list[int], weight: np.ndarray
-):
-    return {s: blend([(weight, deep[s]), (1 - weight, least[s])]) for s in seeds}
 
 
 def _weighted(rows: ExampleScores, weight: np.ndarray) -> ExampleScores:

@@ -14,7 +14,7 @@ from reason.reports.study.models import MEANS, Tested
 from reason.reports.study.oracle import Oracle
 from reason.reports.study.policies import PolicyResult
 from reason.reports.study.shares import AT_RANDOM, ShareResult
-from reason.reports.study.triangle import Line
+from reason.reports.study.triangle import Answer, Line
 from reason.reports.summaries import _Column, _Signs
 
 UNICODE = _Signs("◂", "▲", "▼", "≈")
@@ -35,9 +35,10 @@ class Sheet:
         return len(self.columns[0].cells)
 
 
-def section(
-    study: Study, name: str, signs: _Signs = UNICODE, width: int | None = None
-) -> tuple[list[Sheet], list[str]]:
+Made = tuple[list[Sheet], list[str]]
+
+
+def section(study: Study, name: str, signs: _Signs = UNICODE, width: int | None = None) -> Made:
     """The tables of one section, and remarks on it as a whole.
 
     Args:
@@ -54,8 +55,8 @@ def mark(test: Tested | None, sign: int, signs: _Signs) -> str:
     """A difference with its interval and the sign of its verdict."""
     if test is None:
         return ""
-    verdict = test.verdict(sign)
-    return f"{formatting.difference(test.difference)} {({'better': signs.better, 'worse': signs.worse}).get(verdict, signs.unclear)}"
+    found = {"better": signs.better, "worse": signs.worse}.get(test.verdict(sign), signs.unclear)
+    return f"{formatting.difference(test.difference)} {found}"
 
 
 def _p(test: Tested | None) -> str:
@@ -70,15 +71,10 @@ def _percent(i: Interval | None) -> str:
     return "" if i is None else f"{i.value:+.1%} [{i.low:+.1%}, {i.high:+.1%}]"
 
 
-def _gain(i: Interval) -> str:
-    return f"{i.value:+.4f} [{i.low:+.4f}, {i.high:+.4f}]"
-
-
-def _legend(study: Study, signs: _Signs, tests: Sequence[int]) -> str:
+def _legend(signs: _Signs, tests: Sequence[int]) -> str:
     after = f" after Holm's correction for {_range(tests)} tests" if max(tests, default=0) > 1 else ""
-    return (
-        f"{signs.better} better, {signs.worse} worse, {signs.unclear} not distinguishable at p < 0.05{after}."
-    )
+    told = f"{signs.better} better, {signs.worse} worse, {signs.unclear} not distinguishable"
+    return f"{told} at p < 0.05{after}."
 
 
 def _range(numbers: Sequence[int]) -> str:
@@ -92,12 +88,9 @@ def _over(n: int, seeds: Sequence[int], example: str) -> str:
 
 # --- the sections ---------------------------------------------------------------------------------
 
-Made = tuple[list[Sheet], list[str]]
-
 
 def _answer(study: Study, signs: _Signs, width: int | None) -> Made:
-    told = study.answer
-    table = study.evidence.table
+    told, table = study.answer, study.evidence.table
     columns = [
         _Column("", [a.model for a in told], right=False),
         _Column("depth", [f"{a.deep} {signs.chosen}" if a.deep_is == "chosen on validation" else str(a.deep) for a in told]),
@@ -113,11 +106,9 @@ def _answer(study: Study, signs: _Signs, width: int | None) -> Made:
         notes.append("ms: median latency at the smallest depth and at this one.")
     if tests:
         seeds = _range([t.difference.seeds for a in told for t in (a.to_base, a.to_least) if t])
-        notes.append(
-            f"Paired over {table.n:,} {table.units.example}s and {seeds} seed{'s' * (seeds != '1')}."
-        )
-        notes.append(_legend(study, signs, tests))
-    remarks = [_sentence(study, i) for i in range(len(told))]
+        over = f"{table.n:,} {table.units.example}s and {seeds} seed{'s' * (seeds != '1')}"
+        notes += [f"Paired over {over}.", _legend(signs, tests)]
+    remarks = [_sentence(study, a) for a in told]
     if not table.one_device:
         remarks.append("Latencies were measured on different devices and are not compared.")
     return [Sheet("", columns, notes)], remarks
@@ -126,21 +117,13 @@ def _answer(study: Study, signs: _Signs, width: int | None) -> Made:
 def _times(least: float | None, deep: float | None) -> str:
     if least is None or deep is None:
         return ""
-    return (
-        formatting.number(deep)
-        if least == deep
-        else f"{formatting.number(least)} to {formatting.number(deep)}"
-    )
+    return ("" if least == deep else f"{formatting.number(least)} to ") + formatting.number(deep)
 
 
-def _sentence(study: Study, place: int) -> str:
+def _sentence(study: Study, a: Answer) -> str:
     """What the sections say of one model, in words."""
-    a = study.answer[place]
-    parts = []
-    if a.to_base is not None:
-        parts.append(_verdict(a.to_base, study.sign, "the base"))
-    if a.to_least is not None:
-        parts.append(_verdict(a.to_least, study.sign, f"its own depth {a.least}"))
+    references = ((a.to_base, "the base"), (a.to_least, f"its own depth {a.least}"))
+    parts = [_verdict(test, study.sign, other) for test, other in references if test]
     if a.ms_least is not None and a.ms_deep is not None and a.deep != a.least:
         parts.append(f"a request takes {a.ms_deep / a.ms_least:.1f} times as long as at depth {a.least}")
     tests = [g.to_base or g.to_least for c in study.cohorts if c.model == a.model for g in c.groups]
@@ -154,14 +137,10 @@ def _sentence(study: Study, place: int) -> str:
     mine = [p for p in study.policies if p.model == a.model and p.to_mixture]
     if mine:
         won = [p.policy for p in mine if p.to_mixture and p.to_mixture.verdict(study.sign) == "better"]
-        parts.append(
-            f"of {len(mine)} policies {', '.join(won) or 'none'} beat{'s' * (len(won) < 2)} a random choice at the same mean depth"
-        )
-    return (
-        f"{a.model} at depth {a.deep} ({a.deep_is}): "
-        + "; ".join(parts or ["there is nothing to compare it with"])
-        + "."
-    )
+        winners = f"{', '.join(won) or 'none'} beat{'s' * (len(won) < 2)}"
+        parts.append(f"of {len(mine)} policies {winners} a random choice at the same mean depth")
+    told = "; ".join(parts or ["there is nothing to compare it with"])
+    return f"{a.model} at depth {a.deep} ({a.deep_is}): {told}."
 
 
 def _verdict(test: Tested, sign: int, other: str) -> str:
@@ -178,9 +157,12 @@ def _triangle(study: Study, signs: _Signs, width: int | None) -> Made:
     def cells(depth: int, text: Callable[[Any], str]) -> list[str]:
         return [text(line.cells[depth]) if depth in line.cells else "" for line in lines]
 
+    def stars(cell: Any) -> int:
+        return 2 if cell.best else 1 if cell.chosen else 0
+
     def columns(text: Callable[[Interval], str]) -> list[_Column]:
         def marked(cell: Any) -> str:
-            sign = signs.chosen * (2 if cell.best else 1 if cell.chosen else 0)
+            sign = signs.chosen * stars(cell)
             return f"{text(cell.accuracy)} {sign:<{most}}" if most else text(cell.accuracy)
 
         return [
@@ -190,8 +172,7 @@ def _triangle(study: Study, signs: _Signs, width: int | None) -> Made:
             _Column("seeds", [str(len(line.seeds)) for line in lines], 1),
         ]
 
-    all_cells = [c for line in lines for c in line.cells.values()]
-    most = max((2 if c.best else 1 if c.chosen else 0 for c in all_cells), default=0)
+    most = max((stars(c) for line in lines for c in line.cells.values()), default=0)
     whole, notes = columns(formatting.interval), []
     if width is not None and sum(c.width + 2 for c in whole) - 2 > width:
         whole = columns(lambda i: f"{i.value:.4f}")
@@ -202,19 +183,16 @@ def _triangle(study: Study, signs: _Signs, width: int | None) -> Made:
         notes.append(f"{signs.chosen * 2} the one chosen among all training depths of a configuration.")
     rules = {i for i in range(len(lines) - 1) if lines[i].base != lines[i + 1].base}
     sheets = [Sheet("", whole, notes, ["cyan" if line.base else "" for line in lines], rules)]
-    extra = _beside(lines)
-    if extra:
-        sheets.append(extra)
-    return sheets, []
+    return sheets + _beside(lines), []
 
 
-def _beside(lines: list[Line]) -> Sheet | None:
+def _beside(lines: list[Line]) -> list[Sheet]:
     """What else is known of the answers at each depth, no accuracy."""
     rows = [(line, d, cell) for line in lines for d, cell in line.cells.items()]
     overall = list(dict.fromkeys(n for _, _, c in rows for n in c.overall))
     means = [n for n in MEANS if any(n in c.means for _, _, c in rows)]
     if not overall and not means:
-        return None
+        return []
     columns = [
         _Column("", ["" if i and rows[i - 1][0] is line else line.label for i, (line, _, _) in enumerate(rows)], right=False),
         _Column("train depth", ["base" if line.base else str(line.train_depth) for line, _, _ in rows], 9),
@@ -223,8 +201,7 @@ def _beside(lines: list[Line]) -> Sheet | None:
         *(_Column(n, [formatting.number(c.overall.get(n)) for _, _, c in rows], i + 1) for i, n in enumerate(overall)),
         _Column("ms", [formatting.number(c.ms) for _, _, c in rows], 8),
     ]  # fmt: skip
-    notes = [f"{n}: {MEANS[n]}." for n in means]
-    return Sheet("Properties of the answers", columns, notes)
+    return [Sheet("Properties of the answers", columns, [f"{n}: {MEANS[n]}." for n in means])]
 
 
 def _cohorts(study: Study, signs: _Signs, width: int | None) -> Made:
@@ -234,28 +211,20 @@ def _cohorts(study: Study, signs: _Signs, width: int | None) -> Made:
     remarks = []
     tests = [t.tests for c in study.cohorts for g in c.groups for t in (g.to_base, g.to_least) if t]
     if tests:
-        families = sum(
-            any(getattr(g, to) for g in c.groups) for c in study.cohorts for to in ("to_base", "to_least")
-        )
-        remarks.append(_legend(study, signs, tests))
-        remarks.append(
-            f"p is corrected within each table and reference; in total, {len(tests)} differences were tested in "
-            f"{families} such families."
-        )
-    if not all(c.known for c in study.cohorts):
-        told = ", ".join(dict.fromkeys(c.column for c in study.cohorts if not c.known))
-        remarks.append(
-            f"{told}: known only once the answer is; useful for analysis, not for deciding who gets more depth."
-        )
+        sides = [(c, to) for c in study.cohorts for to in ("to_base", "to_least")]
+        families = sum(any(getattr(g, to) for g in c.groups) for c, to in sides)
+        total = f"in total, {len(tests)} differences were tested in {families} such families"
+        remarks += [_legend(signs, tests), f"p is corrected within each table and reference; {total}."]
+    if late := ", ".join(dict.fromkeys(c.column for c in study.cohorts if not c.known)):
+        use = "useful for analysis, not for deciding who gets more depth"
+        remarks.append(f"{late}: known only once the answer is; {use}.")
     if any(g.n < FEWEST for c in study.cohorts for g in c.groups):
         remarks.append(f"Groups with fewer than {FEWEST} examples are not tested.")
     return sheets, remarks
 
 
 def _cohort(study: Study, c: CohortResult, signs: _Signs) -> Sheet:
-    groups = c.groups
-    depths = list(groups[0].at)
-    policies = list(groups[0].exits)
+    groups, depths, policies = c.groups, list(c.groups[0].at), list(c.groups[0].exits)
     columns = [
         _Column(c.column, [g.label for g in groups], right=False),
         _Column("n", [f"{g.n:,}" for g in groups]),
@@ -283,34 +252,30 @@ def _oracle(study: Study, signs: _Signs, width: int | None) -> Made:
 
 def _one_oracle(study: Study, o: Oracle) -> Sheet:
     null, example = o.null, study.evidence.table.units.example
-    fewer = null is not None and null.runs < len(o.depths)
     rows = [
         (f"one depth for all ({o.fixed})", formatting.interval(o.fixed_accuracy),
          _value(null.oracle.value - study.sign * null.gain.value) if null else ""),
         ("best depth for each", formatting.interval(o.oracle), formatting.interval(null.oracle) if null else ""),
-        ("gain", _gain(o.gain), _gain(null.gain) if null else ""),
+        ("gain", formatting.difference(o.gain), formatting.difference(null.gain) if null else ""),
         ("gain over the base", _percent(o.over_base), _percent(null.over_base) if null else ""),
     ]  # fmt: skip
-    if null and fewer:
-        rows.append((f"gain, best of {null.runs}", _gain(null.model_gain), _gain(null.gain)))
-    notes = []
+    if null and null.runs < len(o.depths):
+        both = formatting.difference(null.model_gain), formatting.difference(null.gain)
+        rows.append((f"gain, best of {null.runs}", *both))
+    told = f"No null: {o.why_no_null}."
     if null:
         rows.append(("excess over luck", formatting.difference(null.excess), ""))
         told = f"The gain from choosing a depth for each example is {null.verdict}."
-        if fewer:
+        if null.runs < len(o.depths):
             told += f" There are only {null.runs} base runs, so they are compared with {null.runs} depths, averaged over all choices."
         elif len(null.seeds) > null.runs:
-            told += (
-                f" The null is averaged over all choices of {null.runs} out of {len(null.seeds)} base runs."
-            )
-        notes.append(told)
-    else:
-        notes.append(f"No null: {o.why_no_null}.")
+            choices = f"{null.runs} out of {len(null.seeds)} base runs"
+            told += f" The null is averaged over all choices of {choices}."
     shares = ", ".join(f"{d}: {share:.1%}" for d, share in o.histogram.items())
-    notes.append(
-        f"Best depth (ties: the smallest): {shares}. All depths are equally good for {o.alike:.1%} of {example}s."
-    )
-    notes.append(f"Depth {o.fixed} was {o.fixed_is}. Averaged over {_over(o.n, o.seeds, example)}.")
+    alike = f"All depths are equally good for {o.alike:.1%} of {example}s."
+    over = f"Averaged over {_over(o.n, o.seeds, example)}."
+    best = f"Best depth (ties: the smallest): {shares}. {alike}"
+    notes = [told, best, f"Depth {o.fixed} was {o.fixed_is}. {over}"]
     columns = [
         _Column("", [r[0] for r in rows], right=False),
         _Column(f"{len(o.depths)} depths", [r[1] for r in rows], right=False),
@@ -325,17 +290,15 @@ def _policies(study: Study, signs: _Signs, width: int | None) -> Made:
         mine = [p for p in study.policies if p.model == model]
         recovered = next((o.recovery for o in study.oracle if o.model == model), {})
         sheets.append(_policy(study, mine, recovered, signs))
-    remarks = []
-    if sheets:
-        tests = [t.tests for p in study.policies for t in (p.to_fixed, p.to_mixture, p.to_line) if t]
-        remarks.append(
-            "vs. random: the same depths assigned at random. vs. mixture: the two neighbouring fixed depths, mixed to the "
-            "same mean depth. Both are exact expectations."
-        )
-        remarks.append("recovered: share of the oracle's gain that the policy achieves.")
-        if tests:
-            remarks.append(_legend(study, signs, tests))
-    return sheets, remarks
+    if not sheets:
+        return [], []
+    tests = [t.tests for p in study.policies for t in (p.to_fixed, p.to_mixture, p.to_line) if t]
+    remarks = [
+        "vs. random: the same depths assigned at random. vs. mixture: the two neighbouring fixed depths, mixed to the "
+        "same mean depth. Both are exact expectations.",
+        "recovered: share of the oracle's gain that the policy achieves.",
+    ]
+    return sheets, remarks + ([_legend(signs, tests)] if tests else [])
 
 
 def _policy(study: Study, mine: list[PolicyResult], recovered: dict[str, Interval], signs: _Signs) -> Sheet:
@@ -354,29 +317,26 @@ def _policy(study: Study, mine: list[PolicyResult], recovered: dict[str, Interva
         _Column("ms", [formatting.number(p.ms) for p in mine], 7),
         _Column("depths used", [", ".join(f"{d:g}: {s:.0%}" for d, s in p.shares.items()) for p in mine], 9, right=False),
     ]  # fmt: skip
-    notes = [
-        f"Depth {mine[0].fixed}: {mine[0].fixed_is}. Averaged over {_over(mine[0].n, mine[0].seeds, study.evidence.table.units.example)}."
-    ]
+    over = _over(mine[0].n, mine[0].seeds, study.evidence.table.units.example)
+    notes = [f"Depth {mine[0].fixed}: {mine[0].fixed_is}. Averaged over {over}."]
     notes += [f"{p.policy}: {p.why}." for p in mine if p.why]
     return Sheet(mine[0].model, columns, notes)
 
 
 def _deep(study: Study, signs: _Signs, width: int | None) -> Made:
-    sheets = []
-    for model in dict.fromkeys(s.model for s in study.deep):
-        sheets.append(_shares(study, [s for s in study.deep if s.model == model], signs))
-    remarks = []
-    if sheets:
-        tests = [t.tests for s in study.deep for t in (s.to_none, s.to_random) if t]
+    models = dict.fromkeys(s.model for s in study.deep)
+    if not models:
+        return [], []
+    tests = [t.tests for s in study.deep for t in (s.to_none, s.to_random) if t]
+    remarks = [
+        "inside: accuracy of the deep share; outside: of the rest. 'at random' is the exact expectation."
+    ]
+    remarks.append(_legend(signs, tests))
+    if all(s.chosen == AT_RANDOM for s in study.deep):
         remarks.append(
-            "inside: accuracy of the deep share; outside: of the rest. 'at random' is the exact expectation."
+            "Only a random choice is shown, as the rows have no cohort that is known before the answer."
         )
-        remarks.append(_legend(study, signs, tests))
-        if all(s.chosen == AT_RANDOM for s in study.deep):
-            remarks.append(
-                "Only a random choice is shown, as the rows have no cohort that is known before the answer."
-            )
-    return sheets, remarks
+    return [_shares(study, [s for s in study.deep if s.model == model], signs) for model in models], remarks
 
 
 def _shares(study: Study, mine: list[ShareResult], signs: _Signs) -> Sheet:
@@ -394,13 +354,11 @@ def _shares(study: Study, mine: list[ShareResult], signs: _Signs) -> Sheet:
         _Column("ms", [formatting.number(s.ms) for s in mine], 0),
     ]
     rules = {i for i in range(len(mine) - 1) if mine[i].chosen != mine[i + 1].chosen}
-    example = study.evidence.table.units.example
-    notes = [
-        f"Deep means depth {s0.deep}; the rest get depth {s0.least}. Averaged over {_over(s0.n, s0.seeds, example)}."
-    ]
+    over = _over(s0.n, s0.seeds, study.evidence.table.units.example)
+    note = f"Deep means depth {s0.deep}; the rest get depth {s0.least}. Averaged over {over}."
     if s0.ms is not None:
-        notes[0] += " ms: mean latency, from the medians at both depths."
-    return Sheet(s0.model, columns, notes, rules=rules)
+        note += " ms: mean latency, from the medians at both depths."
+    return Sheet(s0.model, columns, [note], rules=rules)
 
 
 _SECTIONS: dict[str, Callable[[Study, _Signs, int | None], Made]] = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from reason.metrics.statistics import Interval
-from reason.reports.comparison import Entry
 from reason.reports.study.models import Evidence, Model, Outcome, Tested, compared, tested
 
 
@@ -77,23 +76,21 @@ def _series(model: Model) -> tuple:
 
 def _line(label: str, depths: dict[int, Outcome], base: bool, train_depth: int) -> Line:
     seeds = sorted(set().union(*(o.rows for o in depths.values())))
-    cells = {d: _cell(o.entry, o) for d, o in depths.items()}
+    cells = {d: _cell(o) for d, o in depths.items()}
     return Line(label, train_depth, base, seeds, cells)
 
 
-def _cell(entry: Entry, outcome: Outcome) -> Cell:
-    valid = entry.valid.value if entry.valid else None
-    return Cell(entry.accuracy, valid, False, False, outcome.ms, outcome.means, outcome.overall)
+def _cell(o: Outcome) -> Cell:
+    valid = o.entry.valid.value if o.entry.valid else None
+    return Cell(o.entry.accuracy, valid, False, False, o.ms, o.means, o.overall)
 
 
 def answers(evidence: Evidence) -> list[Answer]:
     """Each model's deep depth against its base and its least depth; p over all of these together."""
     pairs: list[tuple[Model, Outcome | None]] = []
     for model in evidence.models:
-        pairs += [
-            (model, model.base),
-            (model, model.depths[model.least] if model.deep > model.least else None),
-        ]
+        least = model.depths[model.least] if model.deep > model.least else None
+        pairs += [(model, model.base), (model, least)]
     # each by itself: the same resamples, and so to the last digit the same intervals, as `reason compare`
     found = tested([compared([(m.depths[m.deep].rows, b.rows) if b else None])[0] for m, b in pairs])
     told = []

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from reason.reports.study import SECTIONS, Study
 from reason.reports.study.sheets import UNICODE, Sheet, section
-from reason.reports.summaries import _fitted, _Signs
+from reason.reports.summaries import _fitted, _Signs, heading
 from reason.reports.terminal import title
 
 HEADINGS = {
@@ -32,9 +32,7 @@ class StudyView:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         signs = UNICODE if not options.ascii_only else _Signs.of(options)
-        t = self.study.evidence.table
-        over = f"{t.split} split, {t.n:,} {t.units.example}s"
-        yield title(f"{t.accuracy} on {t.dataset}, {over}. Depth: {', '.join(t.depth_units)}")
+        yield heading(self.study.evidence.table)
         for name in SECTIONS if self.study.evidence.models else ["answer"]:
             sheets, remarks = section(self.study, name, signs, options.max_width)
             yield Text()
@@ -43,21 +41,16 @@ class StudyView:
                 yield Text()
                 if sheet.title:
                     yield title(sheet.title)
-                drawn, dropped = _fitted(
-                    sheet.columns, options.max_width, sheet.styles or [""] * sheet.height, sheet.rules
-                )
+                styles = sheet.styles or [""] * sheet.height
+                drawn, dropped = _fitted(sheet.columns, options.max_width, styles, sheet.rules)
                 yield drawn
-                for line in sheet.notes:
-                    yield Text(line)
+                yield from map(Text, sheet.notes)
                 if dropped:
-                    yield Text(
-                        f"Columns omitted to fit the window: {', '.join(dict.fromkeys(dropped))}.",
-                        style="dim",
-                    )
+                    omitted = ", ".join(dict.fromkeys(dropped))
+                    yield Text(f"Columns omitted to fit the window: {omitted}.", style="dim")
             if remarks:
                 yield Text()
-            for line in remarks:
-                yield Text(line)
+            yield from map(Text, remarks)
 
 
 # --- markdown -------------------------------------------------------------------------------------
