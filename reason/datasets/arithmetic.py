@@ -79,12 +79,8 @@ class Problem:
     @property
     def steps(self) -> list[str]:
         """The right steps, a line each."""
-        return [
-            f"{value}{sign}{number}={result}"
-            for value, (sign, number), result in zip(
-                self.values[:-1], self.operations, self.values[1:], strict=True
-            )
-        ]
+        steps = zip(self.values[:-1], self.operations, self.values[1:], strict=True)
+        return [f"{value}{sign}{number}={result}" for value, (sign, number), result in steps]
 
     @property
     def answer(self) -> int:
@@ -190,16 +186,11 @@ def load(config: ArithmeticConfig, offline: bool = False) -> Arithmetic:
     """
     problems = distinct(lambda rng: draw(config, rng), lambda p: p.question, config)
     rng = random.Random(f"{config.seed} slips")
-    parts = {
-        split: Documents(
-            names(split, len(several)),
-            [
-                f"{p.question}\n{p.slipped(rng, config.slip, config.redo) if split == 'train' else p.solution}"
-                for p in several
-            ],
-        )
-        for split, several in problems.items()
-    }
+    parts = {}
+    for split, several in problems.items():
+        slip = config.slip if split == "train" else 0.0
+        text = [f"{p.question}\n{p.slipped(rng, slip, config.redo) if slip else p.solution}" for p in several]
+        parts[split] = Documents(names(split, len(several)), text)
     steps = sum(p.depth for p in problems["train"])
     written = finish(config.name, Corpus.of(parts), {"modulus": config.modulus, "train_steps": steps})
     return Arithmetic(**vars(written), problems=problems)
