@@ -26,6 +26,7 @@ FAMILIES = {  # model_type: how people call it
     "qwen2": "Qwen2 and Qwen2.5",
     "qwen3": "Qwen3",
 }
+AGAIN = "Download or save the model again."
 KNOWN = "Supported: " + ", ".join(FAMILIES.values()) + "."
 
 
@@ -62,9 +63,7 @@ def shape_of(folder: Path, where: str) -> Shape:
             head_norms=family == "qwen3", context=config.max_position_embeddings,
         )  # fmt: skip
     except Exception as error:  # whatever a file of somebody else's writing can lead a library to
-        raise DataError(
-            f"config.json of {where} cannot be read: {error}.", "Download or save the model again."
-        ) from error
+        raise DataError(f"config.json of {where} cannot be read: {error}.", AGAIN) from error
     for strange, what in _peculiarities(config, rope, shape):
         if strange:
             raise ConfigError(f"{where} {what}, which is not supported.", KNOWN)
@@ -88,7 +87,7 @@ def _stated(folder: Path, where: str) -> dict[str, Any]:
         found = read_json(file)
         assert isinstance(found, dict)
     except (ValueError, AssertionError) as error:
-        raise DataError(f"{file} is not valid JSON: {error}.", "Download or save the model again.") from error
+        raise DataError(f"{file} is not valid JSON: {error}.", AGAIN) from error
     return found
 
 
@@ -249,9 +248,7 @@ def _shards(index: Path, where: str) -> list[Path]:
         listed = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         files = [index.parent / name for name in listed]
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise DataError(
-            f"{index} is not a valid index: {error!r}.", "Download or save the model again."
-        ) from error
+        raise DataError(f"{index} is not a valid index: {error!r}.", AGAIN) from error
     for file in files:
         if file.parent != index.parent:
             raise DataError(

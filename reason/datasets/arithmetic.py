@@ -140,13 +140,8 @@ def check(problem: Problem, solution: str) -> Verdict:
             again = step[1] is not None
             place, start = (done - 1, before) if again else (done, value)
             stated, number, result = int(step[2]), int(step[4]), int(step[5])
-            fits = (
-                answer is None
-                and start == stated
-                and place < problem.depth
-                and (step[3], number) == problem.operations[place]
-            )
-            if fits:
+            goes_on = answer is None and start == stated and place < problem.depth
+            if goes_on and (step[3], number) == problem.operations[place]:
                 done, before, value = place + 1, stated, result
                 if result != problem.apply(stated, step[3], number):
                     kind = "slip"

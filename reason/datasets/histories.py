@@ -91,7 +91,11 @@ class Interactions:
 
     def find(self, user_id: str) -> int:
         """The code of a user. Raises DataError, with the nearest id."""
-        return _find("user", user_id, self.user_ids)
+        if (name := str(user_id)) in self.user_ids:
+            return self.user_ids.index(name)
+        close = nearest(name, self.user_ids)
+        hint = f"Did you mean {close!r}?" if close else f"Users are named such as {self.user_ids[0]!r}."
+        raise DataError(f"There is no user {user_id!r} in the data.", hint)
 
     def history(self, user: int) -> np.ndarray:
         """All item codes of user code ``user``, oldest first."""
@@ -395,7 +399,7 @@ def sentence(names: list[str], values: list[str]) -> str:
     return " ".join([head, *rest])
 
 
-# --- digest and look-up -------------------------------------------------------------------------------
+# --- digest -------------------------------------------------------------------------------------------
 
 
 def digest(data: Interactions) -> str:
@@ -414,12 +418,3 @@ def digest(data: Interactions) -> str:
             kind = "<f8" if array.dtype.kind == "f" else "<i8"
             whole.update(f"{kind}{len(array)}:".encode() + np.ascontiguousarray(array, kind).tobytes())
     return whole.hexdigest()[:32]
-
-
-def _find(kind: str, wanted: str, ids: list[str]) -> int:
-    try:
-        return ids.index(str(wanted))
-    except ValueError:
-        close = nearest(str(wanted), ids)
-        hint = f"Did you mean {close!r}?" if close else f"{kind.capitalize()}s are named such as {ids[0]!r}."
-        raise DataError(f"There is no {kind} {wanted!r} in the data.", hint) from None

@@ -316,8 +316,12 @@ class TextSplits(Generic[Tokenizer]):
             )
         self.info = {"vocabulary": tokens.size, **info}
 
-    @cached_property
+    @property
     def train(self) -> Windows:
+        return self._train
+
+    @cached_property
+    def _train(self) -> Windows:
         return Windows(encode(self._corpus.train, self.tokens), self._context)
 
     @cached_property
@@ -332,6 +336,10 @@ class TextSplits(Generic[Tokenizer]):
     def fit(self) -> Cases:
         return self._validation[1]
 
-    @cached_property
+    @property
     def test(self) -> Cases:
+        return self._test
+
+    @cached_property
+    def _test(self) -> Cases:
         return Cases(encode(self._corpus.test, self.tokens), self._context)
