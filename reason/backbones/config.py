@@ -96,9 +96,7 @@ class RecursiveConfig:
         "recursive", f"{NAME}; recursive applies a block of Llama-style layers repeatedly (arXiv 2507.10524)"
     )
     source: str = key(
-        "",
-        "initial weights: folder, .gguf file, hub id, run:NAME or smollm2-135m; empty = random",
-        path="settled",
+        "", "initial weights: folder, .gguf, hub id, run:NAME or smollm2-135m; empty = random", path="settled"
     )
     hidden: int = key(192, "width D of the residual stream")
     heads: int = key(6, "query heads; hidden divided by heads must be an even whole number")
@@ -110,7 +108,7 @@ class RecursiveConfig:
     rope_theta: float = key(10000.0, "base of the rotary position embedding frequencies")
     tied: bool = key(True, "use the token embedding as the output layer too")
     init_std: float = key(0.02, "standard deviation of the weights at initialization (reference code)")
-    tokenizer: Literal["auto", "bpe", "byte", "word"] = key("auto", "auto = bpe, or word if data asks it")
+    tokenizer: Literal["auto", "bpe", "byte", "word"] = key("auto", "auto = bpe; word for data that need it")
     vocab: int = key(4096, "maximum vocabulary size of a trained tokenizer; byte always has 257 tokens")
 
     def __post_init__(self):
