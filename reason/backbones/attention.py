@@ -266,12 +266,9 @@ def _stretches(exit: list[int], S: int) -> list[tuple[list[int], list[int]]] | N
             open_path.pop()
         if end <= row or (open_path and end > exit[open_path[-1]]):
             return None
-        stretch = None
-        if open_path and min(exit[open_path[-1]], S) == end:  # the last child
-            stretch = stretch_of[open_path[-1]]
-            if len(stretch[1]) >= PIECE:
-                stretch = None
-        if stretch is None:
+        last_child = open_path and min(exit[open_path[-1]], S) == end
+        stretch = stretch_of[open_path[-1]] if last_child else None
+        if stretch is None or len(stretch[1]) >= PIECE:
             stretch = (open_path.copy(), [])
             found.append(stretch)
         stretch[1].append(row)
@@ -403,15 +400,8 @@ def comb_attention(
     pairs instead of T * T * (J + 1). First-order gradients only.
     """
     if query.dim() == 4:
-        out = comb_attention(
-            query.unsqueeze(2),
-            trunk_key,
-            trunk_value,
-            branch_key.unsqueeze(2),
-            branch_value.unsqueeze(2),
-            scale=scale,
-        )
-        return out.squeeze(2)
+        query, branch_key, branch_value = (x.unsqueeze(2) for x in (query, branch_key, branch_value))
+        return comb_attention(query, trunk_key, trunk_value, branch_key, branch_value, scale=scale).squeeze(2)
     device = query.device.type
     inputs = (query, trunk_key, trunk_value, branch_key, branch_value)
     if torch.is_autocast_enabled(device):

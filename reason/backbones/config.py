@@ -22,15 +22,23 @@ def _sizes(config: Any) -> None:
             raise ConfigError(f"backbone.{f.name} is {value}; it must be at least 1.")
 
 
+def _divides(config: Any, part: str, whole: str) -> None:
+    """Refuse a ``part`` that does not divide ``whole``, naming the nearest that does."""
+    n, of = getattr(config, part), getattr(config, whole)
+    if of % n:
+        fit = min((k for k in range(1, of + 1) if of % k == 0), key=lambda k: abs(k - n))
+        raise ConfigError(
+            f"backbone.{part}={n} does not divide backbone.{whole}={of}.",
+            f"The nearest that does: backbone.{part}={fit}",
+        )
+
+
 @dataclass
 class EncoderConfig:
     """Sizes that every sequence encoder has. A whole number in it is a size and at least 1."""
 
     name: str = key("", NAME)
-    hidden: int = key(
-        64,
-        "width d of states and item embeddings (256 in ReaRec's code; 64 suits catalogs as small as MovieLens-100K)",
-    )
+    hidden: int = key(64, "width d of states and item embeddings (ReaRec: 256; 64 suits small catalogs)")
     layers: int = key(2, "transformer layers (ReaRec's code: 2)")
     heads: int = key(2, "attention heads; must divide hidden (ReaRec's code: 2)")
     ffn: int = key(128, "inner width of the feed-forward network (ReaRec's code: 300 with hidden=256)")
@@ -39,12 +47,7 @@ class EncoderConfig:
 
     def __post_init__(self):
         _sizes(self)
-        if self.hidden % self.heads:
-            fit = [h for h in range(1, self.hidden + 1) if self.hidden % h == 0]
-            raise ConfigError(
-                f"backbone.heads={self.heads} does not divide backbone.hidden={self.hidden}.",
-                f"The nearest that does: backbone.heads={min(fit, key=lambda h: abs(h - self.heads))}",
-            )
+        _divides(self, "heads", "hidden")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"backbone.dropout is {self.dropout}; it must lie in [0, 1).")
 
@@ -54,9 +57,7 @@ class SasrecConfig(EncoderConfig):
     """Of ``reason.backbones.encoder.SequenceEncoder``."""
 
     name: str = key("sasrec", f"{NAME}; sasrec attends to earlier items only (arXiv 1808.09781)")
-    text: Literal["none", "tfidf", "minilm"] = key(
-        "none", "frozen vectors of the item texts, added to the item embeddings"
-    )
+    text: Literal["none", "tfidf", "minilm"] = key("none", "frozen text vectors added to the item embeddings")
     text_dim: int = key(64, "dimensions that the text vectors are reduced to; unused with text=none")
 
 
@@ -72,17 +73,10 @@ class UnisrecConfig(EncoderConfig):
     """Of ``reason.backbones.adaptor.UniSRec``."""
 
     name: str = key("unisrec", f"{NAME}; unisrec embeds items by their texts (arXiv 2206.05941)")
-    text: Literal["tfidf", "minilm"] = key(
-        "tfidf", "frozen vectors of the item texts; tfidf needs no download"
-    )
-    text_dim: int = key(
-        64, "dimensions that the text vectors are reduced to (ReaRec: 768, from a large language model)"
-    )
+    text: Literal["tfidf", "minilm"] = key("tfidf", "frozen vectors of item texts; tfidf needs no download")
+    text_dim: int = key(64, "dimensions of the reduced text vectors (ReaRec: 768, by a language model)")
     experts: int = key(8, "parametric whitening experts that a gate mixes, at least 2 (UniSRec's code: 8)")
-    ids: bool = key(
-        False,
-        "add item embeddings, which is UniSRec's transductive setting (ReaRec does not say which it uses)",
-    )
+    ids: bool = key(False, "add item embeddings: UniSRec's transductive setting (ReaRec does not say)")
 
     def __post_init__(self):
         super().__post_init__()
@@ -102,9 +96,7 @@ class RecursiveConfig:
         "recursive", f"{NAME}; recursive applies a block of Llama-style layers repeatedly (arXiv 2507.10524)"
     )
     source: str = key(
-        "",
-        "model whose weights to start from: a folder, .gguf file, hub id, run:NAME or smollm2-135m; empty = from scratch",
-        path="settled",
+        "", "initial weights: folder, .gguf, hub id, run:NAME or smollm2-135m; empty = random", path="settled"
     )
     hidden: int = key(192, "width D of the residual stream")
     heads: int = key(6, "query heads; hidden divided by heads must be an even whole number")
@@ -116,9 +108,7 @@ class RecursiveConfig:
     rope_theta: float = key(10000.0, "base of the rotary position embedding frequencies")
     tied: bool = key(True, "use the token embedding as the output layer too")
     init_std: float = key(0.02, "standard deviation of the weights at initialization (reference code)")
-    tokenizer: Literal["auto", "bpe", "byte", "word"] = key(
-        "auto", "auto = word for datasets that ask for it, else bpe"
-    )
+    tokenizer: Literal["auto", "bpe", "byte", "word"] = key("auto", "auto = bpe; word for data that need it")
     vocab: int = key(4096, "maximum vocabulary size of a trained tokenizer; byte always has 257 tokens")
 
     def __post_init__(self):
@@ -133,12 +123,7 @@ class RecursiveConfig:
                 if fit
                 else f"Use an even width: backbone.hidden={self.hidden + 1}",
             )
-        if self.heads % self.kv_heads:
-            fit = [h for h in range(1, self.heads + 1) if self.heads % h == 0]
-            raise ConfigError(
-                f"backbone.kv_heads={self.kv_heads} does not divide backbone.heads={self.heads}.",
-                f"The nearest that does: backbone.kv_heads={min(fit, key=lambda h: abs(h - self.kv_heads))}",
-            )
+        _divides(self, "kv_heads", "heads")
         for name in ("rope_theta", "init_std"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ConfigError(f"backbone.{name} is {getattr(self, name)}; it must be above 0 and finite.")

@@ -32,9 +32,8 @@ from reason.errors import ConfigError
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Rope = tuple[Tensor, Tensor]  # cos and sin, (..., d_h / 2), a row for each token
-Steps = (
-    int | Sequence[tuple[int, int]]
-)  # of all rows; or (number of rows, step) of one group of rows after the other
+# Of all rows; or (number of rows, step) of one group of rows after the other.
+Steps = int | Sequence[tuple[int, int]]
 
 PRODUCTS = ("query", "key_value", "out", "gate", "up", "down")
 NORMS = ("norm_attention", "norm_query", "norm_key", "norm_feed")
@@ -292,14 +291,9 @@ class RecursiveDecoder(nn.Module):
                 nn.init.normal_(module.weight, std=config.init_std)
                 if isinstance(module, nn.Linear) and module.bias is not None:
                     nn.init.zeros_(module.bias)
-        self.corrections = None if not lora else self._corrections(lora)  # [use][layer of the block]
-
-    def _corrections(self, rank: int) -> Sequence[Sequence[Correction]]:
-        uses = (
-            nn.ModuleList(Correction(layer, rank) for layer in self.block)
-            for _ in range(self.sharing.recursions)
-        )
-        return cast(Sequence[Sequence[Correction]], nn.ModuleList(uses))
+        uses = range(recursions if lora else 0)
+        found = nn.ModuleList(nn.ModuleList(Correction(layer, lora) for layer in self.block) for _ in uses)
+        self.corrections = cast(Sequence[Sequence[Correction]], found) if lora else None  # [use][layer]
 
     @property
     def physical(self) -> list[Layer]:
@@ -316,9 +310,8 @@ class RecursiveDecoder(nn.Module):
         if self.corrections is None and self.sharing.cyclic:
             return self.block[place]
         steps = [(0, steps)] if isinstance(steps, int) else steps
-        groups = [
-            (step, sum(rows for rows, _ in group)) for step, group in groupby(steps, lambda one: one[1])
-        ]
+        runs = groupby(steps, lambda one: one[1])
+        groups = [(step, sum(rows for rows, _ in run)) for step, run in runs]
         uses = [self.sharing.use(place, step) for step, _ in groups]
         if len({j for j, _ in uses}) > 1:
             raise ConfigError(
@@ -328,9 +321,8 @@ class RecursiveDecoder(nn.Module):
         layer = self.block[uses[0][0] if uses else place]
         if self.corrections is None:
             return layer
-        return Corrected(
-            layer, [(rows, self.corrections[n][j]) for (_, rows), (j, n) in zip(groups, uses, strict=True)]
-        )
+        found = [self.corrections[n][j] for j, n in uses]
+        return Corrected(layer, list(zip((rows for _, rows in groups), found, strict=True)))
 
     # --- all at once ------------------------------------------------------------------------------------
 

@@ -31,16 +31,11 @@ OUTSIDE = {
 }
 INSIDE = {
     "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
     "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
     "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
+    **{f"attn_{x}": f"self_attn.{x}_proj" for x in "qkv"},
+    **{f"attn_{x}_norm": f"self_attn.{x}_norm" for x in "qk"},
+    **{f"ffn_{x}": f"mlp.{x}_proj" for x in ("gate", "up", "down")},
 }
 
 
@@ -89,12 +84,9 @@ def _config(stated: dict[str, Any], tensors: set[str], where: str) -> dict[str, 
             raise DataError(f"{where} has no value for {family}.{key}.", "Convert the model again.")
         return found
 
-    scaling = value("rope.scaling.type", "none")
+    scaling, split = value("rope.scaling.type", "none"), stated.get("split.count", 1) > 1
     for strange, what in (
-        (
-            stated.get("split.count", 1) > 1,
-            "is split into several files (merge them with gguf-split --merge)",
-        ),
+        (split, "is split into several files (merge them with gguf-split --merge)"),
         (value("expert_count", 0) > 0, "is a mixture-of-experts model"),
         ("rope_freqs.weight" in tensors, "has its own rotary frequencies (Llama 3.1 and later)"),
         (scaling not in ("none", "linear"), f"uses RoPE scaling of the type {scaling!r}"),

@@ -123,9 +123,8 @@ def _load(decoder: RecursiveDecoder, file: Path, where: str) -> None:
 
     try:
         found = load_file(file)
-        decoder.load_state_dict(
-            {n.removeprefix("decoder."): t for n, t in found.items() if n.startswith("decoder.")}
-        )
+        own = {n.removeprefix("decoder."): t for n, t in found.items() if n.startswith("decoder.")}
+        decoder.load_state_dict(own)
     except FileNotFoundError as error:
         raise DataError(f"{where} has no model file.", "Train it again.") from error
     except Exception as error:  # the library raises many kinds, also for tensors that do not fit

@@ -26,6 +26,7 @@ FAMILIES = {  # model_type: how people call it
     "qwen2": "Qwen2 and Qwen2.5",
     "qwen3": "Qwen3",
 }
+AGAIN = "Download or save the model again."
 KNOWN = "Supported: " + ", ".join(FAMILIES.values()) + "."
 
 
@@ -62,9 +63,7 @@ def shape_of(folder: Path, where: str) -> Shape:
             head_norms=family == "qwen3", context=config.max_position_embeddings,
         )  # fmt: skip
     except Exception as error:  # whatever a file of somebody else's writing can lead a library to
-        raise DataError(
-            f"config.json of {where} cannot be read: {error}.", "Download or save the model again."
-        ) from error
+        raise DataError(f"config.json of {where} cannot be read: {error}.", AGAIN) from error
     for strange, what in _peculiarities(config, rope, shape):
         if strange:
             raise ConfigError(f"{where} {what}, which is not supported.", KNOWN)
@@ -88,7 +87,7 @@ def _stated(folder: Path, where: str) -> dict[str, Any]:
         found = read_json(file)
         assert isinstance(found, dict)
     except (ValueError, AssertionError) as error:
-        raise DataError(f"{file} is not valid JSON: {error}.", "Download or save the model again.") from error
+        raise DataError(f"{file} is not valid JSON: {error}.", AGAIN) from error
     return found
 
 
@@ -103,10 +102,8 @@ def _peculiarities(config: Any, rope: dict[str, Any], shape: Shape) -> Iterator[
     yield bool(getattr(config, "mlp_bias", False)), "has biases in its feed-forward layers"
     yield rope.get("partial_rotary_factor", 1.0) != 1.0, "uses partial rotary embeddings"
     yield shape.head_dim % 2 == 1, f"has an odd head dimension ({shape.head_dim})"
-    yield (
-        shape.heads % shape.kv_heads > 0,
-        f"has {shape.kv_heads} key-value heads for {shape.heads} query heads",
-    )
+    uneven = shape.heads % shape.kv_heads > 0
+    yield uneven, f"has {shape.kv_heads} key-value heads for {shape.heads} query heads"
     yield getattr(config, "quantization_config", None) is not None, "has quantised weights"
 
 
@@ -114,15 +111,9 @@ def _scaled(shape: Shape, rope: dict[str, Any], where: str) -> Shape:
     if rope["rope_type"] == "linear":
         return replace(shape, scaling=Scaling(float(rope["factor"])))
     if rope["rope_type"] == "llama3":
-        return replace(
-            shape,
-            scaling=Scaling(
-                float(rope["factor"]),
-                float(rope["low_freq_factor"]),
-                float(rope["high_freq_factor"]),
-                int(rope["original_max_position_embeddings"]),
-            ),
-        )
+        factor, low, high = (float(rope[n]) for n in ("factor", "low_freq_factor", "high_freq_factor"))
+        original = int(rope["original_max_position_embeddings"])
+        return replace(shape, scaling=Scaling(factor, low, high, original))
     raise ConfigError(
         f"{where} uses RoPE scaling of the type {rope['rope_type']!r}, which is not supported.",
         "Supported: default, linear, llama3.",
@@ -132,33 +123,30 @@ def _scaled(shape: Shape, rope: dict[str, Any], where: str) -> Shape:
 # --- weights --------------------------------------------------------------------------------------------
 
 
+HEAD_NORMS = ("norm_query", "norm_key")
+PARTS = {  # of a layer: our name, theirs
+    "norm_attention": "input_layernorm",
+    "query": "self_attn.q_proj",
+    "key_value": "self_attn.k_proj self_attn.v_proj",
+    "out": "self_attn.o_proj",
+    "norm_feed": "post_attention_layernorm",
+    **{part: f"mlp.{part}_proj" for part in ("gate", "up", "down")},
+    **{part: f"self_attn.{part[5]}_norm" for part in HEAD_NORMS},
+}
+
+
 def names(shape: Shape) -> dict[str, tuple[str, ...]]:
     """{our name: theirs}; several are stacked by rows."""
-    found: dict[str, tuple[str, ...]] = {
-        "embed.weight": ("model.embed_tokens.weight",),
-        "norm.weight": ("model.norm.weight",),
-    }
+    found: dict[str, tuple[str, ...]] = {"embed.weight": ("model.embed_tokens.weight",)}
+    found["norm.weight"] = ("model.norm.weight",)
     if not shape.tied:
         found["head.weight"] = ("lm_head.weight",)
-    inside = {
-        "norm_attention.weight": ("input_layernorm.weight",),
-        "query.weight": ("self_attn.q_proj.weight",),
-        "key_value.weight": ("self_attn.k_proj.weight", "self_attn.v_proj.weight"),
-        "out.weight": ("self_attn.o_proj.weight",),
-        "norm_feed.weight": ("post_attention_layernorm.weight",),
-        "gate.weight": ("mlp.gate_proj.weight",),
-        "up.weight": ("mlp.up_proj.weight",),
-        "down.weight": ("mlp.down_proj.weight",),
-    }
-    if shape.biases:
-        inside["query.bias"] = ("self_attn.q_proj.bias",)
-        inside["key_value.bias"] = ("self_attn.k_proj.bias", "self_attn.v_proj.bias")
-    if shape.head_norms:
-        inside["norm_query.weight"] = ("self_attn.q_norm.weight",)
-        inside["norm_key.weight"] = ("self_attn.k_norm.weight",)
+    inside = [(part, "weight") for part in PARTS if shape.head_norms or part not in HEAD_NORMS]
+    inside += [(part, "bias") for part in ("query", "key_value") if shape.biases]
     for i in range(shape.layers):
-        for ours, theirs in inside.items():
-            found[f"layers.{i}.{ours}"] = tuple(f"model.layers.{i}.{name}" for name in theirs)
+        for part, kind in inside:
+            theirs = tuple(f"model.layers.{i}.{name}.{kind}" for name in PARTS[part].split())
+            found[f"layers.{i}.{part}.{kind}"] = theirs
     return found
 
 
@@ -179,16 +167,15 @@ class Weights(Mapping[str, Tensor]):
     def __init__(self, folder: Path, shape: Shape, where: str):
         self._stored, self._names = _stored(folder, where), names(shape)
         wanted = {name: size for ours in self._names for name, size in self._sizes(ours, shape).items()}
+        different = (name for name, size in wanted.items() if self._stored[name].shape != size)
         problem = ""
         if missing := sorted(wanted.keys() - self._stored.keys()):
             problem = f"has no weights named {missing[0]}" + _more(missing)
         elif extra := sorted(self._stored.keys() - wanted.keys() - _ignored(shape)):
             problem = f"has weights that its config does not account for: {extra[0]}" + _more(extra)
-        else:
-            for name, size in wanted.items():
-                if (found := self._stored[name].shape) != size:
-                    problem = f"has {name} of shape {_size(found)}, but its config requires {_size(size)}"
-                    break
+        elif name := next(different, None):
+            found, size = self._stored[name].shape, wanted[name]
+            problem = f"has {name} of shape {_size(found)}, but its config requires {_size(size)}"
         if problem:
             raise DataError(
                 f"{where} {problem}.", "Its files do not belong together; download or save it again."
@@ -246,10 +233,8 @@ def _stored(folder: Path, where: str) -> dict[str, Stored]:
             try:
                 found |= reader(file)
             except Exception as error:  # both readers have many ways to fail on a damaged file
-                raise DataError(
-                    f"{file} cannot be read: {error}.",
-                    "It is damaged or incomplete; download or save it again.",
-                ) from error
+                mend = "It is damaged or incomplete; download or save it again."
+                raise DataError(f"{file} cannot be read: {error}.", mend) from error
         # A network saved without its head leaves out the prefix.
         return {n if n.startswith(("model.", "lm_head.")) else f"model.{n}": s for n, s in found.items()}
     raise DataError(
@@ -263,9 +248,7 @@ def _shards(index: Path, where: str) -> list[Path]:
         listed = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         files = [index.parent / name for name in listed]
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise DataError(
-            f"{index} is not a valid index: {error!r}.", "Download or save the model again."
-        ) from error
+        raise DataError(f"{index} is not a valid index: {error!r}.", AGAIN) from error
     for file in files:
         if file.parent != index.parent:
             raise DataError(

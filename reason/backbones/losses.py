@@ -39,8 +39,7 @@ def linear_cross_entropy(
     scale = torch.as_tensor(scale, device=hidden.device)
     if row_weight is None:
         row_weight = torch.ones((), device=hidden.device)
-    if chunk is None:
-        chunk = _chunk_rows(weight.shape[0], hidden.device)
+    chunk = chunk or _chunk_rows(weight.shape[0], hidden.device)
     grad = torch.is_grad_enabled() and any(t.requires_grad for t in (hidden, weight, scale, row_weight))
     return _LinearCrossEntropy.apply(
         hidden, weight, target, scale, row_weight, chunk, grad, _product_dtype(hidden)
@@ -61,8 +60,7 @@ def pairwise_kl(
     """
     if states.shape[1] < 2:
         return (states.sum() + weight.sum()) * 0.0
-    if chunk is None:
-        chunk = _chunk_rows(weight.shape[0] * states.shape[1], states.device)
+    chunk = chunk or _chunk_rows(weight.shape[0] * states.shape[1], states.device)
     grad = torch.is_grad_enabled() and (states.requires_grad or weight.requires_grad)
     return _PairwiseKL.apply(states, weight, scale, bound, chunk, grad, _product_dtype(states))
 
@@ -75,8 +73,7 @@ def linear_kl(
     hidden: (M, d); weight: (N, d), which learn; other: (M, e); other_weight: (N, e), which do not and whose products
     are not lowered by autocast. Gradients are first order only.
     """
-    if chunk is None:
-        chunk = _chunk_rows(weight.shape[0], hidden.device)
+    chunk = chunk or _chunk_rows(weight.shape[0], hidden.device)
     grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     return _LinearKL.apply(
         hidden, weight, other.detach(), other_weight.detach(), chunk, grad, _product_dtype(hidden)
@@ -148,13 +145,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 d_weight += torch.mm(p.T, (h[rows] * s[rows]).to(dtype))
         if grad:
             ctx.save_for_backward(supervised, d_hidden, d_weight, d_scale.squeeze(-1), loss.squeeze(-1))
-            ctx.like = (
-                hidden.shape,
-                hidden.dtype,
-                weight.dtype,
-                (scale.shape, scale.dtype),
-                (row_weight.shape, row_weight.dtype),
-            )
+            rest = ((x.shape, x.dtype) for x in (scale, row_weight))
+            ctx.like = (hidden.shape, hidden.dtype, weight.dtype, *rest)
         return (loss * c).sum()
 
     @staticmethod
@@ -168,16 +160,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             full = rows.new_zeros(hidden_shape[0], *rows.shape[1:])
             return full.index_copy_(0, supervised, rows * g.to(rows.dtype)).sum_to_size(shape).to(dtype)
 
-        return (
-            spread(d_hidden, hidden_shape, hidden_dtype),
-            (d_weight * g).to(weight_dtype),
-            None,
-            spread(d_scale, *scale),
-            spread(loss, *row_weight),
-            None,
-            None,
-            None,
-        )
+        d_hidden, d_weight = spread(d_hidden, hidden_shape, hidden_dtype), (d_weight * g).to(weight_dtype)
+        return d_hidden, d_weight, None, spread(d_scale, *scale), spread(loss, *row_weight), None, None, None
 
 
 class _PairwiseKL(torch.autograd.Function):

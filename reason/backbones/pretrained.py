@@ -34,9 +34,7 @@ class CausalLM:
     """
 
     shape: Shape
-    tensors: Mapping[
-        str, Tensor
-    ]  # float32, read when accessed; named as in a vanilla decoder: layers.0.query.weight
+    tensors: Mapping[str, Tensor]  # float32, read when accessed; named as in a vanilla decoder
     tokens: Tokens
     where: str  # where it came from, for people
 

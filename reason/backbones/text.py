@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from reason.errors import unknown
+from reason.files import atomic
 
 KINDS = ("tfidf", "minilm")
 RECIPE = 1  # raise it when the same texts would give other vectors
@@ -50,10 +51,10 @@ def text_vectors(
         raise ValueError(f"text vectors need at least 1 component, not {dim}")
     if not len(texts):
         return torch.zeros(0, dim)
+    from safetensors.torch import load_file, save
+
     file = _place(texts, kind, dim)
     if cache and file.is_file():
-        from safetensors.torch import load_file
-
         return load_file(file)["vectors"]
     found = _tfidf(texts, dim) if kind == "tfidf" else _pca(_minilm(texts, offline), dim)
     vectors = torch.zeros(len(texts), dim)
@@ -61,7 +62,9 @@ def text_vectors(
     vectors = torch.nn.functional.normalize(vectors, dim=1)
     vectors[[i for i, text in enumerate(texts) if not text.strip()]] = 0.0
     if cache:
-        _keep(vectors, file)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(file, "wb") as f:
+            f.write(save({"vectors": vectors}))
     return vectors
 
 
@@ -74,16 +77,6 @@ def _place(texts: Sequence[str], kind: str, dim: int) -> Path:
     content = json.dumps([RECIPE, sklearn.__version__, kind, dim, list(texts)], ensure_ascii=False)
     digest = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:32]
     return cache_dir() / "text-vectors" / f"{kind}-{digest}.safetensors"
-
-
-def _keep(vectors: Tensor, file: Path) -> None:
-    from safetensors.torch import save
-
-    from reason.files import atomic
-
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with atomic(file, "wb") as f:
-        f.write(save({"vectors": vectors}))
 
 
 def _tfidf(texts: Sequence[str], dim: int) -> np.ndarray:

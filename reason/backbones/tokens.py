@@ -163,9 +163,8 @@ class Tokens:
         """Which byte each letter of a token stands for, where tokens are written so."""
         decoder = self._json["decoder"] or {}
         parts = decoder.get("decoders", [decoder])
-        return (
-            {c: b for b, c in LETTERS.items()} if any(p.get("type") == "ByteLevel" for p in parts) else None
-        )
+        spelt = any(part.get("type") == "ByteLevel" for part in parts)
+        return {c: b for b, c in LETTERS.items()} if spelt else None
 
     @cached_property
     def _verbatim(self) -> set[int]:
@@ -181,9 +180,8 @@ class Tokens:
         for number, text in enumerate(texts):
             _bytes_of(text, number)
         words = self._json["model"].get("vocab", {})
-        strange = next(
-            (word for text in texts for word in text.split(" ") if word and word not in words), None
-        )
+        said = (word for text in texts for word in text.split(" "))
+        strange = next((word for word in said if word and word not in words), None)
         if self._json["model"]["type"] != "WordLevel" or strange is None:
             return DataError(f"The tokenizer cannot encode these texts: {error}.")
         return DataError(

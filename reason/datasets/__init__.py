@@ -22,6 +22,16 @@ from reason.datasets.textconfig import (
     TextConfig,
 )
 
+
+def _generated(
+    name: str, summary: str, Config: type, module: str = "tasks", *, view: str = "text", citation: str = ""
+) -> DatasetCard:
+    target, licence = f"reason.datasets.{module}:load", "none needed: generated"
+    return DatasetCard(
+        name, f"generated: {summary}", (view,), Config, target, licence, citation, sources=("generator",)
+    )
+
+
 movielens_100k = DatasetCard(
     name="movielens-100k",
     summary="943 users, 1,682 films with title, year and genres, 100,000 ratings with times",
@@ -44,14 +54,12 @@ interactions = DatasetCard(
     sources=("dataset.path",),
 )
 
-synthetic_interactions = DatasetCard(
-    name="synthetic-interactions",
-    summary="generated: users whose interests drift over categories; needs nothing",
-    views=("sequences",),
-    Config=SyntheticConfig,
-    target="reason.datasets.synthetic:load",
-    licence="none needed: generated",
-    sources=("generator",),
+synthetic_interactions = _generated(
+    "synthetic-interactions",
+    "users whose interests drift over categories; needs nothing",
+    SyntheticConfig,
+    "synthetic",
+    view="sequences",
 )
 
 stdlib_text = DatasetCard(
@@ -85,53 +93,28 @@ hub_text = DatasetCard(
     sources=("cache", "huggingface.co"),
 )
 
-arithmetic_problems = DatasetCard(
-    name="arithmetic",
-    summary="generated: sums of several steps modulo a number, with slips that are mended; needs nothing",
-    views=("text",),
-    Config=ArithmeticConfig,
-    target="reason.datasets.arithmetic:load",
-    licence="none needed: generated",
-    sources=("generator",),
+arithmetic_problems = _generated(
+    "arithmetic",
+    "sums of several steps modulo a number, with slips that are mended; needs nothing",
+    ArithmeticConfig,
+    "arithmetic",
 )
 
-p_hop = DatasetCard(
-    name="p-hop",
-    summary="generated: follow a map p times; the steps that an answer takes are known",
-    views=("text",),
-    Config=HopConfig,
-    target="reason.datasets.tasks:load",
-    licence="none needed: generated",
-    sources=("generator",),
+p_hop = _generated("p-hop", "follow a map p times; the steps that an answer takes are known", HopConfig)
+
+chains = _generated(
+    "chains", "interleaved chains of assignments; the steps that an answer takes are known", ChainsConfig
 )
 
-chains = DatasetCard(
-    name="chains",
-    summary="generated: interleaved chains of assignments; the steps that an answer takes are known",
-    views=("text",),
-    Config=ChainsConfig,
-    target="reason.datasets.tasks:load",
-    licence="none needed: generated",
-    sources=("generator",),
-)
-
-listops = DatasetCard(
-    name="listops",
-    summary="generated: nested operations on digits; the nesting that an answer depends on is known",
-    views=("text",),
-    Config=ListOpsConfig,
-    target="reason.datasets.tasks:load",
-    licence="none needed: generated",
+listops = _generated(
+    "listops",
+    "nested operations on digits; the nesting that an answer depends on is known",
+    ListOpsConfig,
     citation="Form after N. Nangia and S. R. Bowman. ListOps. NAACL SRW 2018. arXiv:1804.06028",
-    sources=("generator",),
 )
 
-mixed_stream = DatasetCard(
-    name="mixed-stream",
-    summary="generated: words predictable at sight, with hard questions strewn in; each one's steps are known",
-    views=("text",),
-    Config=MixedStreamConfig,
-    target="reason.datasets.tasks:load",
-    licence="none needed: generated",
-    sources=("generator",),
+mixed_stream = _generated(
+    "mixed-stream",
+    "words predictable at sight, with hard questions strewn in; each one's steps are known",
+    MixedStreamConfig,
 )

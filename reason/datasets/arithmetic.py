@@ -79,12 +79,8 @@ class Problem:
     @property
     def steps(self) -> list[str]:
         """The right steps, a line each."""
-        return [
-            f"{value}{sign}{number}={result}"
-            for value, (sign, number), result in zip(
-                self.values[:-1], self.operations, self.values[1:], strict=True
-            )
-        ]
+        steps = zip(self.values[:-1], self.operations, self.values[1:], strict=True)
+        return [f"{value}{sign}{number}={result}" for value, (sign, number), result in steps]
 
     @property
     def answer(self) -> int:
@@ -144,13 +140,8 @@ def check(problem: Problem, solution: str) -> Verdict:
             again = step[1] is not None
             place, start = (done - 1, before) if again else (done, value)
             stated, number, result = int(step[2]), int(step[4]), int(step[5])
-            fits = (
-                answer is None
-                and start == stated
-                and place < problem.depth
-                and (step[3], number) == problem.operations[place]
-            )
-            if fits:
+            goes_on = answer is None and start == stated and place < problem.depth
+            if goes_on and (step[3], number) == problem.operations[place]:
                 done, before, value = place + 1, stated, result
                 if result != problem.apply(stated, step[3], number):
                     kind = "slip"
@@ -190,16 +181,11 @@ def load(config: ArithmeticConfig, offline: bool = False) -> Arithmetic:
     """
     problems = distinct(lambda rng: draw(config, rng), lambda p: p.question, config)
     rng = random.Random(f"{config.seed} slips")
-    parts = {
-        split: Documents(
-            names(split, len(several)),
-            [
-                f"{p.question}\n{p.slipped(rng, config.slip, config.redo) if split == 'train' else p.solution}"
-                for p in several
-            ],
-        )
-        for split, several in problems.items()
-    }
+    parts = {}
+    for split, several in problems.items():
+        slip = config.slip if split == "train" else 0.0
+        text = [f"{p.question}\n{p.slipped(rng, slip, config.redo) if slip else p.solution}" for p in several]
+        parts[split] = Documents(names(split, len(several)), text)
     steps = sum(p.depth for p in problems["train"])
     written = finish(config.name, Corpus.of(parts), {"modulus": config.modulus, "train_steps": steps})
     return Arithmetic(**vars(written), problems=problems)

@@ -53,9 +53,8 @@ class Catalogue:
         """The categories of each item, or None where none is known."""
         for name in CATEGORIES:
             if any(column := self.item_fields.get(name, [])):
-                return [
-                    list(dict.fromkeys(c.strip() for c in text.split("|") if c.strip())) for text in column
-                ]
+                parts = (map(str.strip, text.split("|")) for text in column)
+                return [list(dict.fromkeys(filter(None, part))) for part in parts]
         return None
 
     def most_popular(self, k: int) -> list[int]:

@@ -16,14 +16,8 @@ Split = Literal["leave_one_out", "time"]
 Cold = Literal["auto", "keep", "drop"]
 Candidates = Literal["all", "unseen"]
 
-
 NAME = "name of the dataset"
-
-
-FIT = (
-    "fraction of the validation examples held out for what is fitted after training (thresholds, temperatures); "
-    "the others choose epochs and depths"
-)
+FIT = "fraction of validation examples held out to fit thresholds etc.; the others choose epochs and depths"
 
 
 def within_fit(keys: Any) -> None:
@@ -41,40 +35,19 @@ class InteractionKeys:
 
     name: str = key("", NAME)
     split: Split = key(
-        "leave_one_out",
-        "leave_one_out = each user's last item is the test target and the one before it the validation target; "
-        "time = split by date",
+        "leave_one_out", "leave_one_out = each user's last two items validate and test; time = split by date"
     )
-    valid_quantile: float = key(
-        0.8, "time split: fraction of interactions before the validation period (ReaRec: of Yelp's time span)"
-    )
-    test_quantile: float = key(
-        0.9, "time split: fraction of interactions before the test period (ReaRec: of Yelp's time span)"
-    )
-    valid_from: float = key(
-        0.0, "time split: start of the validation period, in the file's unit of time; 0 = by valid_quantile"
-    )
-    test_from: float = key(
-        0.0, "time split: start of the test period, in the file's unit of time; 0 = by test_quantile"
-    )
-    min_user: int = key(
-        0, "fewest interactions of a user; users and items are filtered until all comply (k-core); 0 = off"
-    )
-    min_item: int = key(
-        0, "fewest interactions of an item; users and items are filtered until all comply (k-core); 0 = off"
-    )
+    valid_quantile: float = key(0.8, "time split: fraction of interactions before the validation period")
+    test_quantile: float = key(0.9, "time split: fraction of interactions before the test period")
+    valid_from: float = key(0.0, "time split: start of validation in the file's unit; 0 = by valid_quantile")
+    test_from: float = key(0.0, "time split: start of the test in the file's unit; 0 = by test_quantile")
+    min_user: int = key(0, "fewest interactions of a user (k-core, together with min_item); 0 = off")
+    min_item: int = key(0, "fewest interactions of an item (k-core, together with min_user); 0 = off")
     min_rating: float = key(0.0, "interactions rated lower are dropped before anything else; 0 = keep all")
     min_history: int = key(1, "fewest interactions before the target of a validation or test example")
-    cold: Cold = key(
-        "auto", "targets that never occur in training; auto = keep for leave_one_out, drop for time"
-    )
-    candidates: Candidates = key(
-        "all", "items ranked in evaluation: all, or only those not in the user's history (S3-Rec)"
-    )
-    stride: int = key(
-        0,
-        "interactions between the starts of training windows; 0 = their length, so that each transition is trained on once",
-    )
+    cold: Cold = key("auto", "targets never seen in training; auto = keep for leave_one_out, drop for time")
+    candidates: Candidates = key("all", "items ranked in evaluation: all, or unseen by the user (S3-Rec)")
+    stride: int = key(0, "interactions between window starts; 0 = window length (each transition once)")
     tie_seed: int = key(0, "seed of the order among interactions of a user at the same time")
     fit: float = key(0.25, FIT)
 
@@ -82,14 +55,8 @@ class InteractionKeys:
         within_fit(self)
         for name, known in (("split", Split), ("cold", Cold), ("candidates", Candidates)):
             one_of(self, name, get_args(known))
-        for name, least in {
-            "min_user": 0,
-            "min_item": 0,
-            "min_history": 1,
-            "stride": 0,
-            "tie_seed": 0,
-        }.items():
-            within(self, name, least)
+        for name in ("min_user", "min_item", "min_history", "stride", "tie_seed"):
+            within(self, name, int(name == "min_history"))
         if not 0 < self.valid_quantile < self.test_quantile < 1:
             raise ConfigError(
                 f"dataset.valid_quantile={self.valid_quantile} and test_quantile={self.test_quantile}.",
@@ -122,9 +89,7 @@ class MovieLens100KConfig(InteractionKeys):
 
     name: str = key("movielens-100k", NAME)
     path: str = key(
-        "",
-        "folder with ml-100k.inter and ml-100k.item, or u.data and u.item; empty = from the cache, else downloaded",
-        path=True,
+        "", "folder with ml-100k.inter and .item, or u.data and u.item; empty = cache or download", path=True
     )
 
 
@@ -136,26 +101,15 @@ class InteractionsConfig(InteractionKeys):
     path: str = key("", "file, or folder that holds sequences.csv(.gz), ratings.csv, *.inter ...", path=True)
     user: str = key("", "column of users; empty = found by its usual names (user_id, userId, user ...)")
     item: str = key("", "column of items; empty = found by its usual names (item_id, movieId, asin ...)")
-    time: str = key(
-        "",
-        "column of times, numbers or dates; empty = found by its usual names (timestamp, time ...), - = none",
-    )
-    position: str = key(
-        "",
-        "column of positions within a user's history, used where there is no time; empty = found, - = none",
-    )
-    rating: str = key(
-        "", "column of ratings, numbers; empty = found by its usual names (rating, stars ...), - = none"
-    )
+    time: str = key("", "column of times or dates; empty = usual names (timestamp, time ...), - = none")
+    position: str = key("", "column of positions in a history, used without times; empty = found, - = none")
+    rating: str = key("", "column of ratings (numbers); empty = usual names (rating, stars ...), - = none")
     items: str = key(
         "",
-        "file that describes the items; empty = items.csv (or .item ...) next to the data, - = none",
+        "file that describes items; empty = items.csv (or .item ...) beside the data, - = none",
         path=True,
     )
-    text: str = key(
-        "",
-        "columns of that file that make an item's text, title first, separated by commas; empty = title, year, genres, keywords ...",
-    )
+    text: str = key("", "columns of item text, by commas, title first; empty = title, year, genres ...")
 
 
 @dataclass

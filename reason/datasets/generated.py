@@ -79,9 +79,8 @@ class Words:
         """Neighbours of one level are one span."""
         spans: list[Span] = []
         start = 0
-        for level, run in itertools.groupby(
-            zip(self._levels, self._words, strict=True), lambda pair: pair[0]
-        ):
+        pairs = zip(self._levels, self._words, strict=True)
+        for level, run in itertools.groupby(pairs, lambda pair: pair[0]):
             end = start + sum(len(word) + 1 for _, word in run)
             if level is not None:
                 spans.append((start, end - 1, level))

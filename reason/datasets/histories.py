@@ -91,7 +91,11 @@ class Interactions:
 
     def find(self, user_id: str) -> int:
         """The code of a user. Raises DataError, with the nearest id."""
-        return _find("user", user_id, self.user_ids)
+        if (name := str(user_id)) in self.user_ids:
+            return self.user_ids.index(name)
+        close = nearest(name, self.user_ids)
+        hint = f"Did you mean {close!r}?" if close else f"Users are named such as {self.user_ids[0]!r}."
+        raise DataError(f"There is no user {user_id!r} in the data.", hint)
 
     def history(self, user: int) -> np.ndarray:
         """All item codes of user code ``user``, oldest first."""
@@ -164,20 +168,12 @@ def build(
         notes.append(f"{plain:,} of {len(item_ids):,} items have no text; their id stands in.")
 
     users, count = len(rows.user_ids), len(item)
-    info: dict[str, Any] = {
-        "users": users,
-        "items": len(item_ids),
-        "interactions": count,
-        "mean_length": round(count / users, 3),
-        "density": round(count / users / len(item_ids), 6),
-        "split": keys.split,
-        "clock": rows.clock,
-        "train_interactions": int((train_end - offsets[:-1]).sum()),
-        "valid_cases": len(valid),
-        "test_cases": len(test),
-        **({"valid_from": borders[0], "test_from": borders[1]} if keys.split == "time" else {}),
-        **cold_info,
-    }
+    info: dict[str, Any] = {"users": users, "items": len(item_ids), "interactions": count}
+    info |= {"mean_length": round(count / users, 3), "density": round(count / users / len(item_ids), 6)}
+    info |= {"split": keys.split, "clock": rows.clock}
+    info |= {"train_interactions": int((train_end - offsets[:-1]).sum())}
+    info |= {"valid_cases": len(valid), "test_cases": len(test)}
+    info |= {"valid_from": borders[0], "test_from": borders[1]} if keys.split == "time" else {}
     data = Interactions(
         name=keys.name,
         digest="",
@@ -195,7 +191,7 @@ def build(
         stride=keys.stride,
         candidates=keys.candidates,
         fit=keys.fit,
-        info=info,
+        info=info | cold_info,
         notes=notes,
     )
     data.digest = digest(data)
@@ -241,26 +237,17 @@ def _clean(rows: InteractionTable, keys: InteractionKeys, notes: list[str]) -> I
 
 
 def _drop_cold(
-    rows: InteractionTable,
-    cold: np.ndarray,
-    offsets: np.ndarray,
-    train_end: np.ndarray,
-    valid: np.ndarray,
-    test: np.ndarray,
+    rows: InteractionTable, cold: np.ndarray, offsets: np.ndarray, train_end: np.ndarray, *targets: np.ndarray
 ) -> tuple[InteractionTable, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """End each user's rows before the first cold one; users without rows go. The other arrays follow."""
+    """End each user's rows before the first cold one; users without rows go. Borders and ``targets`` follow."""
     before = np.concatenate([[0], np.cumsum(cold)])  # cold rows before each row
     keep = before[1:] == np.repeat(before[offsets[:-1]], np.diff(offsets))
     new = np.concatenate([[0], np.cumsum(keep)])  # old row -> new row
     some = np.diff(new[offsets]) > 0
     user, user_ids = _compact(rows.user[keep], rows.user_ids)
-    return (
-        replace(rows.take(keep), user=user, user_ids=user_ids),
-        np.append(new[offsets[:-1]][some], new[-1]),
-        new[train_end][some],
-        new[valid[keep[valid]]],
-        new[test[keep[test]]],
-    )
+    valid, test = (new[target[keep[target]]] for target in targets)
+    kept = replace(rows.take(keep), user=user, user_ids=user_ids)
+    return kept, np.append(new[offsets[:-1]][some], new[-1]), new[train_end][some], valid, test
 
 
 def _ordered(rows: InteractionTable, seed: int) -> np.ndarray | None:
@@ -398,8 +385,7 @@ def describe(
 
 def sentence(names: list[str], values: list[str]) -> str:
     """ "Title (year). Genres: A, B." from columns; the first that is not empty is the title."""
-    head, rest = "", []
-    year = ""
+    head, rest, year = "", [], ""
     for name, value in zip(names, values, strict=True):
         if "year" in name.lower():
             year = value if len(value) == 4 and value.isdigit() else ""
@@ -413,7 +399,7 @@ def sentence(names: list[str], values: list[str]) -> str:
     return " ".join([head, *rest])
 
 
-# --- digest and look-up -------------------------------------------------------------------------------
+# --- digest -------------------------------------------------------------------------------------------
 
 
 def digest(data: Interactions) -> str:
@@ -422,32 +408,13 @@ def digest(data: Interactions) -> str:
     The format of the file, the order of its lines and the name of the dataset play no part.
     """
     whole = hashlib.sha256()
-    texts = [data.user_ids, data.item_ids, data.item_text]
-    whole.update(
-        json.dumps([VERSION, data.candidates, texts], ensure_ascii=False, separators=(",", ":")).encode()
-    )
-    rows = [
-        data.offsets,
-        data.items,
-        data.train_end,
-        data.valid_rows,
-        data.test_rows,
-        data.times,
-        data.ratings,
-    ]
-    for array in rows:
+    content = [VERSION, data.candidates, [data.user_ids, data.item_ids, data.item_text]]
+    whole.update(json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode())
+    rows = (data.offsets, data.items, data.train_end, data.valid_rows, data.test_rows)
+    for array in (*rows, data.times, data.ratings):
         if array is None:
             whole.update(b"none")
         else:
             kind = "<f8" if array.dtype.kind == "f" else "<i8"
             whole.update(f"{kind}{len(array)}:".encode() + np.ascontiguousarray(array, kind).tobytes())
     return whole.hexdigest()[:32]
-
-
-def _find(kind: str, wanted: str, ids: list[str]) -> int:
-    try:
-        return ids.index(str(wanted))
-    except ValueError:
-        close = nearest(str(wanted), ids)
-        hint = f"Did you mean {close!r}?" if close else f"{kind.capitalize()}s are named such as {ids[0]!r}."
-        raise DataError(f"There is no {kind} {wanted!r} in the data.", hint) from None

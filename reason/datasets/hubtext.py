@@ -11,9 +11,6 @@ import hashlib
 import importlib
 import itertools
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +20,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from reason.datasets.documents import Documents, TextData, build, content_id
-from reason.datasets.fetch import RECEIPT, cache_dir, cache_lock, say
+from reason.datasets.fetch import RECEIPT, build_once, cache_dir, say
 from reason.datasets.tables import choose
 from reason.datasets.textconfig import HubTextConfig
 from reason.datasets.textfiles import sound
@@ -48,13 +45,12 @@ def load(config: HubTextConfig, offline: bool = False) -> TextData:
             f"Read it as files: dataset=text dataset.path={config.id}. Or start from another folder.",
         )
     folder = kept(config)
-    if not (folder / RECEIPT).is_file():
-        if offline:
-            raise DataError(
-                f"{config.id} is not in the cache ({folder}) and --offline forbids fetching it.",
-                "Run once with a network and without --offline. Or copy that folder from a machine that has it.",
-            )
-        _keep(config, folder)
+    if offline and not (folder / RECEIPT).is_file():
+        raise DataError(
+            f"{config.id} is not in the cache ({folder}) and --offline forbids fetching it.",
+            "Run once with a network and without --offline. Or copy that folder from a machine that has it.",
+        )
+    build_once(folder, lambda aside: _keep(config, aside), RECEIPT)
     try:
         table, receipt = parquet.read_table(folder / ROWS), read_json(folder / RECEIPT)
     except (OSError, ValueError) as error:
@@ -75,22 +71,11 @@ def kept(config: HubTextConfig) -> Path:
 
 
 def _keep(config: HubTextConfig, folder: Path) -> None:
-    """Fetch into ``folder``: aside first, then renamed, under a lock."""
-    with cache_lock(folder):
-        if (folder / RECEIPT).is_file():
-            return
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as work:
-            found, commit = _fetched(config)
-            aside = Path(work) / "kept"
-            aside.mkdir()
-            columns = {"id": found.id, "text": found.text}
-            parquet.write_table(
-                pa.table({name: pa.array(values, pa.large_string()) for name, values in columns.items()}),
-                aside / ROWS,
-            )
-            write_json(aside / RECEIPT, {**asdict(config), "commit": commit})
-            shutil.rmtree(folder, ignore_errors=True)  # a leftover without receipt
-            os.replace(aside, folder)
+    """Fetch the documents and their receipt into ``folder``."""
+    found, commit = _fetched(config)
+    schema = pa.schema([(name, pa.large_string()) for name in ("id", "text")])
+    parquet.write_table(pa.table({"id": found.id, "text": found.text}, schema), folder / ROWS)
+    write_json(folder / RECEIPT, {**asdict(config), "commit": commit})
 
 
 def _fetched(config: HubTextConfig) -> tuple[Documents, str]:
@@ -99,18 +84,12 @@ def _fetched(config: HubTextConfig) -> tuple[Documents, str]:
         load_dataset = importlib.import_module("datasets").load_dataset
     except (ImportError, AttributeError) as error:  # a folder of that name is importable too
         raise MissingExtra("hub-text streams with the library datasets, which is missing.", "hub") from error
-    say(
-        f"Fetching {config.rows:,} rows of {config.id}.\n"
-        f"  Licence and citation: https://huggingface.co/datasets/{config.id}"
-    )
+    page = f"https://huggingface.co/datasets/{config.id}"
+    say(f"Fetching {config.rows:,} rows of {config.id}.\n  Licence and citation: {page}")
     try:
         commit = _commit(config)
         stream: Any = load_dataset(
-            config.id,
-            config.config or None,
-            split=config.split,
-            revision=commit,
-            streaming=True,
+            config.id, config.config or None, split=config.split, revision=commit, streaming=True
         )
         found = documents(stream.take(config.rows), config.field, config.id)
     except ReasonError:
@@ -145,8 +124,7 @@ def documents(rows: Iterable[Mapping[str, Any]], field: str, where: str) -> Docu
     names = list(first)
     text_at = choose(names, where, "field", field)
     id_at = choose(names, where, "id", "", required=False)
-    ids: list[str] = []
-    texts: list[str] = []
+    ids, texts = [], []
     for number, row in enumerate(itertools.chain([first], stream), 1):
         value = row.get(text_at)
         if value is not None and not isinstance(value, str):

@@ -51,9 +51,8 @@ def read(folder: Path) -> tuple[InteractionTable, ItemTable]:
             "year": films.columns["release_year"],
             "genres": ["|".join(g.split()) for g in films.columns["class"]],
         }
-        return tables.read_interactions(folder / "ml-100k.inter", InteractionsConfig()), ItemTable(
-            films.ids, columns, "title"
-        )
+        ratings = tables.read_interactions(folder / "ml-100k.inter", InteractionsConfig())
+        return ratings, ItemTable(films.ids, columns, "title")
     if (folder / "u.data").is_file():
         try:
             return _ratings(folder / "u.data"), _films(folder / "u.item")

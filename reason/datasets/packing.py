@@ -78,15 +78,10 @@ def encode(documents: Documents, tokenizer: Encoder) -> Encoded:
             if documents.levels is not None:
                 levels.append(_levels(places, documents.levels[i]))
     whole = np.concatenate([np.zeros(0, np.int32), *ids])
-    return Encoded(
-        ids=whole,
-        offsets=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
-        level=np.concatenate([np.zeros(0, np.int16), *levels]) if levels else np.zeros(len(whole), np.int16),
-        bytes=np.array([len(text.encode()) for text in documents.text], np.int64),
-        id=documents.id,
-        eos=tokenizer.eos,
-        levelled=documents.levels is not None,
-    )
+    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    level = np.concatenate([np.zeros(0, np.int16), *levels]) if levels else np.zeros(len(whole), np.int16)
+    size = np.array([len(text.encode()) for text in documents.text], np.int64)
+    return Encoded(whole, offsets, level, size, documents.id, tokenizer.eos, documents.levels is not None)
 
 
 def _calls(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
@@ -131,12 +126,8 @@ class Windows:
         _refuse(data, context)
         self.context = context
         self._eos = data.eos
-        if data.levelled:
-            bins = _fill(data.tokens, context)
-            self.split = int((data.tokens > context).sum())
-        else:
-            bins = [range(len(data))]
-            self.split = 0
+        bins = _fill(data.tokens, context) if data.levelled else [range(len(data))]
+        self.split = int((data.tokens > context).sum()) if data.levelled else 0
         order = np.array([d for several in bins for d in several], np.int64)
         self._stream, self._level = _stream(data, order)
         size = [int(data.tokens[list(several)].sum()) + len(several) - 1 for several in bins]  # targets
@@ -261,14 +252,10 @@ def _stream(data: Encoded, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     The end of a document is a target of plain text, and unsupervised where levels are known.
     """
     size = data.tokens[order]
-    token = (
-        np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size) + np.repeat(data.offsets[order], size)
-    )
     gaps = np.cumsum(size) - size  # where an EOS comes before the token
-    return (
-        np.insert(data.ids[token], gaps, data.eos),
-        np.insert(data.level[token], gaps, -1 if data.levelled else 0),
-    )
+    token = np.arange(size.sum()) + np.repeat(data.offsets[order] - gaps, size)
+    ends = -1 if data.levelled else 0
+    return np.insert(data.ids[token], gaps, data.eos), np.insert(data.level[token], gaps, ends)
 
 
 def _gather(
@@ -282,11 +269,8 @@ def _gather(
     steps = np.where(real, level[ahead], -1).astype(np.int64)
     tokens = np.where(real, stream[place], pad).astype(np.int64)
     targets = np.where(steps >= 0, stream[ahead], IGNORE).astype(np.int64)
-    return {
-        "tokens": torch.from_numpy(tokens),
-        "targets": torch.from_numpy(targets),
-        "level": torch.from_numpy(steps),
-    }
+    found = {"tokens": tokens, "targets": targets, "level": steps}
+    return {name: torch.from_numpy(array) for name, array in found.items()}
 
 
 def _fill(tokens: np.ndarray, context: int) -> list[list[int]]:

@@ -67,9 +67,8 @@ def read_history(history: Any, catalogue: Catalogue) -> tuple[list[int], list[st
         if not isinstance(name, str | int) or isinstance(name, bool):
             raise DataError(f'"history" holds {name!r}; an item id is a text or a whole number.')
     names = [str(name) for name in history]
-    return [catalogue.code[n] for n in names if n in catalogue.code], [
-        n for n in names if n not in catalogue.code
-    ]
+    known = [catalogue.code[n] for n in names if n in catalogue.code]
+    return known, [n for n in names if n not in catalogue.code]
 
 
 def _whole_number(key: str, value: Any, low: int, high: int) -> int:

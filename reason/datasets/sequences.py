@@ -52,9 +52,7 @@ class _Runs:
         self, data: Histories, num_items: int, start: np.ndarray, length: np.ndarray, user: np.ndarray
     ):
         self.num_items = num_items
-        self.start = start  # (n,) int64
-        self.length = length  # (n,) int64
-        self.user = user  # (n,) int64 user codes
+        self.start, self.length, self.user = start, length, user  # (n,) int64 each
         self._rows = np.append(data.items, self.num_items).astype(np.int64)  # (M + 1,), ends with PAD
 
     def __len__(self) -> int:
@@ -81,6 +79,9 @@ class _Runs:
         row = np.where(real, self.start[index][:, None] + column + shift, len(self._rows) - 1)
         return self._rows[row], real
 
+    def _columns(self, index: np.ndarray, *names: str) -> dict[str, Tensor]:
+        return {name: torch.from_numpy(getattr(self, name)[index]) for name in names}
+
 
 class SequenceWindows(_Runs):
     """Training examples."""
@@ -95,12 +96,8 @@ class SequenceWindows(_Runs):
         items, real = self._gather(index)
         targets, _ = self._gather(index, shift=1)
         targets[~real] = IGNORE
-        return {
-            "items": torch.from_numpy(items),
-            "targets": torch.from_numpy(targets),
-            "length": torch.from_numpy(self.length[index]),
-            "user": torch.from_numpy(self.user[index]),
-        }
+        found = {"items": torch.from_numpy(items), "targets": torch.from_numpy(targets)}
+        return found | self._columns(index, "length", "user")
 
     def transitions(self) -> tuple[np.ndarray, np.ndarray]:
         """(items, the items that followed them), both (n,) int64: every input and its target."""
@@ -127,10 +124,8 @@ class SequenceCases(_Runs):
         self.target = self._rows[rows]
         self.id = np.array(data.user_ids, dtype=object)[user]
         if len(np.unique(user)) < len(user):
-            names = [f"{u}@{h}" for u, h in zip(self.id, self.history, strict=True)]
-            self.id = np.array(names, dtype=object)
-        self._first = first
-        self._user_ids = data.user_ids
+            self.id = np.array([f"{u}@{h}" for u, h in zip(self.id, self.history, strict=True)], object)
+        self._first, self._user_ids = first, data.user_ids
 
     def batch(self, index: np.ndarray) -> dict[str, Tensor]:
         """Collate the cases at ``index`` (n,).
@@ -140,12 +135,7 @@ class SequenceCases(_Runs):
         """
         index = np.asarray(index)
         items, _ = self._gather(index)
-        return {
-            "items": torch.from_numpy(items),
-            "length": torch.from_numpy(self.length[index]),
-            "target": torch.from_numpy(self.target[index]),
-            "user": torch.from_numpy(self.user[index]),
-        }
+        return {"items": torch.from_numpy(items), **self._columns(index, "length", "target", "user")}
 
     def take(self, index: np.ndarray) -> SequenceCases:
         """The cases at ``index`` (positions, or a mask (n,) of bool) alone, named as they are here."""
@@ -237,9 +227,8 @@ def view(data: Histories, length: int) -> SequenceSplits:
             "No user has two training interactions, so there is no transition to learn.",
             "Use dataset.split=leave_one_out, or move the boundaries of the time split.",
         )
-    whole, test = (
-        SequenceCases(data, len(catalogue), rows, length) for rows in (data.valid_rows, data.test_rows)
-    )
+    whole = SequenceCases(data, len(catalogue), data.valid_rows, length)
+    test = SequenceCases(data, len(catalogue), data.test_rows, length)
     if len(whole) < 2:
         raise DataError(
             f"There {'is one validation case' if len(whole) else 'is no validation case'}, and two are needed: one "
@@ -252,13 +241,7 @@ def view(data: Histories, length: int) -> SequenceSplits:
         "validation": len(valid), "fitting": len(fit),
     }  # fmt: skip
     return SequenceSplits(
-        train=train,
-        valid=valid,
-        fit=fit,
-        test=test,
-        catalogue=catalogue,
-        length=length,
-        info=info,
+        train=train, valid=valid, fit=fit, test=test, catalogue=catalogue, length=length, info=info
     )
 
 

@@ -64,16 +64,10 @@ def generate(config: SyntheticConfig) -> InteractionTable:
         rows.append(np.stack([alive, (place * kinds + interest)[alive], clock[alive], rating[alive]]))
     user, item, when, stars = np.concatenate(rows, axis=1)
     seen = np.bincount(item, minlength=count) > 0
-    return InteractionTable(
-        user=user,
-        item=(np.cumsum(seen) - 1)[item],
-        user_ids=[f"u{u:0{len(str(users - 1))}d}" for u in range(users)],
-        item_ids=[f"i{i:0{len(str(count - 1))}d}" for i in np.flatnonzero(seen)],
-        when=when,
-        clock="time",
-        rating=stars.astype(np.float32),
-        source=config.name,
-    )
+    item, rating = (np.cumsum(seen) - 1)[item], stars.astype(np.float32)
+    user_ids = [f"u{u:0{len(str(users - 1))}d}" for u in range(users)]
+    item_ids = [f"i{i:0{len(str(count - 1))}d}" for i in np.flatnonzero(seen)]
+    return InteractionTable(user, item, user_ids, item_ids, when, "time", rating, config.name)
 
 
 def items(config: SyntheticConfig) -> ItemTable:
@@ -86,13 +80,7 @@ def items(config: SyntheticConfig) -> ItemTable:
         noun = NOUNS[(k + k // len(ADJECTIVES)) % len(NOUNS)]
         number = f" {k // pairs + 1}" if k >= pairs else ""
         titles.append(f"{adjective} {CATEGORIES[i % kinds]} {noun}{number}")
-    width = len(str(config.items - 1))
-    return ItemTable(
-        ids=[f"i{i:0{width}d}" for i in range(config.items)],
-        columns={
-            "title": titles,
-            "year": [str(1980 + (i * 7) % 45) for i in range(config.items)],
-            "genres": [CATEGORIES[i % kinds] for i in range(config.items)],
-        },
-        headline="title",
-    )
+    width, years = len(str(config.items - 1)), [str(1980 + (i * 7) % 45) for i in range(config.items)]
+    genres = [CATEGORIES[i % kinds] for i in range(config.items)]
+    ids = [f"i{i:0{width}d}" for i in range(config.items)]
+    return ItemTable(ids, {"title": titles, "year": years, "genres": genres}, "title")

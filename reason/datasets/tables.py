@@ -11,6 +11,7 @@ import io
 import itertools
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -64,10 +65,8 @@ class InteractionTable:
 
     def take(self, index: np.ndarray) -> InteractionTable:
         """The rows at ``index`` (positions or a mask); codes and ids stay."""
-        rating = None if self.rating is None else self.rating[index]
-        return replace(
-            self, user=self.user[index], item=self.item[index], when=self.when[index], rating=rating
-        )
+        rows = {name: getattr(self, name) for name in ("user", "item", "when", "rating")}
+        return replace(self, **{name: None if row is None else row[index] for name, row in rows.items()})
 
 
 @dataclass
@@ -90,6 +89,22 @@ def suffix(path: Path) -> str:
     return parts[-1] if parts else ""
 
 
+@contextmanager
+def open_text(path: Path) -> Iterator[io.TextIOWrapper]:
+    """A text file in UTF-8, with or without a byte order mark, also compressed."""
+    with pa.input_stream(str(path)) as stream, io.TextIOWrapper(stream, encoding="utf-8-sig") as text:
+        yield text
+
+
+def refuse_absent(path: Path, what: str, otherwise: str) -> None:
+    """Raise a DataError if nothing lies at ``path``: its hint is the nearest name there, or ``otherwise``."""
+    if not path.exists():
+        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        close = nearest(path.name, beside)
+        hint = f"Did you mean {str(path.parent / close)!r}?" if close else otherwise
+        raise DataError(f"There is no {what} {path}.", hint)
+
+
 def find_table(path: str | Path, stems: tuple[str, ...], what: str) -> Path:
     """The file at ``path``, or in the folder ``path`` the one named after one of ``stems``.
 
@@ -106,18 +121,11 @@ def find_table(path: str | Path, stems: tuple[str, ...], what: str) -> Path:
                 "also .gz); or name the file itself.",
             )
         return found[0]
-    if not path.exists():
-        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        close = nearest(path.name, beside)
-        raise DataError(
-            f"There is no file {path}.",
-            f"Did you mean {str(path.parent / close)!r}?" if close else f"Check the path of the {what}.",
-        )
-    if suffix(path) not in FORMATS:
-        raise DataError(
-            f"{path.name}: {f'{suffix(path)} is not a known format' if suffix(path) else 'a file needs a suffix that tells its format'}.",
-            f"Known: {', '.join(FORMATS)}, each also with {', '.join(COMPRESSED)}.",
-        )
+    refuse_absent(path, "file", f"Check the path of the {what}.")
+    if (found := suffix(path)) not in FORMATS:
+        wrong = f"{found} is not a known format" if found else "a file needs a suffix that tells its format"
+        known = f"Known: {', '.join(FORMATS)}, each also with {', '.join(COMPRESSED)}."
+        raise DataError(f"{path.name}: {wrong}.", known)
     return path
 
 
@@ -127,13 +135,8 @@ def tables_in(folder: Path, stems: tuple[str, ...]) -> list[Path]:
     A stem that begins with a dot names a suffix instead: ".inter".
     """
     files = sorted(p for p in folder.iterdir() if p.is_file() and suffix(p) in FORMATS)
-    match = [
-        (stems.index(key), p)
-        for p in files
-        for key in (p.name.split(".")[0].lower(), suffix(p))
-        if key in stems
-    ]
-    return [p for _, p in sorted(match)]
+    named = [(key, p) for p in files for key in (p.name.split(".")[0].lower(), suffix(p))]
+    return [p for _, p in sorted((stems.index(key), p) for key, p in named if key in stems)]
 
 
 # --- reading ------------------------------------------------------------------------------------------
@@ -206,10 +209,8 @@ class TableFile:
         return table
 
     def _read_text(self, columns: list[str], as_text: list[str]) -> pa.Table:
-        convert = pacsv.ConvertOptions(
-            include_columns=columns,
-            column_types={name: pa.dictionary(pa.int32(), pa.string()) for name in as_text},
-        )
+        types = {name: pa.dictionary(pa.int32(), pa.string()) for name in as_text}
+        convert = pacsv.ConvertOptions(include_columns=columns, column_types=types)
         parse = pacsv.ParseOptions(delimiter=self.delimiter, quote_char=self.quote)
         read = pacsv.ReadOptions(column_names=self.names, skip_rows=1, block_size=BLOCK)
         with pa.input_stream(str(self.path)) as stream:
@@ -247,10 +248,8 @@ class TableFile:
                     for row in zip(*(batch.column(name).to_pylist() for name in columns), strict=True):
                         yield next(number), list(row)
             elif self.format in JSON:
-                for number, line in enumerate(self._lines(), 1):
-                    if line.strip():
-                        value = self._object(number, line)
-                        yield number, [value.get(name) for name in columns]
+                for number, value in self._objects():
+                    yield number, [value.get(name) for name in columns]
             else:
                 place = [self.names.index(name) for name in columns]
                 for number, record in self._records():
@@ -262,11 +261,12 @@ class TableFile:
             ) from error
 
     def _lines(self) -> Iterator[str]:
-        with (
-            pa.input_stream(str(self.path)) as stream,
-            io.TextIOWrapper(stream, encoding="utf-8-sig") as text,
-        ):
+        with open_text(self.path) as text:
             yield from text
+
+    def _objects(self) -> Iterator[tuple[int, dict[str, object]]]:
+        """Line number and content of each object."""
+        return ((n, self._object(n, line)) for n, line in enumerate(self._lines(), 1) if line.strip())
 
     def _object(self, number: int, line: str) -> dict[str, object]:
         try:
@@ -294,9 +294,8 @@ class TableFile:
         """Raise a DataError that names the line, if the fault can be found."""
         try:
             if self.format in JSON:
-                for number, line in enumerate(self._lines(), 1):
-                    if line.strip():
-                        self._same_types(number, self._object(number, line))
+                for number, value in self._objects():
+                    self._same_types(number, value)
             elif self.format in TEXT:
                 for number, record in self._records():
                     self._same_length(number, record)
@@ -329,11 +328,8 @@ class TableFile:
         """Where row ``row`` (from 0) stands in the file, for messages."""
         if self.format in PARQUET:
             return self.at(row + 1)
-        if self.format in JSON:
-            numbers = (n for n, line in enumerate(self._lines(), 1) if line.strip())
-        else:
-            numbers = (n for n, _ in self._records())
-        return self.at(next(itertools.islice(numbers, row, None)))
+        rows = self._objects() if self.format in JSON else self._records()
+        return self.at(next(itertools.islice(rows, row, None))[0])
 
 
 # --- interactions -------------------------------------------------------------------------------------
@@ -456,10 +452,8 @@ def numbers(table: TableFile, name: str, values: pa.ChunkedArray) -> np.ndarray:
         row = int(np.flatnonzero(values.is_null().to_numpy())[0])
         raise DataError(f"{table.place(row)}: {name} is empty.", _fix_hint(name))
     if pa.types.is_temporal(kind) and not pa.types.is_time(kind):
-        micro = (
-            values.cast(pa.timestamp("us", getattr(kind, "tz", None)), safe=False).cast(pa.int64()).to_numpy()
-        )
-        return _whole(micro / 1e6)
+        micro = values.cast(pa.timestamp("us", getattr(kind, "tz", None)), safe=False).cast(pa.int64())
+        return _whole(micro.to_numpy() / 1e6)
     if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
         return values.cast(pa.int64()).to_numpy()
     if not pa.types.is_floating(kind):
@@ -530,8 +524,6 @@ def read_items(path: Path, wanted: str = "") -> ItemTable:
 
 
 def _text(value: object) -> str:
-    if value is None:
-        return ""
     if isinstance(value, list):
         return "|".join(map(str, value))
-    return str(value).strip()
+    return "" if value is None else str(value).strip()

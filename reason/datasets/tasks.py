@@ -66,9 +66,7 @@ class Map:
 
     def __init__(self, symbols: int, rng: random.Random):
         self.ring = rng.sample(range(symbols), symbols)  # each symbol leads to the next
-        self._joined: dict[
-            int, list[int]
-        ] = {}  # by place on the ring, those that an earlier answer joins to it
+        self._joined: dict[int, list[int]] = {}  # by place on the ring, what earlier answers join to it
 
     def say(self, words: Words, rng: random.Random) -> None:
         pairs = list(zip(self.ring, self.ring[1:] + self.ring[:1], strict=True))
@@ -92,15 +90,11 @@ class Map:
 
     def _nearer(self, start: int, end: int, hops: int) -> bool:
         """Whether fewer steps than ``hops`` lead to ``end``: along the map or back, or across by an answer."""
-        size, reached, edge = len(self.ring), {start}, [start]
+        size, reached, edge = len(self.ring), {start}, {start}
         for _ in range(hops - 1):
-            edge = [
-                there
-                for here in edge
-                for there in ((here + 1) % size, (here - 1) % size, *self._joined.get(here, ()))
-                if there not in reached
-            ]
-            reached.update(edge)
+            near = {n for i in edge for n in ((i + 1) % size, (i - 1) % size, *self._joined.get(i, ()))}
+            edge = near - reached
+            reached |= edge
         return end in reached
 
 
@@ -189,10 +183,8 @@ def settled(operator: str, values: list[int | None], modulus: int) -> bool:
         return True
     if operator == "SUM":
         return False
-    least, most = (
-        OPERATORS[operator]([fill if v is None else v for v in values]) for fill in (0, modulus - 1)
-    )
-    return least == most  # the others rise with each of their arguments
+    ends = ([fill if v is None else v for v in values] for fill in (0, modulus - 1))
+    return len(set(map(OPERATORS[operator], ends))) == 1  # the others rise with each of their arguments
 
 
 def list_ops(keys: ListOpsConfig) -> Callable[[random.Random], Words]:

@@ -30,10 +30,7 @@ class CorpusKeys:
     valid: float = key(0.05, VALID)
     test: float = key(0.05, TEST)
     documents: int = key(0, "maximum number of training documents, drawn by a hash of their ids; 0 = all")
-    cut: int = key(
-        0,
-        "maximum document length in characters; longer ones are split, at line ends where possible; 0 = no limit",
-    )
+    cut: int = key(0, "maximum document length in characters; longer ones are split; 0 = no limit")
     fit: float = key(0.25, FIT)
 
     def __post_init__(self):
@@ -69,18 +66,11 @@ class TextConfig(CorpusKeys):
 
     name: str = key("text", NAME)
     path: str = key("", "file, or folder that is searched recursively", path=True)
-    pattern: str = key(
-        "",
-        "glob pattern of the files to read in a folder, such as **/*.md; empty = tables if any, else text files",
-    )
+    pattern: str = key("", "glob of files in a folder, such as **/*.md; empty = tables, else text files")
     field: str = key("", COLUMN)
-    id: str = key(
-        "",
-        "column of document ids; empty = found by its usual names (id, doc_id ...), - = none: a hash of the text",
-    )
+    id: str = key("", "column of document ids; empty = usual names (id, doc_id ...), - = hash of the text")
     split: Split = key(
-        "auto",
-        "files = by train, valid and test in file names; hash = by fraction; auto = files where the names allow it",
+        "auto", "files = by train, valid, test in file names; hash = by fraction; auto = files where possible"
     )
 
     def __post_init__(self):
@@ -140,9 +130,7 @@ class ArithmeticConfig(GeneratedKeys):
     most: int = key(8, "operations in the longest problems")
     largest: int = key(9, "largest number in a question; must be below the modulus")
     slip: float = key(0.1, "probability that a step of a training solution has a wrong result")
-    redo: float = key(
-        1.0, "probability that a wrong step is corrected on the next line, so that the rest is right"
-    )
+    redo: float = key(1.0, "probability that the next line corrects a wrong step, so the rest is right")
 
     def __post_init__(self):
         super().__post_init__()
@@ -168,9 +156,7 @@ class HopConfig(GeneratedKeys):
 
     def __post_init__(self):
         super().__post_init__()
-        within(self, "hops", 1, 64)
-        within(self, "symbols", max(3, 2 * self.hops), 512)  # else it is shorter the other way round
-        _room(self, "queries", self.queries)
+        _room(self, "queries")
 
 
 @dataclass
@@ -194,9 +180,7 @@ class ListOpsConfig(GeneratedKeys):
     """Nested MAX, MIN, MED and SUM of digits (after Nangia and Bowman, arXiv 1804.06028)."""
 
     name: str = key("listops", NAME)
-    depth: int = key(
-        4, "deepest nesting of operations; the nesting of an expression is the level of its answer"
-    )
+    depth: int = key(4, "deepest nesting; the nesting of an expression is the level of its answer")
     arguments: int = key(4, "most arguments of an operation")
     expressions: int = key(4, "expressions per document")
     modulus: int = key(10, "digits range from 0 to modulus - 1, and SUM is taken modulo this number")
@@ -223,15 +207,13 @@ class MixedStreamConfig(GeneratedKeys):
 
     def __post_init__(self):
         super().__post_init__()
-        within(self, "hops", 1, 64)
-        within(self, "symbols", max(3, 2 * self.hops), 512)  # else it is shorter the other way round
         within(self, "length", 10, 100_000)
         within(self, "filler", 2, 64)
         if not 0 < self.share <= 0.5:
             raise ConfigError(
                 f"dataset.share={self.share} is out of range.", "Set it above 0 and up to 0.5, such as 0.2."
             )
-        _room(self, "length and share", self.queries)
+        _room(self, "length and share")
 
     @property
     def queries(self) -> int:
@@ -239,8 +221,11 @@ class MixedStreamConfig(GeneratedKeys):
         return max(1, round(self.share * self.length / 5))
 
 
-def _room(keys: HopConfig | MixedStreamConfig, what: str, queries: int) -> None:
+def _room(keys: HopConfig | MixedStreamConfig, what: str) -> None:
     """Refuse more questions than the map has room for: none may be answered from an earlier answer."""
+    within(keys, "hops", 1, 64)
+    within(keys, "symbols", max(3, 2 * keys.hops), 512)  # else it is shorter the other way round
+    queries = keys.queries
     most = 1 + (keys.symbols - 1) // (keys.hops - 1) if keys.hops > 1 else 10_000
     if not 1 <= queries <= most:
         raise ConfigError(

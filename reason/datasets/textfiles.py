@@ -10,17 +10,14 @@ A folder may say which documents train, validate and test: by subfolders ``train
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import pyarrow as pa
-
 from reason.datasets.documents import Documents, TextData, build, content_id
-from reason.datasets.tables import JSON, NONE, PARQUET, TableFile, column, suffix
+from reason.datasets.tables import JSON, NONE, PARQUET, TableFile, column, open_text, refuse_absent, suffix
 from reason.datasets.textconfig import TextConfig
-from reason.errors import ConfigError, DataError, nearest
+from reason.errors import ConfigError, DataError
 
 TABLES = (".csv", ".tsv", *JSON, *PARQUET)
 PLAIN = (
@@ -61,13 +58,7 @@ def load(config: TextConfig, offline: bool = False) -> TextData:
 
 def _files(root: Path, pattern: str, notes: list[str]) -> list[Path]:
     """The files to read, by path."""
-    if not root.exists():
-        beside = [p.name for p in root.parent.iterdir()] if root.parent.is_dir() else []
-        close = nearest(root.name, beside)
-        raise DataError(
-            f"There is no file or folder {root}.",
-            f"Did you mean {str(root.parent / close)!r}?" if close else "Check dataset.path.",
-        )
+    refuse_absent(root, "file or folder", "Check dataset.path.")
     if root.is_file():
         return [root]
     if pattern:
@@ -185,7 +176,7 @@ def _plain(path: Path) -> str:
     if path.stat().st_size == 0:
         return ""
     try:
-        with pa.input_stream(str(path)) as stream, io.TextIOWrapper(stream, encoding="utf-8-sig") as text:
+        with open_text(path) as text:
             return text.read()
     except UnicodeDecodeError as error:
         raise DataError(

@@ -6,9 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-SMALLEST_SHARE = (
-    1e-3  # a bin with a smaller share counts as this large in the PSI, whose logarithm would diverge
-)
+SMALLEST_SHARE = 1e-3  # what a bin with less counts as in the PSI, whose logarithm would diverge
 
 
 def ranks(values: np.ndarray) -> np.ndarray:

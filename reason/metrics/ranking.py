@@ -23,14 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # The metrics of ``ranking_rows`` and their columns: means over examples, larger is better.
-METRICS = {
-    "NDCG@10": "ndcg@10",
-    "NDCG@20": "ndcg@20",
-    "Recall@5": "recall@5",
-    "Recall@10": "recall@10",
-    "Recall@20": "recall@20",
-    "MRR": "mrr",
-}
+METRICS = {m: m.lower() for m in ("NDCG@10", "NDCG@20", "Recall@5", "Recall@10", "Recall@20", "MRR")}
 
 
 def target_rank(scores: Tensor, target: Tensor, exclude: Tensor | None = None) -> Tensor:
