@@ -35,9 +35,8 @@ from reason.errors import RunError
 
 FORMAT = 1
 KEEP = 2
-_FULL = StateDictOptions(
-    full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False
-)  # strict: what is frozen is not in a checkpoint
+# strict: what is frozen is not in a checkpoint
+_FULL = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Any], meta: dict[str, Any]) -> None:
@@ -133,9 +132,7 @@ class Checkpoints:
     """The checkpoints of one run, in its folder. Every rank calls; rank 0 writes."""
 
     def __init__(self, folder: Path, world: World, train_hash: str):
-        self.folder = folder
-        self.world = world
-        self.train_hash = train_hash
+        self.folder, self.world, self.train_hash = folder, world, train_hash
 
     def save(
         self, step: int, wrapped: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
@@ -176,10 +173,9 @@ class Checkpoints:
         model = load_tensors(path / "model.safetensors", train_hash=self.train_hash)
         tensors = load_tensors(path / "optimizer.safetensors", train_hash=self.train_hash)
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        optim = _unflatten_optimizer(tensors, state.pop("optimizer"))
         set_model_state_dict(wrapped, model, options=_FULL)
-        set_optimizer_state_dict(
-            wrapped, optimizer, _unflatten_optimizer(tensors, state.pop("optimizer")), options=_FULL
-        )
+        set_optimizer_state_dict(wrapped, optimizer, optim, options=_FULL)
         return state
 
     def save_best(self, step: int, wrapped: nn.Module) -> str:
@@ -204,20 +200,16 @@ class Checkpoints:
 
     def _newest(self) -> str | None:
         """The newest checkpoint that reads; a corrupt one is passed over for the one before."""
-        steps = sorted(
-            (int(p.name.split("-")[1]) for p in self.folder.glob("step-*") if p.is_dir()), reverse=True
-        )
+        steps = [int(p.name.split("-")[1]) for p in self.folder.glob("step-*") if p.is_dir()]
         problems = []
-        for step in steps:
+        for step in sorted(steps, reverse=True):
             path = self.folder / f"step-{step}"
             try:
                 state = json.loads((path / "state.json").read_text(encoding="utf-8"))
                 for file in ("model.safetensors", "optimizer.safetensors"):
                     load_tensors(path / file, train_hash=self.train_hash)
-                if state["best_step"] is not None:
-                    load_tensors(
-                        self.folder / f"best-{state['best_step']}.safetensors", train_hash=self.train_hash
-                    )
+                if (best := state["best_step"]) is not None:
+                    load_tensors(self.folder / f"best-{best}.safetensors", train_hash=self.train_hash)
                 return path.name
             except (RunError, OSError, ValueError, KeyError) as error:
                 problems.append(str(error).splitlines()[0])

@@ -40,10 +40,7 @@ from reason.methods.base import MethodCard
 class TrainConfig:
     """How a model is trained. Counts are global: they do not change with the number of ranks."""
 
-    epochs: int = key(
-        30,
-        "passes over the training examples; with epochs=0 and steps=0 the initial model is evaluated untrained",
-    )
+    epochs: int = key(30, "passes over the training examples; 0 (and steps=0) = evaluate the initial model")
     steps: int = key(0, "optimizer steps; above 0, it replaces epochs")
     batch_size: int = key(64, "examples per optimizer step, over all ranks and micro-batches")
     accumulate: int = key(1, "micro-batches per optimizer step on each rank (gradient accumulation)")
@@ -56,17 +53,11 @@ class TrainConfig:
         "constant", "learning rate schedule after the warmup"
     )
     warmup: float = key(0.0, "fraction of the planned steps over which the learning rate rises from 0")
-    cooldown: float = key(
-        0.2, "trapezoid: fraction of the planned steps over which the learning rate falls to 0"
-    )
+    cooldown: float = key(0.2, "trapezoid: fraction of planned steps over which the learning rate falls to 0")
     clip: float = key(1.0, "maximum gradient norm; 0 = no clipping")
-    precision: Literal["fp32", "bf16"] = key(
-        "fp32", "bf16 = automatic mixed precision (autocast); weights stay in fp32"
-    )
+    precision: Literal["fp32", "bf16"] = key("fp32", "bf16 = mixed precision (autocast), weights in fp32")
     every: int = key(0, "steps between validations, each followed by a checkpoint; 0 = once per epoch")
-    patience: int = key(
-        5, "validations without improvement before training stops early; 0 = no early stopping"
-    )
+    patience: int = key(5, "validations without improvement before training stops; 0 = no early stopping")
 
     def __post_init__(self):
         _at_least(self, "train", epochs=0, steps=0, batch_size=1, accumulate=1, every=0, patience=0, clip=0)
@@ -86,9 +77,7 @@ class EvalConfig:
     """How a model is judged."""
 
     batch_size: int = key(256, "examples per batch; throughput is measured at this batch size")
-    limit: int = key(
-        0, "evaluate and calibrate on at most this many examples, spread evenly over the split; 0 = all"
-    )
+    limit: int = key(0, "most examples to evaluate and calibrate on, spread evenly over the split; 0 = all")
     curve: bool = key(True, "also evaluate every smaller depth, for a curve of accuracy against depth")
     latency_samples: int = key(100, "requests timed one by one; with fewer than 20 no p95 is reported")
     resamples: int = key(2000, "bootstrap resamples for the 95% confidence interval")
@@ -118,10 +107,8 @@ def _at_least(section: Any, name: str, **least: float) -> None:
 
 def _within(section: Any, name: str, **bounds: tuple[float, float]) -> None:
     for leaf, (low, high) in bounds.items():
-        if not low <= getattr(section, leaf) <= high:
-            raise ValueError(
-                f"{name}.{leaf} is {getattr(section, leaf)}; it must be between {low} and {high}."
-            )
+        if not low <= (value := getattr(section, leaf)) <= high:
+            raise ValueError(f"{name}.{leaf} is {value}; it must be between {low} and {high}.")
 
 
 # --- resolving --------------------------------------------------------------------------------------
@@ -148,13 +135,10 @@ def resolve(
     Raises:
         ConfigError: an unknown name, key, choice or a value of the wrong type.
     """
-    environ = os.environ if environ is None else environ
-    cwd = Path.cwd() if cwd is None else cwd
-    layers = [("sweep default", dict(defaults or {})), *experiment_layers(name, cwd)]
+    layers = [("sweep default", dict(defaults or {})), *experiment_layers(name, cwd or Path.cwd())]
     layers += [(str(path), flatten(read_yaml(path), str(path))) for path in map(Path, files)]
-    layers += environment_layers(environ)
-    arguments = [split(word) for word in overrides]
-    layers.append(("command line", dict(arguments)))
+    layers += environment_layers(os.environ if environ is None else environ)
+    layers.append(("command line", dict(map(split, overrides))))
     layers.append(("command line", {k: v for k, v in (flags or {}).items() if v is not None}))
     return _assemble(name, layers)
 
@@ -173,14 +157,19 @@ def _assemble(name: str, layers: list[Layer]) -> Plan:
     layers = [("default", {"method": method}), (f"preset of {method}", dict(card.preset)), *layers]
     layers = [(where, {_shorthand(k): v for k, v in values.items()}) for where, values in layers]
     backbone = registry.card("backbones", _last(layers, "backbone.name", card.backbone))
-    _suits(backbone, card)
+    kind = registry.card("backbones", card.backbone).kind  # a method works on backbones like its default one
+    if backbone.kind != kind:
+        fit = [c.name for c in registry.cards("backbones")[0] if c.kind == kind]
+        raise ConfigError(
+            f"The method {card.name!r} needs a {kind} as its backbone; {backbone.name!r} is a {backbone.kind}.",
+            f"Choose a suitable backbone: {', '.join(fit)}.",
+        )
     layers, dataset = _choose_dataset(layers, card)
     if card.view not in dataset.views:
+        fit = [c.name for c in registry.cards("datasets")[0] if card.view in c.views]
         raise ConfigError(
             f"The method {method!r} needs {card.view!r} data; the dataset {dataset.name!r} provides {', '.join(dataset.views)}.",
-            "Choose a suitable dataset: "
-            + ", ".join(c.name for c in registry.cards("datasets")[0] if card.view in c.views)
-            + ".",
+            f"Choose a suitable dataset: {', '.join(fit)}.",
         )
     draft = Draft(_schema(card.name, card.Config, backbone.Config, dataset.Config), method)
     draft.merge("default", {"backbone.name": backbone.name, "dataset.name": dataset.name})
@@ -199,17 +188,6 @@ def _assemble(name: str, layers: list[Layer]) -> Plan:
     return Plan(name, card, config, flat, draft.origin, draft.written)
 
 
-def _suits(backbone: Any, card: MethodCard) -> None:
-    """A method works on backbones of the kind of its default one."""
-    kind = registry.card("backbones", card.backbone).kind
-    if backbone.kind != kind:
-        fit = [c.name for c in registry.cards("backbones")[0] if c.kind == kind]
-        raise ConfigError(
-            f"The method {card.name!r} needs a {kind} as its backbone; {backbone.name!r} is a {backbone.kind}.",
-            f"Choose a suitable backbone: {', '.join(fit)}.",
-        )
-
-
 @functools.cache
 def _schema(method: str, own: type, backbone: type, dataset: type) -> type:
     """The dataclass of a whole run of this method on this backbone and dataset."""
@@ -217,31 +195,21 @@ def _schema(method: str, own: type, backbone: type, dataset: type) -> type:
     def section(kind: type) -> Any:  # OmegaConf reads the class itself: checks run on what is resolved, once
         return dataclasses.field(default_factory=lambda: kind)
 
-    return dataclasses.make_dataclass(
-        "RunConfig",
-        [
-            ("method", str, key(method, "the reasoning method")),
-            (
-                "depth",
-                int | None,
-                key(None, "amount of reasoning at which the headline accuracy is measured"),
-            ),
-            (
-                "train_depth",
-                int | None,
-                key(None, "depth at which the model is trained; 0 = the base, without the method"),
-            ),
-            ("seed", int, key(0, "seed of the data order, the initial weights and every random draw")),
-            ("backbone", backbone, section(backbone)),
-            ("dataset", dataset, section(dataset)),
-            (method, own, section(own)),
-            ("train", TrainConfig, section(TrainConfig)),
-            ("eval", EvalConfig, section(EvalConfig)),
-            ("hardware", HardwareConfig, section(HardwareConfig)),
-            ("runs", str, key("runs", "folder in which run folders are created")),
-            ("offline", bool, key(False, "do not download anything; use caches and local paths only")),
-        ],
-    )
+    keys = [
+        ("method", str, key(method, "the reasoning method")),
+        ("depth", int | None, key(None, "amount of reasoning at which the headline accuracy is measured")),
+        ("train_depth", int | None, key(None, "depth used in training; 0 = the base, without the method")),
+        ("seed", int, key(0, "seed of the data order, the initial weights and every random draw")),
+        ("backbone", backbone, section(backbone)),
+        ("dataset", dataset, section(dataset)),
+        (method, own, section(own)),
+        ("train", TrainConfig, section(TrainConfig)),
+        ("eval", EvalConfig, section(EvalConfig)),
+        ("hardware", HardwareConfig, section(HardwareConfig)),
+        ("runs", str, key("runs", "folder in which run folders are created")),
+        ("offline", bool, key(False, "do not download anything; use caches and local paths only")),
+    ]
+    return dataclasses.make_dataclass("RunConfig", keys)
 
 
 def _settle_depth(draft: Draft, card: MethodCard) -> None:

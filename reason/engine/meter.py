@@ -6,6 +6,7 @@ Throughput: batched calls at a stated size. The two are never mixed.
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 
 from reason.engine.parallel import World
+from reason.tracking.provenance import cpu
 
 WARM_UP = 3  # calls that are made and not counted
 LEAST_FOR_P95 = 20
@@ -101,10 +103,4 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     if device.type == "mps":
         return "Apple GPU"
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as f:
-            return next(line.split(":", 1)[1].strip() for line in f if line.startswith("model name"))
-    except (OSError, StopIteration):
-        import platform
-
-        return platform.processor() or platform.machine()
+    return cpu() or platform.machine()

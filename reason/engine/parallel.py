@@ -47,9 +47,8 @@ class World:
 
     def sum(self, values: Tensor) -> Tensor:
         """Element-wise sum over ranks (a copy; float64 so that counts stay exact)."""
-        values = values.detach().to(
-            self.device, torch.float32 if self.device.type == "mps" else torch.float64
-        )
+        exact = torch.float32 if self.device.type == "mps" else torch.float64
+        values = values.detach().to(self.device, exact)
         if self.size > 1:
             dist.all_reduce(values)
         return values
@@ -166,9 +165,8 @@ def world(kind: str, hardware: Any):
     """Enter the world this process was launched into (torchrun's variables), or a world of one."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
-    device = (
-        torch.device(kind, int(os.environ.get("LOCAL_RANK", "0"))) if kind == "cuda" else torch.device(kind)
-    )
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device(kind, local_rank) if kind == "cuda" else torch.device(kind)
     before = torch.get_num_threads()
     torch.set_num_threads(threads_of(hardware, size))
     if kind == "cuda":

@@ -20,7 +20,10 @@ class RunLog:
         self._task: Any = None
         self._phase = ""
         self._last_line = 0.0
-        self._began = (0.0, 0.0)  # when this phase was first seen, and how far it was
+        self._began = (
+            0.0,
+            0.0,
+        )  # when this phase was first seen, and how far it was (a resumed run: above 0)
 
     def say(self, text: str) -> None:
         """One line to the log, and to stderr on rank 0."""
@@ -52,14 +55,9 @@ class RunLog:
             self._phase, self._began, self._last_line = phase, (now, done), now
         elif now - self._last_line >= LINE_EVERY_S and done > self._began[1]:
             self._last_line = now
-            left = (
-                (now - self._began[0]) * (total - done) / (done - self._began[1])
-            )  # a resumed run began later
-            print(
-                f"  {phase} {done:.0f}/{total:.0f}  {text}  {_duration(left)} left",
-                file=sys.stderr,
-                flush=True,
-            )
+            left = (now - self._began[0]) * (total - done) / (done - self._began[1])
+            line = f"  {phase} {done:.0f}/{total:.0f}  {text}  {_duration(left)} left"
+            print(line, file=sys.stderr, flush=True)
 
     def _draw(self, phase: str, done: float, total: float, text: str) -> None:
         if self._bar is None:

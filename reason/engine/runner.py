@@ -13,7 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -175,9 +175,7 @@ def execute(folder: RunFolder, plan: Plan, kind: str, processes: int, *, quiet: 
                 f.write(traceback.format_exc())
         if (folder / "result.json").exists():
             status, problem = FINISHED, None  # stopped after the last act: nothing was lost
-        why = {}
-        if problem is not None:
-            why = {"why": str(problem).splitlines()[0] if str(problem) else type(problem).__name__}
+        why = {"why": (str(problem) or type(problem).__name__).splitlines()[0]} if problem is not None else {}
         folder.event("closed", status=status, **why)
         mirror.close(status)
     if problem is None:
@@ -188,8 +186,7 @@ def execute(folder: RunFolder, plan: Plan, kind: str, processes: int, *, quiet: 
         problem.hint = f"{problem.hint} The run folder is {folder.path}.".strip()
     elif isinstance(problem, Exception):
         raise RunError(
-            f"{type(problem).__name__}: {problem}",
-            f"The traceback is at the end of {folder / 'log.txt'}.",
+            f"{type(problem).__name__}: {problem}", f"The traceback is at the end of {folder / 'log.txt'}."
         ) from problem
     raise problem
 
@@ -237,10 +234,8 @@ def _heart(folder: RunFolder) -> Iterator[None]:
 
     def beat() -> None:
         while not stop.wait(BEAT_S):
-            try:
+            with suppress(OSError):
                 folder.beat()
-            except OSError:
-                continue
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()

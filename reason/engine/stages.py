@@ -48,14 +48,10 @@ class Stage:
         return self.plan.hashes(load_dataset(self.plan).digest, source_digests(self.plan))
 
     def _runs(self, status: str = "") -> list[RunFolder]:
-        wanted = self.train_hash
-        return [
-            r
-            for r in RunFolder.scan(self.plan.config.runs)[0]
-            if r.identity["train_hash"] == wanted
-            and r.identity["trained_by"] is None
-            and status in ("", r.status)
-        ]
+        wanted = (self.train_hash, None)
+        runs = RunFolder.scan(self.plan.config.runs)[0]
+        same = [r for r in runs if (r.identity["train_hash"], r.identity["trained_by"]) == wanted]
+        return [r for r in same if status in ("", r.status)]
 
 
 def stages_of(plan: Plan, made: Container[str] = ()) -> list[Stage]:

@@ -16,12 +16,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import filelock
 
-from reason.engine.config import resolve
+from reason.engine.config import resolve, restore
 from reason.engine.cost import lineage
 from reason.engine.launcher import Terminated, signals
 from reason.engine.layers import flatten, sweeps
@@ -100,11 +101,8 @@ def expand(value: str) -> list[str]:
             found.append(part.strip())
     if any(not v for v in found) and len(found) > 1:
         raise ConfigError(f"{value!r} contains an empty value.", "Remove the stray comma.")
-    duplicates = {v for v in found if found.count(v) > 1}
-    if duplicates:
-        raise ConfigError(
-            f"{value!r} contains {', '.join(sorted(duplicates))} twice.", "Give each value once."
-        )
+    if twice := sorted({v for v in found if found.count(v) > 1}):
+        raise ConfigError(f"{value!r} contains {', '.join(twice)} twice.", "Give each value once.")
     return found
 
 
@@ -193,14 +191,8 @@ def sweep(
 
 def _same(root: Path, plan: SweepPlan) -> RunFolder | None:
     """The sweep that this same command started earlier."""
-    for folder in RunFolder.scan(root)[0]:
-        identity = folder.identity
-        if identity["kind"] == "sweep" and (identity["experiment"], identity["config_hash"]) == (
-            plan.name,
-            plan.digest,
-        ):
-            return folder
-    return None
+    which, wanted = itemgetter("kind", "experiment", "config_hash"), ("sweep", plan.name, plan.digest)
+    return next((f for f in RunFolder.scan(root)[0] if which(f.identity) == wanted), None)
 
 
 def _make(root: Path, plan: SweepPlan, data_digest: str) -> RunFolder:
@@ -218,8 +210,6 @@ def _make(root: Path, plan: SweepPlan, data_digest: str) -> RunFolder:
 
 def resume_sweep(folder: RunFolder, *, stop_on_error: bool = False, quiet: bool = False) -> RunFolder:
     """Finish a sweep from its recorded plan."""
-    from reason.engine.config import restore
-
     recorded = read_json(folder / "plan.json")
     here = {"runs": str(folder.path.parent)}
     trials = [
@@ -237,32 +227,31 @@ def _recorded(trial: Trial) -> dict[str, Any]:
 
 
 def _execute(folder: RunFolder, plan: SweepPlan, stop_on_error: bool, quiet: bool) -> RunFolder:
+    from reason.engine.stages import chain
+
     if folder.status == FINISHED and all(_finished(folder, t) for t in plan.trials):
         _say(f"{folder.name}: all {len(plan.trials)} trials are already finished", quiet)
         return folder
     failures: list[Trial] = []
     untrained: dict[str, str] = {}  # train_hash of a model that could not be trained -> why
-    stages = [_stage_hashes(t) for t in plan.trials]
+    models_of = [[*(stage.train_hash for stage in chain(t.plan)), t.train_hash] for t in plan.trials]
     _say_outdated(folder, plan, quiet)
     folder.settle()
     with signals(), folder.lock(), Mirror(folder) as mirror:
         folder.event("attempt", device="", devices=0)
         status = KILLED
         try:
-            for number, trial in enumerate(plan.trials, 1):
+            for number, (trial, models) in enumerate(zip(plan.trials, models_of, strict=True), 1):
                 label = " ".join(f"{k}={v}" for k, v in trial.varied.items())
                 _say(f"[{number}/{len(plan.trials)}] {label}", quiet)
                 try:
-                    for model in (*stages[number - 1], trial.train_hash):
-                        if model in untrained:
-                            raise RunError(
-                                f"The model of this trial could not be trained: {untrained[model]}"
-                            )
+                    if why := next((untrained[m] for m in models if m in untrained), None):
+                        raise RunError(f"The model of this trial could not be trained: {why}")
                     trial.run = _one(folder, trial, quiet).name
                 except ReasonError as error:
                     trial.problem = str(error)
                     failures.append(trial)
-                    for model in (*stages[number - 1], trial.train_hash):
+                    for model in models:
                         if not _trained(folder, model):
                             untrained.setdefault(model, error.message)
                     _say(f"  failed: {error}", quiet)
@@ -300,13 +289,6 @@ def _one(folder: RunFolder, trial: Trial, quiet: bool) -> RunFolder:
     return run(trial.plan, model=_trained(folder, trial.train_hash), sweep=folder, quiet=quiet)
 
 
-def _stage_hashes(trial: Trial) -> list[str]:
-    """Of the models that a trial begins with."""
-    from reason.engine.stages import chain
-
-    return [stage.train_hash for stage in chain(trial.plan)]
-
-
 def _say_outdated(folder: RunFolder, plan: SweepPlan, quiet: bool) -> None:
     """Why a model is trained again that another version of its method has trained: told once."""
     card, wanted = plan.trials[0].plan.card, plan.trials[0].plan
@@ -330,9 +312,10 @@ def _children(folder: RunFolder) -> list[RunFolder]:
 
 def _finished(folder: RunFolder, trial: Trial, quiet: bool = True) -> RunFolder | None:
     """A finished run with the trial's hash; one of this sweep's own, if there is one."""
-    same = [r for r in _children(folder) if r.identity["config_hash"] == trial.config_hash]
-    found = [r for r in same if _result(r, quiet)]
-    return max(found, key=lambda r: r.identity["parent"] == folder.name, default=None)
+    same = [
+        r for r in _children(folder) if r.identity["config_hash"] == trial.config_hash and _result(r, quiet)
+    ]
+    return max(same, key=lambda r: r.identity["parent"] == folder.name, default=None)
 
 
 def _trained(folder: RunFolder, train_hash: str) -> RunFolder | None:
@@ -381,8 +364,7 @@ def _summary(folder: RunFolder, plan: SweepPlan, results: dict[str, Result], qui
     }
     for hours_of in ("device_hours", "gpu_hours"):
         metrics[f"lineage_{hours_of}"] = metrics[hours_of] + sum(m.get(hours_of, 0.0) for m in began)
-    valid = [r.valid_accuracy for r in results.values() if r.valid_accuracy]
-    if valid:
+    if valid := [r.valid_accuracy for r in results.values() if r.valid_accuracy]:
         best = max if valid[0].larger_is_better else min
         metrics["valid_accuracy"] = best(v.value for v in valid)
     trials = [SweepTrial(t.varied, t.run, t.problem) for t in plan.trials]

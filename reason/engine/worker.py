@@ -150,8 +150,9 @@ def _evaluate(
     Returns:
         The curve and the baselines; nothing on other ranks than the first.
     """
-    here, ctx, config = session.world, session.ctx, session.plan.config
-    depths, resamples = session.plan.depths, config.eval.resamples
+    here, ctx, method, network = session.world, session.ctx, session.method, session.network
+    config, depths = session.plan.config, session.plan.depths
+    resamples, limit = config.eval.resamples, config.eval.limit
     validation: dict[int, dict[str, Outcome]] = {}  # depth -> the method's outcome as "", and those of rivals
     curve: list[Judged] = []
     for number, split in enumerate(("valid", "test")):
@@ -159,15 +160,7 @@ def _evaluate(
         meters = {depth: Stopwatch(here.device, samples, config.seed, here.is_main) for depth in depths}
         done = number * len(depths)
         run_log.progress("evaluating", done, 2 * len(depths), f"{split}, depth {depths[0]}")
-        judged = judge_depths(
-            session.method,
-            ctx,
-            here,
-            session.network,
-            getattr(ctx.data, split),
-            meters,
-            limit=config.eval.limit,
-        )
+        judged = judge_depths(method, ctx, here, network, getattr(ctx.data, split), meters, limit=limit)
         for depth, found in judged:
             done += 1
             run_log.progress("evaluating", done, 2 * len(depths), f"{split}, depth {depth}")
@@ -192,9 +185,7 @@ def _evaluate(
                 overall=evaluation.overall(evaluation.rows) if evaluation.overall else {},
             ))  # fmt: skip
     baselines: dict[str, Outcome] = {}
-    evaluations = judge_baselines(
-        session.method, ctx, here, session.network, ctx.data.test, config.depth, limit=config.eval.limit
-    )
+    evaluations = judge_baselines(method, ctx, here, network, ctx.data.test, config.depth, limit=limit)
     if here.is_main:
         for name, evaluation in evaluations.items():
             path = f"rows/test-{name}.arrow"

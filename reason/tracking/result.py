@@ -225,6 +225,5 @@ def _keys(kind: Any) -> dict[str, tuple[Any, bool]]:
     """Of each field of a dataclass, its type and whether it has to be there."""
     hints = typing.get_type_hints(kind)
     return {
-        f.name: (hints[f.name], f.default is MISSING and f.default_factory is MISSING)
-        for f in dataclasses.fields(kind)
+        f.name: (hints[f.name], f.default is f.default_factory is MISSING) for f in dataclasses.fields(kind)
     }
