@@ -22,13 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
+from torch.distributed.checkpoint import state_dict as dcp
 
 from reason.engine.parallel import World
 from reason.errors import RunError
@@ -36,7 +30,7 @@ from reason.errors import RunError
 FORMAT = 1
 KEEP = 2
 # strict: what is frozen is not in a checkpoint
-_FULL = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False)
+_FULL = dcp.StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Any], meta: dict[str, Any]) -> None:
@@ -124,7 +118,7 @@ def load_model(network: nn.Module, path: Path, train_hash: str) -> None:
 
 def network_state(wrapped: nn.Module) -> dict[str, Tensor]:
     """The whole weights of the network inside a wrapped objective, on CPU; every rank calls, rank 0 gets them."""
-    state = get_model_state_dict(wrapped, options=_FULL)
+    state = dcp.get_model_state_dict(wrapped, options=_FULL)
     return {name.removeprefix("network."): cast(Tensor, tensor) for name, tensor in state.items()}
 
 
@@ -138,8 +132,8 @@ class Checkpoints:
         self, step: int, wrapped: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
     ) -> str:
         """Write ``step-<step>``. Returns '' or why it could not be written (the one before stands)."""
-        model = get_model_state_dict(wrapped, options=_FULL)
-        optim = get_optimizer_state_dict(wrapped, optimizer, options=_FULL)
+        model = dcp.get_model_state_dict(wrapped, options=_FULL)
+        optim = dcp.get_optimizer_state_dict(wrapped, optimizer, options=_FULL)
         problem = ""
         if self.world.is_main:
             aside = self.folder / f".step-{step}.tmp"
@@ -174,13 +168,13 @@ class Checkpoints:
         tensors = load_tensors(path / "optimizer.safetensors", train_hash=self.train_hash)
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         optim = _unflatten_optimizer(tensors, state.pop("optimizer"))
-        set_model_state_dict(wrapped, model, options=_FULL)
-        set_optimizer_state_dict(wrapped, optimizer, optim, options=_FULL)
+        dcp.set_model_state_dict(wrapped, model, options=_FULL)
+        dcp.set_optimizer_state_dict(wrapped, optimizer, optim, options=_FULL)
         return state
 
     def save_best(self, step: int, wrapped: nn.Module) -> str:
         """Keep these weights as the best so far, under a name that the next checkpoint refers to."""
-        model = get_model_state_dict(wrapped, options=_FULL)
+        model = dcp.get_model_state_dict(wrapped, options=_FULL)
         problem = ""
         if self.world.is_main:
             final = self.folder / f"best-{step}.safetensors"
@@ -196,7 +190,7 @@ class Checkpoints:
 
     def load_best(self, step: int, wrapped: nn.Module) -> None:
         model = load_tensors(self.folder / f"best-{step}.safetensors", train_hash=self.train_hash)
-        set_model_state_dict(wrapped, model, options=_FULL)
+        dcp.set_model_state_dict(wrapped, model, options=_FULL)
 
     def _newest(self) -> str | None:
         """The newest checkpoint that reads; a corrupt one is passed over for the one before."""

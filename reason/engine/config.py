@@ -66,10 +66,9 @@ class TrainConfig:
             raise ValueError(f"train.lr is {self.lr}; it must be above 0 and finite.")
         if self.warmup + (self.cooldown if self.schedule == "trapezoid" else 0) > 1:
             raise ValueError("train.warmup and train.cooldown add up to more than 1.")
-        if self.batch_size < self.accumulate:
-            raise ValueError(
-                f"train.batch_size={self.batch_size} cannot be divided into {self.accumulate} micro-batches."
-            )
+        size, parts = self.batch_size, self.accumulate
+        if size < parts:
+            raise ValueError(f"train.batch_size={size} cannot be divided into {parts} micro-batches.")
 
 
 @dataclass
@@ -155,7 +154,7 @@ def _assemble(name: str, layers: list[Layer]) -> Plan:
     method = _last(layers, "method", name)
     card: MethodCard = registry.card("methods", method)
     layers = [("default", {"method": method}), (f"preset of {method}", dict(card.preset)), *layers]
-    layers = [(where, {_shorthand(k): v for k, v in values.items()}) for where, values in layers]
+    layers = [(where, {SHORTHANDS.get(k, k): v for k, v in values.items()}) for where, values in layers]
     backbone = registry.card("backbones", _last(layers, "backbone.name", card.backbone))
     kind = registry.card("backbones", card.backbone).kind  # a method works on backbones like its default one
     if backbone.kind != kind:
@@ -239,11 +238,7 @@ def _last(layers: list[Layer], name: str, default: str) -> str:
     return resolved(name, found, values) if name in values else default
 
 
-def _shorthand(key: str) -> str:
-    """`dataset=movielens-100k` means `dataset.name=movielens-100k`."""
-    return f"{key}.name" if key in ("dataset", "backbone") else key
-
-
+SHORTHANDS = {"dataset": "dataset.name", "backbone": "backbone.name"}  # as in dataset=movielens-100k
 OWN = {"sequences": "interactions", "text": "text"}  # by view: the dataset that reads one's own files
 
 

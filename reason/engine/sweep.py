@@ -27,6 +27,7 @@ from reason.engine.cost import lineage
 from reason.engine.launcher import Terminated, signals
 from reason.engine.layers import flatten, sweeps
 from reason.engine.plan import Plan
+from reason.engine.progress import say
 from reason.engine.runner import resume, run
 from reason.errors import ConfigError, DamagedRun, ReasonError, RunError, SweepError
 from reason.files import atomic, read_json, write_json
@@ -115,14 +116,13 @@ def plan_sweep(
     train_depth defaults to the largest depth of the sweep, so that one model serves them all. Without
     ``digests_of`` (data and sources) nothing is read, and what a path holds is taken to be its own.
     """
-    named = sweeps().get(name)
-    vary: dict[str, list[str]] = {}
-    base, fixed = name, []
-    if named is not None:
-        base = str(named.get("run") or name)
-        for key, values in (named.get("vary") or {}).items():
-            vary[key] = [str(v) for v in values] if isinstance(values, list) else expand(str(values))
-        fixed = [f"{k}={v}" for k, v in (named.get("set") or {}).items()]
+    named = sweeps().get(name, {})
+    base = str(named.get("run") or name)
+    fixed = [f"{k}={v}" for k, v in (named.get("set") or {}).items()]
+    vary = {
+        key: [str(v) for v in values] if isinstance(values, list) else expand(str(values))
+        for key, values in (named.get("vary") or {}).items()
+    }
     varied_here, also_fixed = axes(overrides)
     for word in also_fixed:  # a fixed value on the command line replaces a varied one of the file
         vary.pop(word.partition("=")[0].strip(), None)
@@ -230,7 +230,7 @@ def _execute(folder: RunFolder, plan: SweepPlan, stop_on_error: bool, quiet: boo
     from reason.engine.stages import chain
 
     if folder.status == FINISHED and all(_finished(folder, t) for t in plan.trials):
-        _say(f"{folder.name}: all {len(plan.trials)} trials are already finished", quiet)
+        say(f"{folder.name}: all {len(plan.trials)} trials are already finished", quiet)
         return folder
     failures: list[Trial] = []
     untrained: dict[str, str] = {}  # train_hash of a model that could not be trained -> why
@@ -243,7 +243,7 @@ def _execute(folder: RunFolder, plan: SweepPlan, stop_on_error: bool, quiet: boo
         try:
             for number, (trial, models) in enumerate(zip(plan.trials, models_of, strict=True), 1):
                 label = " ".join(f"{k}={v}" for k, v in trial.varied.items())
-                _say(f"[{number}/{len(plan.trials)}] {label}", quiet)
+                say(f"[{number}/{len(plan.trials)}] {label}", quiet)
                 try:
                     if why := next((untrained[m] for m in models if m in untrained), None):
                         raise RunError(f"The model of this trial could not be trained: {why}")
@@ -254,7 +254,7 @@ def _execute(folder: RunFolder, plan: SweepPlan, stop_on_error: bool, quiet: boo
                     for model in models:
                         if not _trained(folder, model):
                             untrained.setdefault(model, error.message)
-                    _say(f"  failed: {error}", quiet)
+                    say(f"  failed: {error}", quiet)
                     if stop_on_error:
                         break
             results = _results(folder, plan, quiet)
@@ -281,7 +281,7 @@ def _one(folder: RunFolder, trial: Trial, quiet: bool) -> RunFolder:
     """A trial's finished run: found, resumed or executed now."""
     same = [r for r in _children(folder) if r.identity["config_hash"] == trial.config_hash]
     if found := _finished(folder, trial, quiet):
-        _say(f"  already finished: {found.name}", quiet)
+        say(f"  already finished: {found.name}", quiet)
         return found
     for child in same:
         if child.identity["parent"] == folder.name and child.status in (INTERRUPTED, KILLED, FAILED):
@@ -297,7 +297,7 @@ def _say_outdated(folder: RunFolder, plan: SweepPlan, quiet: bool) -> None:
         if child.identity["method"] != card.name or version == card.version:
             continue
         if not wanted.retrains(flatten(child.config)):
-            _say(
+            say(
                 f"  The model of {child.name} is not reused: it was trained with version {version or 'unknown'} of {card.name}, and version "
                 f"{card.version} is installed.",
                 quiet,
@@ -312,10 +312,9 @@ def _children(folder: RunFolder) -> list[RunFolder]:
 
 def _finished(folder: RunFolder, trial: Trial, quiet: bool = True) -> RunFolder | None:
     """A finished run with the trial's hash; one of this sweep's own, if there is one."""
-    same = [
-        r for r in _children(folder) if r.identity["config_hash"] == trial.config_hash and _result(r, quiet)
-    ]
-    return max(same, key=lambda r: r.identity["parent"] == folder.name, default=None)
+    same = [r for r in _children(folder) if r.identity["config_hash"] == trial.config_hash]
+    found = (r for r in same if _result(r, quiet))
+    return max(found, key=lambda r: r.identity["parent"] == folder.name, default=None)
 
 
 def _trained(folder: RunFolder, train_hash: str) -> RunFolder | None:
@@ -332,7 +331,7 @@ def _result(run: RunFolder, quiet: bool = True) -> Result | None:
     try:
         return run.result
     except DamagedRun as error:
-        _say(f"  {error.message} It counts as not finished. {error.hint}", quiet)
+        say(f"  {error.message} It counts as not finished. {error.hint}", quiet)
         return None
 
 
@@ -384,8 +383,3 @@ def _write_table(folder: RunFolder, plan: SweepPlan, results: dict[str, Result])
                 a = result.accuracy
                 found = [a.value, a.low, a.high, *(result.metrics.get(name, "") for name in costs)]
             table.writerow([*(t.varied.get(k, "") for k in varied), t.run or "", *found])
-
-
-def _say(text: str, quiet: bool) -> None:
-    if not quiet:
-        print(text, file=sys.stderr, flush=True)

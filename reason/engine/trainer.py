@@ -110,10 +110,8 @@ class Trainer:
 
         denominators = None
         if k > 1:  # known before the first backward pass, so that nothing need be kept alive
-            counted = [
-                self.method.counts(self.network, b, self._place(step, m)) for m, b in enumerate(batches)
-            ]
-            denominators = totals(self.world, {n: sum(c[n] for c in counted) for n in counted[0]})
+            each = [self.method.counts(self.network, b, self._place(step, m)) for m, b in enumerate(batches)]
+            denominators = totals(self.world, {n: sum(c[n] for c in each) for n in each[0]})
         sums: dict[str, float] = {}
         for micro, batch in enumerate(batches):
             place = self._place(step, micro)

@@ -217,9 +217,8 @@ def _flat_metrics(head: Judged) -> dict[str, float]:
 
 
 def _short(value: Any) -> str:
-    return (
-        f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
-    )
+    text = f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else text
 
 
 def _metric_key(name: str) -> str:

@@ -27,7 +27,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -292,9 +292,7 @@ class RunFolder:
             return RUNNING
         last = self._last_of("attempt", "closed")
         if last is None or last["event"] != "closed" or last["status"] == FINISHED:
-            return (
-                INTERRUPTED  # closed as finished, and yet no result: it was deleted, and is to be made again
-            )
+            return INTERRUPTED  # closed as finished, but its result was deleted and has to be made again
         return last["status"]
 
     def settle(self) -> str:
@@ -339,10 +337,8 @@ class RunFolder:
         whole = data[: data.rfind(b"\n") + 1]
         points = []
         for line in whole.splitlines():
-            try:
+            with suppress(ValueError):  # a line torn by a kill
                 points.append(json.loads(line))
-            except ValueError:  # a line torn by a kill
-                continue
         return points, offset + len(whole)
 
     # --- the lock --------------------------------------------------------------------------

@@ -65,9 +65,7 @@ class Mirror:
         self._every = every
         self._client: MlflowClient | None = None
         self._open = False  # whether this mirror has seen the store take the whole run
-        self._preparing = (
-            False  # whether this process is busy on its own side: loading MLflow, making the file
-        )
+        self._preparing = False  # whether this process is busy itself: loading MLflow, making the file
         self._ending = ""  # the status that the run ended with
         self._stop = threading.Event()
         self._complete = False

@@ -367,15 +367,12 @@ def _ensure_answers(uri: str, seconds: float = 3.0) -> None:
 
 def _filesystem(folder: Path) -> str:
     """The type of the file system under ``folder``, or '' where that cannot be told."""
-    best, kind = "", ""
     try:
         mounts = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return ""
-    place = str(folder.resolve())
-    for line in mounts:
-        _, mount, fstype, *_ = line.split(" ")
-        inside = place == mount or place.startswith(mount.rstrip("/") + "/")
-        if inside and len(mount) >= len(best):
-            best, kind = mount, fstype
-    return kind
+    place, best = folder.resolve(), ("", "")
+    for mount, kind in (line.split(" ")[1:3] for line in mounts):
+        if place.is_relative_to(mount) and len(mount) >= len(best[0]):
+            best = (mount, kind)
+    return best[1]
