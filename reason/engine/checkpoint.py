@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict as dcp
+from torch.optim import Optimizer
 
 from reason.engine.parallel import World
 from reason.errors import RunError
@@ -128,9 +129,7 @@ class Checkpoints:
     def __init__(self, folder: Path, world: World, train_hash: str):
         self.folder, self.world, self.train_hash = folder, world, train_hash
 
-    def save(
-        self, step: int, wrapped: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
-    ) -> str:
+    def save(self, step: int, wrapped: nn.Module, optimizer: Optimizer, state: dict[str, Any]) -> str:
         """Write ``step-<step>``. Returns '' or why it could not be written (the one before stands)."""
         model = dcp.get_model_state_dict(wrapped, options=_FULL)
         optim = dcp.get_optimizer_state_dict(wrapped, optimizer, options=_FULL)
@@ -158,7 +157,7 @@ class Checkpoints:
                 problem = str(getattr(error, "strerror", None) or error)
         return self.world.same(problem)
 
-    def load(self, wrapped: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+    def load(self, wrapped: nn.Module, optimizer: Optimizer) -> dict[str, Any] | None:
         """Restore the newest checkpoint that is whole; its state, or None where there is none."""
         chosen = self.world.same(self._newest() if self.world.is_main else None)
         if chosen is None:

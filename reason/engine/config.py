@@ -18,15 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from reason import registry
-from reason.engine.layers import (
-    RECORDED,
-    Layer,
-    environment_layers,
-    experiment_layers,
-    flatten,
-    read_yaml,
-    split,
-)
+from reason.engine import layers
 from reason.engine.plan import Plan, check_depth
 from reason.engine.typed import Draft, resolved
 from reason.errors import ConfigError
@@ -134,28 +126,28 @@ def resolve(
     Raises:
         ConfigError: an unknown name, key, choice or a value of the wrong type.
     """
-    layers = [("sweep default", dict(defaults or {})), *experiment_layers(name, cwd or Path.cwd())]
-    layers += [(str(path), flatten(read_yaml(path), str(path))) for path in map(Path, files)]
-    layers += environment_layers(os.environ if environ is None else environ)
-    layers.append(("command line", dict(map(split, overrides))))
-    layers.append(("command line", {k: v for k, v in (flags or {}).items() if v is not None}))
-    return _assemble(name, layers)
+    stack = [("sweep default", dict(defaults or {})), *layers.experiment_layers(name, cwd or Path.cwd())]
+    stack += [(str(path), layers.flatten(layers.read_yaml(path), str(path))) for path in map(Path, files)]
+    stack += layers.environment_layers(os.environ if environ is None else environ)
+    stack.append(("command line", dict(map(layers.split, overrides))))
+    stack.append(("command line", {k: v for k, v in (flags or {}).items() if v is not None}))
+    return _assemble(name, stack)
 
 
 def restore(
     experiment: str, flat_or_nested: Mapping[str, Any], overrides: Mapping[str, Any] | None = None
 ) -> Plan:
     """The plan of a run that was recorded earlier, with ``overrides`` (dotted keys) on top."""
-    layers = [(RECORDED, flatten(flat_or_nested)), ("command line", dict(overrides or {}))]
-    return _assemble(experiment, layers)
+    stack = [(layers.RECORDED, layers.flatten(flat_or_nested)), ("command line", dict(overrides or {}))]
+    return _assemble(experiment, stack)
 
 
-def _assemble(name: str, layers: list[Layer]) -> Plan:
-    method = _last(layers, "method", name)
+def _assemble(name: str, stack: list[layers.Layer]) -> Plan:
+    method = _last(stack, "method", name)
     card: MethodCard = registry.card("methods", method)
-    layers = [("default", {"method": method}), (f"preset of {method}", dict(card.preset)), *layers]
-    layers = [(where, {SHORTHANDS.get(k, k): v for k, v in values.items()}) for where, values in layers]
-    backbone = registry.card("backbones", _last(layers, "backbone.name", card.backbone))
+    stack = [("default", {"method": method}), (f"preset of {method}", dict(card.preset)), *stack]
+    stack = [(where, {SHORTHANDS.get(k, k): v for k, v in values.items()}) for where, values in stack]
+    backbone = registry.card("backbones", _last(stack, "backbone.name", card.backbone))
     kind = registry.card("backbones", card.backbone).kind  # a method works on backbones like its default one
     if backbone.kind != kind:
         fit = [c.name for c in registry.cards("backbones")[0] if c.kind == kind]
@@ -163,7 +155,7 @@ def _assemble(name: str, layers: list[Layer]) -> Plan:
             f"The method {card.name!r} needs a {kind} as its backbone; {backbone.name!r} is a {backbone.kind}.",
             f"Choose a suitable backbone: {', '.join(fit)}.",
         )
-    layers, dataset = _choose_dataset(layers, card)
+    stack, dataset = _choose_dataset(stack, card)
     if card.view not in dataset.views:
         fit = [c.name for c in registry.cards("datasets")[0] if card.view in c.views]
         raise ConfigError(
@@ -172,7 +164,7 @@ def _assemble(name: str, layers: list[Layer]) -> Plan:
         )
     draft = Draft(_schema(card.name, card.Config, backbone.Config, dataset.Config), method)
     draft.merge("default", {"backbone.name": backbone.name, "dataset.name": dataset.name})
-    for where, values in layers:
+    for where, values in stack:
         draft.merge(where, values)
     _settle_depth(draft, card)
     config = draft.finish()
@@ -229,10 +221,10 @@ def _settle_depth(draft: Draft, card: MethodCard) -> None:
     draft.fill("train_depth", train_depth)
 
 
-def _last(layers: list[Layer], name: str, default: str) -> str:
+def _last(stack: list[layers.Layer], name: str, default: str) -> str:
     """The value of a key in the highest layer that has it, its interpolation resolved."""
     values, found = {}, ""
-    for where, layer in layers:
+    for where, layer in stack:
         values |= layer
         found = where if name in layer else found
     return resolved(name, found, values) if name in values else default
@@ -242,15 +234,15 @@ SHORTHANDS = {"dataset": "dataset.name", "backbone": "backbone.name"}  # as in d
 OWN = {"sequences": "interactions", "text": "text"}  # by view: the dataset that reads one's own files
 
 
-def _choose_dataset(layers: list[Layer], method: MethodCard) -> tuple[list[Layer], Any]:
+def _choose_dataset(stack: list[layers.Layer], method: MethodCard) -> tuple[list[layers.Layer], Any]:
     """The dataset's card, and the layers without keys of datasets that a later layer replaced.
 
     A path given as the name means one's own data at that path.
     """
-    kept: list[Layer] = []
+    kept: list[layers.Layer] = []
     name = method.dataset
-    everything = {k: v for _, values in layers for k, v in values.items()}
-    for where, values in layers:
+    everything = {k: v for _, values in stack for k, v in values.items()}
+    for where, values in stack:
         written = values.get("dataset.name")
         if written is not None:
             chosen = resolved("dataset.name", where, {**everything, "dataset.name": written})

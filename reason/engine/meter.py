@@ -7,6 +7,7 @@ Throughput: batched calls at a stated size. The two are never mixed.
 from __future__ import annotations
 
 import platform
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -85,17 +86,13 @@ def silent(device: torch.device) -> Stopwatch:
 
 def peak_memory_gb(world: World) -> float:
     """Most memory that any rank has held so far: by torch on a GPU, by the process (resident set) otherwise."""
-    return max(world.gather(_peak_memory_gb(world.device)))
+    if world.device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(world.device)
+    else:
+        import resource
 
-
-def _peak_memory_gb(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    import resource
-    import sys
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return max(world.gather(peak / 1e9))
 
 
 def device_name(device: torch.device) -> str:

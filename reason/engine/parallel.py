@@ -132,12 +132,12 @@ def choose_device(hardware: Any) -> tuple[str, int]:
         ConfigError: devices were asked for that are not here. Never a silent CPU run.
     """
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    kind, requested = hardware.device, hardware.gpus
+    kind, wanted = hardware.device, hardware.gpus
     if kind == "auto":
-        if requested and not found:
+        if wanted and not found:
             raise ConfigError(
-                f"{requested} GPU{'s' if requested > 1 else ''} requested, but CUDA finds none on this machine.",
-                f"Use --device cpu --gpus {requested} for {requested} CPU process{'es' if requested > 1 else ''}, or omit --gpus for one.",
+                f"{wanted} GPU{'s' if wanted > 1 else ''} requested, but CUDA finds none on this machine.",
+                f"Use --device cpu --gpus {wanted} for {wanted} CPU process{'es' if wanted > 1 else ''}, or omit --gpus for one.",
             )
         kind = "cuda" if found else "cpu"
     if kind == "cuda" and not found:
@@ -145,19 +145,17 @@ def choose_device(hardware: Any) -> tuple[str, int]:
             "--device cuda was requested, but CUDA finds no GPU on this machine.",
             "Use --device cpu, or run `reason doctor` to see why.",
         )
-    if kind == "cuda" and requested > found:
-        raise ConfigError(
-            f"{requested} GPUs requested, but this machine has {found}.", f"Use --gpus {found}."
-        )
+    if kind == "cuda" and wanted > found:
+        raise ConfigError(f"{wanted} GPUs requested, but this machine has {found}.", f"Use --gpus {found}.")
     if kind == "mps":
         if not torch.backends.mps.is_available():
             raise ConfigError(
                 "--device mps was requested, but torch finds no Apple GPU on this machine.",
                 "Use --device cpu.",
             )
-        if requested > 1:
+        if wanted > 1:
             raise ConfigError("mps is a single device.", "Omit --gpus.")
-    return kind, max(requested, 1)
+    return kind, max(wanted, 1)
 
 
 @contextmanager

@@ -1,9 +1,8 @@
 """The life of a run: folder and mirror, stages, workers, result, closing. (design: parent and workers)
 
-The parent resolves, refuses early, makes the folder and the MLflow run, launches the workers and
-closes. The workers (``worker.py``) train, evaluate and write; rank 0 writes result.json last, by
-rename. What the folder says is what happened: the parent derives status and cost from it, never from
-memory.
+The parent resolves, refuses early, makes the folder and the MLflow run, launches the workers and closes. The
+workers (``worker.py``) train, evaluate and write; rank 0 writes result.json last, by rename. What the folder
+says is what happened: the parent derives status and cost from it, never from memory.
 """
 
 from __future__ import annotations

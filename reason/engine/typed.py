@@ -243,12 +243,7 @@ def _at(where: str) -> str:
 
 
 def _select(
-    plain: Any,
-    key: str,
-    written: Mapping[str, str],
-    origin: Mapping[str, str],
-    keys: Iterable[str],
-    absent: str,
+    plain: Any, key: str, written: dict[str, str], origin: dict[str, str], keys: Iterable[str], absent: str
 ) -> Any:
     """The value of a key among plain values, its interpolation resolved.
 

@@ -44,10 +44,9 @@ def work(payload: dict[str, Any]) -> None:
                 gpus = here.size if on_gpu else 0
                 folder.write_result(replace(result, metrics=metrics, device=payload["device"], gpus=gpus))
             here.barrier()
-        except ReasonError:
-            raise
-        except Exception:
-            run_log.note(traceback.format_exc())
+        except Exception as error:
+            if not isinstance(error, ReasonError):
+                run_log.note(traceback.format_exc())
             raise
         finally:
             run_log.close()
