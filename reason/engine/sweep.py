@@ -251,9 +251,7 @@ def _execute(folder: RunFolder, plan: SweepPlan, stop_on_error: bool, quiet: boo
                 except ReasonError as error:
                     trial.problem = str(error)
                     failures.append(trial)
-                    for model in models:
-                        if not _trained(folder, model):
-                            untrained.setdefault(model, error.message)
+                    untrained = {m: error.message for m in models if not _trained(folder, m)} | untrained
                     say(f"  failed: {error}", quiet)
                     if stop_on_error:
                         break

@@ -198,22 +198,20 @@ class _Kind:
 
     @property
     def name(self) -> str:
-        one, several = {
-            int: ("a whole number", "whole numbers"),
-            float: ("a number", "numbers"),
-            bool: ("true or false", "true or false"),
-            str: ("text", "texts"),
-        }[self.base]
+        one, several, *_ = _WORDS[self.base]
         return (f"a list of {several}" if self.many else one) + " (or null)" * self.optional
 
     @property
     def example(self) -> str:
-        if self.choices:
-            return self.choices[0]
-        one, several = {int: ("3", "1,2,3"), float: ("0.001", "0.1,0.5"), bool: ("true", "true,false")}.get(
-            self.base, ("TEXT", "ONE,TWO")
-        )
-        return several if self.many else one
+        return self.choices[0] if self.choices else _WORDS[self.base][3 if self.many else 2]
+
+
+_WORDS = {  # for one value and for a list of them, and an example of each
+    int: ("a whole number", "whole numbers", "3", "1,2,3"),
+    float: ("a number", "numbers", "0.001", "0.1,0.5"),
+    bool: ("true or false", "true or false", "true", "true,false"),
+    str: ("text", "texts", "TEXT", "ONE,TWO"),
+}
 
 
 def _escaped(value: Any) -> Any:

@@ -86,7 +86,6 @@ class Mirror:
         Returns:
             whether the mirror is complete; otherwise ``sync`` completes it later.
         """
-        status = status.lower()
         assert status in ENDED, status
         self._ending = status
         self._stop.set()

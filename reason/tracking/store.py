@@ -46,8 +46,7 @@ def tracking_uri(cwd: Path | str | None = None) -> str:
     path = sqlite_path(uri)
     if path is None:
         return uri
-    absolute = (Path.cwd() if cwd is None else Path(cwd)).resolve() / path
-    return f"sqlite:///{absolute}"
+    return f"sqlite:///{Path(cwd or '.').resolve() / path}"
 
 
 def sqlite_path(uri: str) -> Path | None:
