@@ -1,10 +1,9 @@
 """Names that people type, and the cards behind them.
 
-Methods, backbones and datasets are all found the same way: an entry point in
-the group ``reason.<kind>`` names a *card*, a small torch-free object with a
-name, a summary, a Config dataclass and a ``target`` ("module:attribute") that
-is imported only when the thing is used. Other distributions add theirs by the
-same groups.
+Methods, backbones and datasets are all found the same way: an entry point in the group ``reason.<kind>``
+names a *card*, a small torch-free object with a name, a summary, a Config dataclass and a ``target``
+("module:attribute") that is imported only when the thing is used. Other distributions add theirs by the same
+groups.
 """
 
 from __future__ import annotations

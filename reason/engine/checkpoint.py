@@ -22,22 +22,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
+from torch.distributed.checkpoint import state_dict as dcp
+from torch.optim import Optimizer
 
 from reason.engine.parallel import World
 from reason.errors import RunError
 
 FORMAT = 1
 KEEP = 2
-_FULL = StateDictOptions(
-    full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False
-)  # strict: what is frozen is not in a checkpoint
+# strict: what is frozen is not in a checkpoint
+_FULL = dcp.StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Any], meta: dict[str, Any]) -> None:
@@ -125,7 +119,7 @@ def load_model(network: nn.Module, path: Path, train_hash: str) -> None:
 
 def network_state(wrapped: nn.Module) -> dict[str, Tensor]:
     """The whole weights of the network inside a wrapped objective, on CPU; every rank calls, rank 0 gets them."""
-    state = get_model_state_dict(wrapped, options=_FULL)
+    state = dcp.get_model_state_dict(wrapped, options=_FULL)
     return {name.removeprefix("network."): cast(Tensor, tensor) for name, tensor in state.items()}
 
 
@@ -133,16 +127,12 @@ class Checkpoints:
     """The checkpoints of one run, in its folder. Every rank calls; rank 0 writes."""
 
     def __init__(self, folder: Path, world: World, train_hash: str):
-        self.folder = folder
-        self.world = world
-        self.train_hash = train_hash
+        self.folder, self.world, self.train_hash = folder, world, train_hash
 
-    def save(
-        self, step: int, wrapped: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
-    ) -> str:
+    def save(self, step: int, wrapped: nn.Module, optimizer: Optimizer, state: dict[str, Any]) -> str:
         """Write ``step-<step>``. Returns '' or why it could not be written (the one before stands)."""
-        model = get_model_state_dict(wrapped, options=_FULL)
-        optim = get_optimizer_state_dict(wrapped, optimizer, options=_FULL)
+        model = dcp.get_model_state_dict(wrapped, options=_FULL)
+        optim = dcp.get_optimizer_state_dict(wrapped, optimizer, options=_FULL)
         problem = ""
         if self.world.is_main:
             aside = self.folder / f".step-{step}.tmp"
@@ -167,7 +157,7 @@ class Checkpoints:
                 problem = str(getattr(error, "strerror", None) or error)
         return self.world.same(problem)
 
-    def load(self, wrapped: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+    def load(self, wrapped: nn.Module, optimizer: Optimizer) -> dict[str, Any] | None:
         """Restore the newest checkpoint that is whole; its state, or None where there is none."""
         chosen = self.world.same(self._newest() if self.world.is_main else None)
         if chosen is None:
@@ -176,15 +166,14 @@ class Checkpoints:
         model = load_tensors(path / "model.safetensors", train_hash=self.train_hash)
         tensors = load_tensors(path / "optimizer.safetensors", train_hash=self.train_hash)
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        set_model_state_dict(wrapped, model, options=_FULL)
-        set_optimizer_state_dict(
-            wrapped, optimizer, _unflatten_optimizer(tensors, state.pop("optimizer")), options=_FULL
-        )
+        optim = _unflatten_optimizer(tensors, state.pop("optimizer"))
+        dcp.set_model_state_dict(wrapped, model, options=_FULL)
+        dcp.set_optimizer_state_dict(wrapped, optimizer, optim, options=_FULL)
         return state
 
     def save_best(self, step: int, wrapped: nn.Module) -> str:
         """Keep these weights as the best so far, under a name that the next checkpoint refers to."""
-        model = get_model_state_dict(wrapped, options=_FULL)
+        model = dcp.get_model_state_dict(wrapped, options=_FULL)
         problem = ""
         if self.world.is_main:
             final = self.folder / f"best-{step}.safetensors"
@@ -200,24 +189,20 @@ class Checkpoints:
 
     def load_best(self, step: int, wrapped: nn.Module) -> None:
         model = load_tensors(self.folder / f"best-{step}.safetensors", train_hash=self.train_hash)
-        set_model_state_dict(wrapped, model, options=_FULL)
+        dcp.set_model_state_dict(wrapped, model, options=_FULL)
 
     def _newest(self) -> str | None:
         """The newest checkpoint that reads; a corrupt one is passed over for the one before."""
-        steps = sorted(
-            (int(p.name.split("-")[1]) for p in self.folder.glob("step-*") if p.is_dir()), reverse=True
-        )
+        steps = [int(p.name.split("-")[1]) for p in self.folder.glob("step-*") if p.is_dir()]
         problems = []
-        for step in steps:
+        for step in sorted(steps, reverse=True):
             path = self.folder / f"step-{step}"
             try:
                 state = json.loads((path / "state.json").read_text(encoding="utf-8"))
                 for file in ("model.safetensors", "optimizer.safetensors"):
                     load_tensors(path / file, train_hash=self.train_hash)
-                if state["best_step"] is not None:
-                    load_tensors(
-                        self.folder / f"best-{state['best_step']}.safetensors", train_hash=self.train_hash
-                    )
+                if (best := state["best_step"]) is not None:
+                    load_tensors(self.folder / f"best-{best}.safetensors", train_hash=self.train_hash)
                 return path.name
             except (RunError, OSError, ValueError, KeyError) as error:
                 problems.append(str(error).splitlines()[0])

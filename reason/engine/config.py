@@ -18,15 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from reason import registry
-from reason.engine.layers import (
-    RECORDED,
-    Layer,
-    environment_layers,
-    experiment_layers,
-    flatten,
-    read_yaml,
-    split,
-)
+from reason.engine import layers
 from reason.engine.plan import Plan, check_depth
 from reason.engine.typed import Draft, resolved
 from reason.errors import ConfigError
@@ -40,10 +32,7 @@ from reason.methods.base import MethodCard
 class TrainConfig:
     """How a model is trained. Counts are global: they do not change with the number of ranks."""
 
-    epochs: int = key(
-        30,
-        "passes over the training examples; with epochs=0 and steps=0 the initial model is evaluated untrained",
-    )
+    epochs: int = key(30, "passes over the training examples; 0 (and steps=0) = evaluate the initial model")
     steps: int = key(0, "optimizer steps; above 0, it replaces epochs")
     batch_size: int = key(64, "examples per optimizer step, over all ranks and micro-batches")
     accumulate: int = key(1, "micro-batches per optimizer step on each rank (gradient accumulation)")
@@ -56,17 +45,11 @@ class TrainConfig:
         "constant", "learning rate schedule after the warmup"
     )
     warmup: float = key(0.0, "fraction of the planned steps over which the learning rate rises from 0")
-    cooldown: float = key(
-        0.2, "trapezoid: fraction of the planned steps over which the learning rate falls to 0"
-    )
+    cooldown: float = key(0.2, "trapezoid: fraction of planned steps over which the learning rate falls to 0")
     clip: float = key(1.0, "maximum gradient norm; 0 = no clipping")
-    precision: Literal["fp32", "bf16"] = key(
-        "fp32", "bf16 = automatic mixed precision (autocast); weights stay in fp32"
-    )
+    precision: Literal["fp32", "bf16"] = key("fp32", "bf16 = mixed precision (autocast), weights in fp32")
     every: int = key(0, "steps between validations, each followed by a checkpoint; 0 = once per epoch")
-    patience: int = key(
-        5, "validations without improvement before training stops early; 0 = no early stopping"
-    )
+    patience: int = key(5, "validations without improvement before training stops; 0 = no early stopping")
 
     def __post_init__(self):
         _at_least(self, "train", epochs=0, steps=0, batch_size=1, accumulate=1, every=0, patience=0, clip=0)
@@ -75,10 +58,9 @@ class TrainConfig:
             raise ValueError(f"train.lr is {self.lr}; it must be above 0 and finite.")
         if self.warmup + (self.cooldown if self.schedule == "trapezoid" else 0) > 1:
             raise ValueError("train.warmup and train.cooldown add up to more than 1.")
-        if self.batch_size < self.accumulate:
-            raise ValueError(
-                f"train.batch_size={self.batch_size} cannot be divided into {self.accumulate} micro-batches."
-            )
+        size, parts = self.batch_size, self.accumulate
+        if size < parts:
+            raise ValueError(f"train.batch_size={size} cannot be divided into {parts} micro-batches.")
 
 
 @dataclass
@@ -86,9 +68,7 @@ class EvalConfig:
     """How a model is judged."""
 
     batch_size: int = key(256, "examples per batch; throughput is measured at this batch size")
-    limit: int = key(
-        0, "evaluate and calibrate on at most this many examples, spread evenly over the split; 0 = all"
-    )
+    limit: int = key(0, "most examples to evaluate and calibrate on, spread evenly over the split; 0 = all")
     curve: bool = key(True, "also evaluate every smaller depth, for a curve of accuracy against depth")
     latency_samples: int = key(100, "requests timed one by one; with fewer than 20 no p95 is reported")
     resamples: int = key(2000, "bootstrap resamples for the 95% confidence interval")
@@ -118,10 +98,8 @@ def _at_least(section: Any, name: str, **least: float) -> None:
 
 def _within(section: Any, name: str, **bounds: tuple[float, float]) -> None:
     for leaf, (low, high) in bounds.items():
-        if not low <= getattr(section, leaf) <= high:
-            raise ValueError(
-                f"{name}.{leaf} is {getattr(section, leaf)}; it must be between {low} and {high}."
-            )
+        if not low <= (value := getattr(section, leaf)) <= high:
+            raise ValueError(f"{name}.{leaf} is {value}; it must be between {low} and {high}.")
 
 
 # --- resolving --------------------------------------------------------------------------------------
@@ -148,43 +126,45 @@ def resolve(
     Raises:
         ConfigError: an unknown name, key, choice or a value of the wrong type.
     """
-    environ = os.environ if environ is None else environ
-    cwd = Path.cwd() if cwd is None else cwd
-    layers = [("sweep default", dict(defaults or {})), *experiment_layers(name, cwd)]
-    layers += [(str(path), flatten(read_yaml(path), str(path))) for path in map(Path, files)]
-    layers += environment_layers(environ)
-    arguments = [split(word) for word in overrides]
-    layers.append(("command line", dict(arguments)))
-    layers.append(("command line", {k: v for k, v in (flags or {}).items() if v is not None}))
-    return _assemble(name, layers)
+    stack = [("sweep default", dict(defaults or {})), *layers.experiment_layers(name, cwd or Path.cwd())]
+    stack += [(str(path), layers.flatten(layers.read_yaml(path), str(path))) for path in map(Path, files)]
+    stack += layers.environment_layers(os.environ if environ is None else environ)
+    stack.append(("command line", dict(map(layers.split, overrides))))
+    stack.append(("command line", {k: v for k, v in (flags or {}).items() if v is not None}))
+    return _assemble(name, stack)
 
 
 def restore(
     experiment: str, flat_or_nested: Mapping[str, Any], overrides: Mapping[str, Any] | None = None
 ) -> Plan:
     """The plan of a run that was recorded earlier, with ``overrides`` (dotted keys) on top."""
-    layers = [(RECORDED, flatten(flat_or_nested)), ("command line", dict(overrides or {}))]
-    return _assemble(experiment, layers)
+    stack = [(layers.RECORDED, layers.flatten(flat_or_nested)), ("command line", dict(overrides or {}))]
+    return _assemble(experiment, stack)
 
 
-def _assemble(name: str, layers: list[Layer]) -> Plan:
-    method = _last(layers, "method", name)
+def _assemble(name: str, stack: list[layers.Layer]) -> Plan:
+    method = _last(stack, "method", name)
     card: MethodCard = registry.card("methods", method)
-    layers = [("default", {"method": method}), (f"preset of {method}", dict(card.preset)), *layers]
-    layers = [(where, {_shorthand(k): v for k, v in values.items()}) for where, values in layers]
-    backbone = registry.card("backbones", _last(layers, "backbone.name", card.backbone))
-    _suits(backbone, card)
-    layers, dataset = _choose_dataset(layers, card)
+    stack = [("default", {"method": method}), (f"preset of {method}", dict(card.preset)), *stack]
+    stack = [(where, {SHORTHANDS.get(k, k): v for k, v in values.items()}) for where, values in stack]
+    backbone = registry.card("backbones", _last(stack, "backbone.name", card.backbone))
+    kind = registry.card("backbones", card.backbone).kind  # a method works on backbones like its default one
+    if backbone.kind != kind:
+        fit = [c.name for c in registry.cards("backbones")[0] if c.kind == kind]
+        raise ConfigError(
+            f"The method {card.name!r} needs a {kind} as its backbone; {backbone.name!r} is a {backbone.kind}.",
+            f"Choose a suitable backbone: {', '.join(fit)}.",
+        )
+    stack, dataset = _choose_dataset(stack, card)
     if card.view not in dataset.views:
+        fit = [c.name for c in registry.cards("datasets")[0] if card.view in c.views]
         raise ConfigError(
             f"The method {method!r} needs {card.view!r} data; the dataset {dataset.name!r} provides {', '.join(dataset.views)}.",
-            "Choose a suitable dataset: "
-            + ", ".join(c.name for c in registry.cards("datasets")[0] if card.view in c.views)
-            + ".",
+            f"Choose a suitable dataset: {', '.join(fit)}.",
         )
     draft = Draft(_schema(card.name, card.Config, backbone.Config, dataset.Config), method)
     draft.merge("default", {"backbone.name": backbone.name, "dataset.name": dataset.name})
-    for where, values in layers:
+    for where, values in stack:
         draft.merge(where, values)
     _settle_depth(draft, card)
     config = draft.finish()
@@ -199,17 +179,6 @@ def _assemble(name: str, layers: list[Layer]) -> Plan:
     return Plan(name, card, config, flat, draft.origin, draft.written)
 
 
-def _suits(backbone: Any, card: MethodCard) -> None:
-    """A method works on backbones of the kind of its default one."""
-    kind = registry.card("backbones", card.backbone).kind
-    if backbone.kind != kind:
-        fit = [c.name for c in registry.cards("backbones")[0] if c.kind == kind]
-        raise ConfigError(
-            f"The method {card.name!r} needs a {kind} as its backbone; {backbone.name!r} is a {backbone.kind}.",
-            f"Choose a suitable backbone: {', '.join(fit)}.",
-        )
-
-
 @functools.cache
 def _schema(method: str, own: type, backbone: type, dataset: type) -> type:
     """The dataclass of a whole run of this method on this backbone and dataset."""
@@ -217,31 +186,21 @@ def _schema(method: str, own: type, backbone: type, dataset: type) -> type:
     def section(kind: type) -> Any:  # OmegaConf reads the class itself: checks run on what is resolved, once
         return dataclasses.field(default_factory=lambda: kind)
 
-    return dataclasses.make_dataclass(
-        "RunConfig",
-        [
-            ("method", str, key(method, "the reasoning method")),
-            (
-                "depth",
-                int | None,
-                key(None, "amount of reasoning at which the headline accuracy is measured"),
-            ),
-            (
-                "train_depth",
-                int | None,
-                key(None, "depth at which the model is trained; 0 = the base, without the method"),
-            ),
-            ("seed", int, key(0, "seed of the data order, the initial weights and every random draw")),
-            ("backbone", backbone, section(backbone)),
-            ("dataset", dataset, section(dataset)),
-            (method, own, section(own)),
-            ("train", TrainConfig, section(TrainConfig)),
-            ("eval", EvalConfig, section(EvalConfig)),
-            ("hardware", HardwareConfig, section(HardwareConfig)),
-            ("runs", str, key("runs", "folder in which run folders are created")),
-            ("offline", bool, key(False, "do not download anything; use caches and local paths only")),
-        ],
-    )
+    keys = [
+        ("method", str, key(method, "the reasoning method")),
+        ("depth", int | None, key(None, "amount of reasoning at which the headline accuracy is measured")),
+        ("train_depth", int | None, key(None, "depth used in training; 0 = the base, without the method")),
+        ("seed", int, key(0, "seed of the data order, the initial weights and every random draw")),
+        ("backbone", backbone, section(backbone)),
+        ("dataset", dataset, section(dataset)),
+        (method, own, section(own)),
+        ("train", TrainConfig, section(TrainConfig)),
+        ("eval", EvalConfig, section(EvalConfig)),
+        ("hardware", HardwareConfig, section(HardwareConfig)),
+        ("runs", str, key("runs", "folder in which run folders are created")),
+        ("offline", bool, key(False, "do not download anything; use caches and local paths only")),
+    ]
+    return dataclasses.make_dataclass("RunConfig", keys)
 
 
 def _settle_depth(draft: Draft, card: MethodCard) -> None:
@@ -262,32 +221,28 @@ def _settle_depth(draft: Draft, card: MethodCard) -> None:
     draft.fill("train_depth", train_depth)
 
 
-def _last(layers: list[Layer], name: str, default: str) -> str:
+def _last(stack: list[layers.Layer], name: str, default: str) -> str:
     """The value of a key in the highest layer that has it, its interpolation resolved."""
     values, found = {}, ""
-    for where, layer in layers:
+    for where, layer in stack:
         values |= layer
         found = where if name in layer else found
     return resolved(name, found, values) if name in values else default
 
 
-def _shorthand(key: str) -> str:
-    """`dataset=movielens-100k` means `dataset.name=movielens-100k`."""
-    return f"{key}.name" if key in ("dataset", "backbone") else key
-
-
+SHORTHANDS = {"dataset": "dataset.name", "backbone": "backbone.name"}  # as in dataset=movielens-100k
 OWN = {"sequences": "interactions", "text": "text"}  # by view: the dataset that reads one's own files
 
 
-def _choose_dataset(layers: list[Layer], method: MethodCard) -> tuple[list[Layer], Any]:
+def _choose_dataset(stack: list[layers.Layer], method: MethodCard) -> tuple[list[layers.Layer], Any]:
     """The dataset's card, and the layers without keys of datasets that a later layer replaced.
 
     A path given as the name means one's own data at that path.
     """
-    kept: list[Layer] = []
+    kept: list[layers.Layer] = []
     name = method.dataset
-    everything = {k: v for _, values in layers for k, v in values.items()}
-    for where, values in layers:
+    everything = {k: v for _, values in stack for k, v in values.items()}
+    for where, values in stack:
         written = values.get("dataset.name")
         if written is not None:
             chosen = resolved("dataset.name", where, {**everything, "dataset.name": written})

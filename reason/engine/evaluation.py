@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -80,10 +80,8 @@ def judge_baselines(
     meter = silent(world.device)
     here = replace(ctx, meter=meter, limit=limit)
     with _judging(network):
-        found = method.baselines(here, network, split, depth)
-        return {
-            name: _joined(here, world, len(split), mine, meter).evaluation for name, mine in found.items()
-        }
+        found = method.baselines(here, network, split, depth).items()
+        return {name: _joined(here, world, len(split), mine, meter).evaluation for name, mine in found}
 
 
 @contextmanager
@@ -102,28 +100,18 @@ def _joined(ctx: Context, world: World, examples: int, mine: Evaluation, meter: 
     assert mine.rows.num_rows == len(ctx.shard(examples)), "an evaluation has one row per example"
     own = {name: rival.cost for name, rival in mine.rivals.items()}
     parts = world.gather((mine.rows, mine.cost, own, meter.rate()))
-    rivals = {
-        name: replace(rival, cost=_summed([costs[name] for _, _, costs, _ in parts]))
-        for name, rival in mine.rivals.items()
-    }
-    units, seconds = sum(r[0] for *_, r in parts), max(r[1] for *_, r in parts)
-    return TimedEvaluation(
-        replace(
-            mine,
-            rows=interleave([rows for rows, *_ in parts]),
-            cost=_summed([cost for _, cost, *_ in parts]),
-            rivals=rivals,
-        ),
-        meter.latency(),
-        units / seconds if seconds > 0 else None,
-    )
+    rows, costs, rival_costs, rates = zip(*parts, strict=True)
+    rivals = {n: replace(r, cost=_summed([c[n] for c in rival_costs])) for n, r in mine.rivals.items()}
+    joined = replace(mine, rows=interleave(rows), cost=_summed(costs), rivals=rivals)
+    units, seconds = sum(u for u, _ in rates), max(s for _, s in rates)
+    return TimedEvaluation(joined, meter.latency(), units / seconds if seconds > 0 else None)
 
 
-def _summed(counters: list[dict[str, float]]) -> dict[str, float]:
+def _summed(counters: Sequence[dict[str, float]]) -> dict[str, float]:
     return {name: sum(c[name] for c in counters) for name in counters[0]}
 
 
-def interleave(parts: list[pa.Table]) -> pa.Table:
+def interleave(parts: Sequence[pa.Table]) -> pa.Table:
     """Undo ``Context.shard``: rank r holds the rows r, r + size, r + 2 size, ..."""
     if len(parts) == 1:
         return parts[0]

@@ -58,9 +58,10 @@ def launch(work: Callable[..., Any], payload: dict[str, Any], processes: int, th
     )  # fmt: skip
     failure = Path(payload["folder"]) / FAILURE
     failure.unlink(missing_ok=True)
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # the ranks inherit it
     try:
-        with _variable("OMP_NUM_THREADS", str(threads)):
-            elastic_launch(config, _guarded)(work, payload, os.getpid())
+        elastic_launch(config, _guarded)(work, payload, os.getpid())
     except SignalException as error:
         if error.sigval == signal.SIGINT:
             raise KeyboardInterrupt from error
@@ -73,20 +74,10 @@ def launch(work: Callable[..., Any], payload: dict[str, Any], processes: int, th
             f"Rank {rank} exited with code {first.exitcode}.",
             f"Its last output is in {failure.with_name(f'log-rank{rank}.txt' if rank else 'log.txt')}.",
         ) from None
-
-
-@contextmanager
-def _variable(name: str, value: str) -> Iterator[None]:
-    """Within, an environment variable has another value: what is started inherits it."""
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
     finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+        del os.environ["OMP_NUM_THREADS"]
+        if before is not None:
+            os.environ["OMP_NUM_THREADS"] = before
 
 
 # --- in the workers ---------------------------------------------------------------------------------

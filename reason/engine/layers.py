@@ -19,9 +19,7 @@ Layer = tuple[str, dict[str, Any]]  # (where it comes from, {dotted key: text})
 
 RECORDED = "recorded run"  # the layer that holds what an earlier run has resolved
 RESERVED_ENVIRONMENT = {"REASON_CACHE"}
-MOST_NODES = (
-    100_000  # of a file whose anchors are written out; the largest experiments file has some hundreds
-)
+MOST_NODES = 100_000  # of a file with its anchors written out; the largest experiments file has hundreds
 
 
 def shipped_experiments() -> Path:
@@ -60,18 +58,14 @@ Definitions = dict[str, list[tuple[str, dict[str, Any]]]]  # {name: [(file, body
 
 
 def _definitions(section: str, cwd: Path | None) -> Definitions:
+    shipped, local = shipped_experiments(), (cwd or Path.cwd()) / "experiments.yaml"
+    files = [("shipped experiments.yaml", shipped)]
+    if local.exists() and local.resolve() != shipped.resolve():
+        files.append(("./experiments.yaml", local))
     found: Definitions = {}
-    for where, path in _files(cwd or Path.cwd()):
+    for where, path in files:
         for name, body in _section(path, section).items():
             found.setdefault(name, []).append((where, body))
-    return found
-
-
-def _files(cwd: Path) -> list[tuple[str, Path]]:
-    shipped, local = shipped_experiments(), cwd / "experiments.yaml"
-    found = [("shipped experiments.yaml", shipped)]
-    if local.exists() and local.resolve() != shipped.resolve():
-        found.append(("./experiments.yaml", local))
     return found
 
 
@@ -117,16 +111,14 @@ def experiment_layers(name: str, cwd: Path) -> list[Layer]:
 def _through_extends(name: str, found: Definitions) -> list[Layer]:
     layers: list[Layer] = []
     for ancestor in _ancestry(name, found):
-        here = [
-            (f"{where}: {ancestor}", flatten(body, f"{where}: {ancestor}")) for where, body in found[ancestor]
-        ]
+        here: list[Layer] = []
+        for file, body in found[ancestor]:
+            values = flatten(body, where := f"{file}: {ancestor}")
+            here.append((where, {k: v for k, v in values.items() if k not in ("summary", "extends")}))
         if ancestor in registry.names("methods") and _method([*layers, *here]) is None:
             here[0][1]["method"] = ancestor  # an experiment of a method's name changes its defaults
         layers += here
-    return [
-        (where, {k: v for k, v in values.items() if k not in ("summary", "extends")})
-        for where, values in layers
-    ]
+    return layers
 
 
 def _ancestry(name: str, found: Definitions) -> list[str]:
@@ -216,9 +208,8 @@ class _Loader(_BaseLoader):
         if len(found) < len(node.value):
             names = [key.value for key, _ in node.value]
             twice = next(key for i, (key, _) in enumerate(node.value) if key.value in names[:i])
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key {twice.value!r} appears twice", twice.start_mark
-            )
+            problem = f"the key {twice.value!r} appears twice"
+            raise yaml.constructor.ConstructorError(None, None, problem, twice.start_mark)
         return found
 
 
@@ -240,9 +231,8 @@ def _nodes(tree: Any, counted: dict[int, int]) -> int:
 def split(word: str) -> tuple[str, str]:
     key, equals, value = word.partition("=")
     if not equals or not key.strip():
-        raise ConfigError(
-            f"{word!r} is not of the form key=value.", f"For example: {word.strip('= ') or 'depth'}=2"
-        )
+        example = f"{word.strip('= ') or 'depth'}=2"
+        raise ConfigError(f"{word!r} is not of the form key=value.", f"For example: {example}")
     return key.strip(), value
 
 
@@ -253,12 +243,11 @@ def flatten(tree: Mapping[str, Any], where: str = "") -> dict[str, Any]:
         ConfigError: a key that is set in both spellings; ``where`` says in what layer.
     """
     flat: dict[str, Any] = {}
+    at = f" in {where}" if where else ""
     for key, value in tree.items():
         inside = flatten(value, where) if isinstance(value, Mapping) else None
         found = {key: value} if inside is None else {f"{key}.{leaf}": v for leaf, v in inside.items()}
         for twice in found.keys() & flat.keys():
-            raise ConfigError(
-                f"{twice} is set twice{f' in {where}' if where else ''}.", "Remove one of the two."
-            )
+            raise ConfigError(f"{twice} is set twice{at}.", "Remove one of the two.")
         flat |= found
     return flat

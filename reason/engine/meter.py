@@ -6,6 +6,8 @@ Throughput: batched calls at a stated size. The two are never mixed.
 
 from __future__ import annotations
 
+import platform
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +16,7 @@ import numpy as np
 import torch
 
 from reason.engine.parallel import World
+from reason.tracking.provenance import cpu
 
 WARM_UP = 3  # calls that are made and not counted
 LEAST_FOR_P95 = 20
@@ -83,17 +86,13 @@ def silent(device: torch.device) -> Stopwatch:
 
 def peak_memory_gb(world: World) -> float:
     """Most memory that any rank has held so far: by torch on a GPU, by the process (resident set) otherwise."""
-    return max(world.gather(_peak_memory_gb(world.device)))
+    if world.device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(world.device)
+    else:
+        import resource
 
-
-def _peak_memory_gb(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    import resource
-    import sys
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return max(world.gather(peak / 1e9))
 
 
 def device_name(device: torch.device) -> str:
@@ -101,10 +100,4 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     if device.type == "mps":
         return "Apple GPU"
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as f:
-            return next(line.split(":", 1)[1].strip() for line in f if line.startswith("model name"))
-    except (OSError, StopIteration):
-        import platform
-
-        return platform.processor() or platform.machine()
+    return cpu() or platform.machine()

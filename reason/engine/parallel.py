@@ -47,9 +47,8 @@ class World:
 
     def sum(self, values: Tensor) -> Tensor:
         """Element-wise sum over ranks (a copy; float64 so that counts stay exact)."""
-        values = values.detach().to(
-            self.device, torch.float32 if self.device.type == "mps" else torch.float64
-        )
+        exact = torch.float32 if self.device.type == "mps" else torch.float64
+        values = values.detach().to(self.device, exact)
         if self.size > 1:
             dist.all_reduce(values)
         return values
@@ -133,12 +132,12 @@ def choose_device(hardware: Any) -> tuple[str, int]:
         ConfigError: devices were asked for that are not here. Never a silent CPU run.
     """
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    kind, requested = hardware.device, hardware.gpus
+    kind, wanted = hardware.device, hardware.gpus
     if kind == "auto":
-        if requested and not found:
+        if wanted and not found:
             raise ConfigError(
-                f"{requested} GPU{'s' if requested > 1 else ''} requested, but CUDA finds none on this machine.",
-                f"Use --device cpu --gpus {requested} for {requested} CPU process{'es' if requested > 1 else ''}, or omit --gpus for one.",
+                f"{wanted} GPU{'s' if wanted > 1 else ''} requested, but CUDA finds none on this machine.",
+                f"Use --device cpu --gpus {wanted} for {wanted} CPU process{'es' if wanted > 1 else ''}, or omit --gpus for one.",
             )
         kind = "cuda" if found else "cpu"
     if kind == "cuda" and not found:
@@ -146,19 +145,17 @@ def choose_device(hardware: Any) -> tuple[str, int]:
             "--device cuda was requested, but CUDA finds no GPU on this machine.",
             "Use --device cpu, or run `reason doctor` to see why.",
         )
-    if kind == "cuda" and requested > found:
-        raise ConfigError(
-            f"{requested} GPUs requested, but this machine has {found}.", f"Use --gpus {found}."
-        )
+    if kind == "cuda" and wanted > found:
+        raise ConfigError(f"{wanted} GPUs requested, but this machine has {found}.", f"Use --gpus {found}.")
     if kind == "mps":
         if not torch.backends.mps.is_available():
             raise ConfigError(
                 "--device mps was requested, but torch finds no Apple GPU on this machine.",
                 "Use --device cpu.",
             )
-        if requested > 1:
+        if wanted > 1:
             raise ConfigError("mps is a single device.", "Omit --gpus.")
-    return kind, max(requested, 1)
+    return kind, max(wanted, 1)
 
 
 @contextmanager
@@ -166,9 +163,8 @@ def world(kind: str, hardware: Any):
     """Enter the world this process was launched into (torchrun's variables), or a world of one."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
-    device = (
-        torch.device(kind, int(os.environ.get("LOCAL_RANK", "0"))) if kind == "cuda" else torch.device(kind)
-    )
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device(kind, local_rank) if kind == "cuda" else torch.device(kind)
     before = torch.get_num_threads()
     torch.set_num_threads(threads_of(hardware, size))
     if kind == "cuda":

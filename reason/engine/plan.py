@@ -56,13 +56,9 @@ class Plan:
         Devices and paths are left out of both; depth and evaluation keys of the first: those of
         ``eval`` and those that a method's Config marks (``evaluation``). The card's version is in both.
         """
-        whole = {
-            k: v for k, v in self.flat.items() if not k.startswith("hardware.") and k not in self._paths()
-        }
-        whole |= {"version": self.card.version, "data_digest": data_digest}
+        whole = self._hashed() | {"version": self.card.version, "data_digest": data_digest}
         whole |= {f"digest of {key}": digest for key, digest in (source_digests or {}).items()}
-        train = {k: v for k, v in whole.items() if k not in self.judging and not k.startswith("eval.")}
-        return _digest(train), _digest(whole)
+        return _digest(self._shaping(whole)), _digest(whole)
 
     @property
     def judging(self) -> set[str]:
@@ -72,18 +68,17 @@ class Plan:
 
     def retrains(self, recorded: Mapping[str, Any]) -> list[str]:
         """Keys by which the model of a run that was ``recorded`` is another than this plan's."""
-        others = self._paths() | self.judging
-        return [
-            key
-            for key, value in self.flat.items()
-            if not key.startswith(("hardware.", "eval."))
-            and key not in others
-            and recorded.get(key, value) != value
-        ]
+        return [k for k, v in self._shaping(self._hashed()).items() if recorded.get(k, v) != v]
 
-    def _paths(self) -> set[str]:
-        """Keys that say where something lies: the digests speak for them."""
-        return {"runs", "offline", *self._marked("path")}
+    def _hashed(self) -> dict[str, Any]:
+        """All but devices, and what says where something lies: the digests speak for that."""
+        left_out = {"runs", "offline", *self._marked("path")}
+        return {k: v for k, v in self.flat.items() if not k.startswith("hardware.") and k not in left_out}
+
+    def _shaping(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Those of ``values`` that shape the trained model."""
+        judging = self.judging
+        return {k: v for k, v in values.items() if k not in judging and not k.startswith("eval.")}
 
     def _marked(self, mark: Literal["evaluation", "path"], value: Any = None) -> set[str]:
         """The keys, nested ones too, that carry ``mark`` (set to ``value``, if one is given)."""

@@ -20,7 +20,7 @@ class RunLog:
         self._task: Any = None
         self._phase = ""
         self._last_line = 0.0
-        self._began = (0.0, 0.0)  # when this phase was first seen, and how far it was
+        self._began = (0.0, 0.0)  # when this phase was first seen, and how far a resumed run had come
 
     def say(self, text: str) -> None:
         """One line to the log, and to stderr on rank 0."""
@@ -29,7 +29,7 @@ class RunLog:
             if self._bar is not None:
                 self._bar.console.print(text, highlight=False, markup=False)
             else:
-                print(text, file=sys.stderr, flush=True)
+                say(text)
 
     def note(self, text: str) -> None:
         """To the log alone."""
@@ -52,14 +52,8 @@ class RunLog:
             self._phase, self._began, self._last_line = phase, (now, done), now
         elif now - self._last_line >= LINE_EVERY_S and done > self._began[1]:
             self._last_line = now
-            left = (
-                (now - self._began[0]) * (total - done) / (done - self._began[1])
-            )  # a resumed run began later
-            print(
-                f"  {phase} {done:.0f}/{total:.0f}  {text}  {_duration(left)} left",
-                file=sys.stderr,
-                flush=True,
-            )
+            left = (now - self._began[0]) * (total - done) / (done - self._began[1])
+            say(f"  {phase} {done:.0f}/{total:.0f}  {text}  {_duration(left)} left")
 
     def _draw(self, phase: str, done: float, total: float, text: str) -> None:
         if self._bar is None:
@@ -84,6 +78,12 @@ class RunLog:
             self._bar.stop()
             self._bar = self._task = None
             self._phase = ""
+
+
+def say(text: str, quiet: bool = False) -> None:
+    """One line to stderr, unless ``quiet``."""
+    if not quiet:
+        print(text, file=sys.stderr, flush=True)
 
 
 def _duration(seconds: float) -> str:

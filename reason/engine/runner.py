@@ -1,9 +1,8 @@
 """The life of a run: folder and mirror, stages, workers, result, closing. (design: parent and workers)
 
-The parent resolves, refuses early, makes the folder and the MLflow run, launches the workers and
-closes. The workers (``worker.py``) train, evaluate and write; rank 0 writes result.json last, by
-rename. What the folder says is what happened: the parent derives status and cost from it, never from
-memory.
+The parent resolves, refuses early, makes the folder and the MLflow run, launches the workers and closes. The
+workers (``worker.py``) train, evaluate and write; rank 0 writes result.json last, by rename. What the folder
+says is what happened: the parent derives status and cost from it, never from memory.
 """
 
 from __future__ import annotations
@@ -13,13 +12,14 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from reason.engine.launcher import Terminated, launch, signals
 from reason.engine.layers import flatten
 from reason.engine.plan import Plan
+from reason.engine.progress import say
 from reason.errors import ConfigError, ReasonError, RunError
 from reason.files import atomic, write_json
 from reason.tracking import provenance
@@ -50,9 +50,9 @@ def run(
     kind, processes = choose_device(plan.config.hardware)
     _check_batch(plan, processes)
     stages = chain(plan) if model is None else []
-    _say(f"{plan.experiment}: {_sentence(plan, kind, processes)}", quiet)
+    say(f"{plan.experiment}: {_sentence(plan, kind, processes)}", quiet)
     if stages and stage_of is None:
-        _say(f"  starts from {', then '.join(s.plan.experiment for s in stages)}", quiet)
+        say(f"  starts from {', then '.join(s.plan.experiment for s in stages)}", quiet)
     folder = prepare(plan, load_dataset(plan).digest, model=model, sweep=sweep, stage_of=stage_of)
     execute(folder, plan, kind, processes, quiet=quiet)
     return folder
@@ -146,7 +146,7 @@ def resume(folder: RunFolder, hardware: Mapping[str, Any] | None = None, *, quie
             f"The configuration of {folder.name} has changed since it started: its config.yaml and its hash differ.",
             "Restore config.yaml, or start a new run.",
         )
-    _say(f"Resuming {folder.name}", quiet)
+    say(f"Resuming {folder.name}", quiet)
     if hardware:
         with atomic(folder / "config.yaml") as f:
             f.write(plan.to_yaml())
@@ -180,21 +180,18 @@ def execute(folder: RunFolder, plan: Plan, kind: str, processes: int, *, quiet: 
                 f.write(traceback.format_exc())
         if (folder / "result.json").exists():
             status, problem = FINISHED, None  # stopped after the last act: nothing was lost
-        why = {}
-        if problem is not None:
-            why = {"why": str(problem).splitlines()[0] if str(problem) else type(problem).__name__}
+        why = {"why": (str(problem) or type(problem).__name__).splitlines()[0]} if problem is not None else {}
         folder.event("closed", status=status, **why)
         mirror.close(status)
     if problem is None:
         return
     if status == KILLED and not folder.identity["stage_of"]:
-        _say(f"{folder.name} was interrupted. Resume with: reason resume {folder.path}", quiet)
+        say(f"{folder.name} was interrupted. Resume with: reason resume {folder.path}", quiet)
     if isinstance(problem, ReasonError):
         problem.hint = f"{problem.hint} The run folder is {folder.path}.".strip()
     elif isinstance(problem, Exception):
         raise RunError(
-            f"{type(problem).__name__}: {problem}",
-            f"The traceback is at the end of {folder / 'log.txt'}.",
+            f"{type(problem).__name__}: {problem}", f"The traceback is at the end of {folder / 'log.txt'}."
         ) from problem
     raise problem
 
@@ -211,7 +208,7 @@ def _make_stages(folder: RunFolder, plan: Plan, quiet: bool) -> None:
         try:
             done = stage.finished()
             if done is not None:
-                _say(f"  {stage.key}: {name} is already finished: {done.name}", quiet)
+                say(f"  {stage.key}: {name} is already finished: {done.name}", quiet)
             elif (begun := stage.unfinished()) is None:
                 done = run(stage.plan, stage_of=folder, quiet=quiet)
             elif begun.status == RUNNING:
@@ -242,10 +239,8 @@ def _heart(folder: RunFolder) -> Iterator[None]:
 
     def beat() -> None:
         while not stop.wait(BEAT_S):
-            try:
+            with suppress(OSError):
                 folder.beat()
-            except OSError:
-                continue
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
@@ -273,8 +268,3 @@ def _sentence(plan: Plan, kind: str, processes: int) -> str:
         f"method {plan.card.name} on {c.dataset.name}, {trained}"
         f"evaluated at depth {', '.join(map(str, plan.depths))}; seed {c.seed}; {where}"
     )
-
-
-def _say(text: str, quiet: bool) -> None:
-    if not quiet:
-        print(text, file=sys.stderr, flush=True)

@@ -125,24 +125,21 @@ class Session:
         Raises:
             RunError: it cannot be read, or was fitted to another model or other data.
         """
-        path = folder / CALIBRATION
+        path, again = folder / CALIBRATION, f"Fit it again with: reason evaluate {folder.name}"
         if not path.exists():
             return
         try:
             kept = read_json(path)
             fitted = kept["fitted"]
         except (ValueError, KeyError, TypeError) as error:
-            raise RunError(
-                f"{path} is not a valid calibration: {error}",
-                f"Fit it again with: reason evaluate {folder.name}",
-            ) from error
+            raise RunError(f"{path} is not a valid calibration: {error}", again) from error
         for key, mine in _fitted_to(folder, owner).items():
             if kept.get(key) != mine:
                 what = {"model": "model", "data_digest": "dataset"}[key]
                 raise RunError(
                     f"{path} was fitted to a different {what} ({str(kept.get(key))[:8]}, now {mine[:8]}): "
                     "its thresholds do not apply.",
-                    f"Fit it again with: reason evaluate {folder.name}",
+                    again,
                 )
         self.ctx.calibration = fitted
 
@@ -190,22 +187,17 @@ class LoadedRun:
 
     def predict(self, requests: Sequence[dict[str, Any]], depth: int | None = None) -> list[dict[str, Any]]:
         """Answer requests at ``depth`` (default: the run's). One answer per request, in order."""
-        s = self.session
+        s, plan = self.session, self.session.plan
+        at: int = plan.config.depth if depth is None else depth
+        check_depth(at, plan.config.train_depth, plan.card.depth)
         with torch.inference_mode():
-            return s.method.predict(s.ctx, s.network.eval(), requests, self._depth(depth))
+            return s.method.predict(s.ctx, s.network.eval(), requests, at)
 
     def inspect(self, example: str = "") -> list[Figure]:
         """Figures of what happened on one example."""
         s = self.session
         with torch.no_grad():
             return s.method.inspect(s.ctx, s.network.eval(), example)
-
-    def _depth(self, depth: int | None) -> int:
-        if depth is None:
-            return self.session.plan.config.depth
-        plan = self.session.plan
-        check_depth(depth, plan.config.train_depth, plan.card.depth)
-        return depth
 
 
 def recorded_plan(folder: RunFolder, overrides: dict[str, Any] | None = None) -> Plan:

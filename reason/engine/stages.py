@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 
 from reason.engine.config import resolve
 from reason.engine.plan import Plan
@@ -34,7 +35,8 @@ class Stage:
 
     def finished(self) -> RunFolder | None:
         """The newest finished run that trained this model."""
-        return max(self._runs(FINISHED), key=lambda r: r.identity["created"], default=None)
+        done = [r for r in self._runs() if r.status == FINISHED]
+        return max(done, key=lambda r: r.identity["created"], default=None)
 
     def unfinished(self) -> RunFolder | None:
         """A run of exactly this plan that was started and has not finished; one that is running comes first."""
@@ -47,15 +49,9 @@ class Stage:
 
         return self.plan.hashes(load_dataset(self.plan).digest, source_digests(self.plan))
 
-    def _runs(self, status: str = "") -> list[RunFolder]:
-        wanted = self.train_hash
-        return [
-            r
-            for r in RunFolder.scan(self.plan.config.runs)[0]
-            if r.identity["train_hash"] == wanted
-            and r.identity["trained_by"] is None
-            and status in ("", r.status)
-        ]
+    def _runs(self) -> list[RunFolder]:
+        wanted, hash_of = (self.train_hash, None), itemgetter("train_hash", "trained_by")
+        return [r for r in RunFolder.scan(self.plan.config.runs)[0] if hash_of(r.identity) == wanted]
 
 
 def stages_of(plan: Plan, made: Container[str] = ()) -> list[Stage]:

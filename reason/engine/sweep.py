@@ -16,16 +16,18 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import filelock
 
-from reason.engine.config import resolve
+from reason.engine.config import resolve, restore
 from reason.engine.cost import lineage
 from reason.engine.launcher import Terminated, signals
 from reason.engine.layers import flatten, sweeps
 from reason.engine.plan import Plan
+from reason.engine.progress import say
 from reason.engine.runner import resume, run
 from reason.errors import ConfigError, DamagedRun, ReasonError, RunError, SweepError
 from reason.files import atomic, read_json, write_json
@@ -100,11 +102,8 @@ def expand(value: str) -> list[str]:
             found.append(part.strip())
     if any(not v for v in found) and len(found) > 1:
         raise ConfigError(f"{value!r} contains an empty value.", "Remove the stray comma.")
-    duplicates = {v for v in found if found.count(v) > 1}
-    if duplicates:
-        raise ConfigError(
-            f"{value!r} contains {', '.join(sorted(duplicates))} twice.", "Give each value once."
-        )
+    if twice := sorted({v for v in found if found.count(v) > 1}):
+        raise ConfigError(f"{value!r} contains {', '.join(twice)} twice.", "Give each value once.")
     return found
 
 
@@ -117,14 +116,13 @@ def plan_sweep(
     train_depth defaults to the largest depth of the sweep, so that one model serves them all. Without
     ``digests_of`` (data and sources) nothing is read, and what a path holds is taken to be its own.
     """
-    named = sweeps().get(name)
-    vary: dict[str, list[str]] = {}
-    base, fixed = name, []
-    if named is not None:
-        base = str(named.get("run") or name)
-        for key, values in (named.get("vary") or {}).items():
-            vary[key] = [str(v) for v in values] if isinstance(values, list) else expand(str(values))
-        fixed = [f"{k}={v}" for k, v in (named.get("set") or {}).items()]
+    named = sweeps().get(name, {})
+    base = str(named.get("run") or name)
+    fixed = [f"{k}={v}" for k, v in (named.get("set") or {}).items()]
+    vary = {
+        key: [str(v) for v in values] if isinstance(values, list) else expand(str(values))
+        for key, values in (named.get("vary") or {}).items()
+    }
     varied_here, also_fixed = axes(overrides)
     for word in also_fixed:  # a fixed value on the command line replaces a varied one of the file
         vary.pop(word.partition("=")[0].strip(), None)
@@ -193,14 +191,8 @@ def sweep(
 
 def _same(root: Path, plan: SweepPlan) -> RunFolder | None:
     """The sweep that this same command started earlier."""
-    for folder in RunFolder.scan(root)[0]:
-        identity = folder.identity
-        if identity["kind"] == "sweep" and (identity["experiment"], identity["config_hash"]) == (
-            plan.name,
-            plan.digest,
-        ):
-            return folder
-    return None
+    which, wanted = itemgetter("kind", "experiment", "config_hash"), ("sweep", plan.name, plan.digest)
+    return next((f for f in RunFolder.scan(root)[0] if which(f.identity) == wanted), None)
 
 
 def _make(root: Path, plan: SweepPlan, data_digest: str) -> RunFolder:
@@ -218,8 +210,6 @@ def _make(root: Path, plan: SweepPlan, data_digest: str) -> RunFolder:
 
 def resume_sweep(folder: RunFolder, *, stop_on_error: bool = False, quiet: bool = False) -> RunFolder:
     """Finish a sweep from its recorded plan."""
-    from reason.engine.config import restore
-
     recorded = read_json(folder / "plan.json")
     here = {"runs": str(folder.path.parent)}
     trials = [
@@ -237,35 +227,32 @@ def _recorded(trial: Trial) -> dict[str, Any]:
 
 
 def _execute(folder: RunFolder, plan: SweepPlan, stop_on_error: bool, quiet: bool) -> RunFolder:
+    from reason.engine.stages import chain
+
     if folder.status == FINISHED and all(_finished(folder, t) for t in plan.trials):
-        _say(f"{folder.name}: all {len(plan.trials)} trials are already finished", quiet)
+        say(f"{folder.name}: all {len(plan.trials)} trials are already finished", quiet)
         return folder
     failures: list[Trial] = []
     untrained: dict[str, str] = {}  # train_hash of a model that could not be trained -> why
-    stages = [_stage_hashes(t) for t in plan.trials]
+    models_of = [[*(stage.train_hash for stage in chain(t.plan)), t.train_hash] for t in plan.trials]
     _say_outdated(folder, plan, quiet)
     folder.settle()
     with signals(), folder.lock(), Mirror(folder) as mirror:
         folder.event("attempt", device="", devices=0)
         status = KILLED
         try:
-            for number, trial in enumerate(plan.trials, 1):
+            for number, (trial, models) in enumerate(zip(plan.trials, models_of, strict=True), 1):
                 label = " ".join(f"{k}={v}" for k, v in trial.varied.items())
-                _say(f"[{number}/{len(plan.trials)}] {label}", quiet)
+                say(f"[{number}/{len(plan.trials)}] {label}", quiet)
                 try:
-                    for model in (*stages[number - 1], trial.train_hash):
-                        if model in untrained:
-                            raise RunError(
-                                f"The model of this trial could not be trained: {untrained[model]}"
-                            )
+                    if why := next((untrained[m] for m in models if m in untrained), None):
+                        raise RunError(f"The model of this trial could not be trained: {why}")
                     trial.run = _one(folder, trial, quiet).name
                 except ReasonError as error:
                     trial.problem = str(error)
                     failures.append(trial)
-                    for model in (*stages[number - 1], trial.train_hash):
-                        if not _trained(folder, model):
-                            untrained.setdefault(model, error.message)
-                    _say(f"  failed: {error}", quiet)
+                    untrained = {m: error.message for m in models if not _trained(folder, m)} | untrained
+                    say(f"  failed: {error}", quiet)
                     if stop_on_error:
                         break
             results = _results(folder, plan, quiet)
@@ -292,19 +279,12 @@ def _one(folder: RunFolder, trial: Trial, quiet: bool) -> RunFolder:
     """A trial's finished run: found, resumed or executed now."""
     same = [r for r in _children(folder) if r.identity["config_hash"] == trial.config_hash]
     if found := _finished(folder, trial, quiet):
-        _say(f"  already finished: {found.name}", quiet)
+        say(f"  already finished: {found.name}", quiet)
         return found
     for child in same:
         if child.identity["parent"] == folder.name and child.status in (INTERRUPTED, KILLED, FAILED):
             return resume(child, quiet=quiet)
     return run(trial.plan, model=_trained(folder, trial.train_hash), sweep=folder, quiet=quiet)
-
-
-def _stage_hashes(trial: Trial) -> list[str]:
-    """Of the models that a trial begins with."""
-    from reason.engine.stages import chain
-
-    return [stage.train_hash for stage in chain(trial.plan)]
 
 
 def _say_outdated(folder: RunFolder, plan: SweepPlan, quiet: bool) -> None:
@@ -315,7 +295,7 @@ def _say_outdated(folder: RunFolder, plan: SweepPlan, quiet: bool) -> None:
         if child.identity["method"] != card.name or version == card.version:
             continue
         if not wanted.retrains(flatten(child.config)):
-            _say(
+            say(
                 f"  The model of {child.name} is not reused: it was trained with version {version or 'unknown'} of {card.name}, and version "
                 f"{card.version} is installed.",
                 quiet,
@@ -331,7 +311,7 @@ def _children(folder: RunFolder) -> list[RunFolder]:
 def _finished(folder: RunFolder, trial: Trial, quiet: bool = True) -> RunFolder | None:
     """A finished run with the trial's hash; one of this sweep's own, if there is one."""
     same = [r for r in _children(folder) if r.identity["config_hash"] == trial.config_hash]
-    found = [r for r in same if _result(r, quiet)]
+    found = (r for r in same if _result(r, quiet))
     return max(found, key=lambda r: r.identity["parent"] == folder.name, default=None)
 
 
@@ -349,7 +329,7 @@ def _result(run: RunFolder, quiet: bool = True) -> Result | None:
     try:
         return run.result
     except DamagedRun as error:
-        _say(f"  {error.message} It counts as not finished. {error.hint}", quiet)
+        say(f"  {error.message} It counts as not finished. {error.hint}", quiet)
         return None
 
 
@@ -381,8 +361,7 @@ def _summary(folder: RunFolder, plan: SweepPlan, results: dict[str, Result], qui
     }
     for hours_of in ("device_hours", "gpu_hours"):
         metrics[f"lineage_{hours_of}"] = metrics[hours_of] + sum(m.get(hours_of, 0.0) for m in began)
-    valid = [r.valid_accuracy for r in results.values() if r.valid_accuracy]
-    if valid:
+    if valid := [r.valid_accuracy for r in results.values() if r.valid_accuracy]:
         best = max if valid[0].larger_is_better else min
         metrics["valid_accuracy"] = best(v.value for v in valid)
     trials = [SweepTrial(t.varied, t.run, t.problem) for t in plan.trials]
@@ -402,8 +381,3 @@ def _write_table(folder: RunFolder, plan: SweepPlan, results: dict[str, Result])
                 a = result.accuracy
                 found = [a.value, a.low, a.high, *(result.metrics.get(name, "") for name in costs)]
             table.writerow([*(t.varied.get(k, "") for k in varied), t.run or "", *found])
-
-
-def _say(text: str, quiet: bool) -> None:
-    if not quiet:
-        print(text, file=sys.stderr, flush=True)

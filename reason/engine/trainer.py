@@ -77,10 +77,8 @@ class Trainer:
                 state |= {"step": step}
                 if self.config.patience and state["bad"] >= self.config.patience:
                     state["stopped"] = "early"
-                problem = self.checkpoints.save(step, self.wrapped, self.optimizer, state)
-                if problem:
-                    note = f"the checkpoint of step {step} could not be written: {problem}"
-                    state["notes"].append(note)
+                if problem := self.checkpoints.save(step, self.wrapped, self.optimizer, state):
+                    state["notes"].append(f"the checkpoint of step {step} could not be written: {problem}")
         if state["best_step"] is not None:
             self.checkpoints.load_best(state["best_step"], self.wrapped)
         best = state["best_step"]
@@ -112,10 +110,8 @@ class Trainer:
 
         denominators = None
         if k > 1:  # known before the first backward pass, so that nothing need be kept alive
-            counted = [
-                self.method.counts(self.network, b, self._place(step, m)) for m, b in enumerate(batches)
-            ]
-            denominators = totals(self.world, {n: sum(c[n] for c in counted) for n in counted[0]})
+            each = [self.method.counts(self.network, b, self._place(step, m)) for m, b in enumerate(batches)]
+            denominators = totals(self.world, {n: sum(c[n] for c in each) for n in each[0]})
         sums: dict[str, float] = {}
         for micro, batch in enumerate(batches):
             place = self._place(step, micro)
@@ -189,22 +185,13 @@ class Trainer:
 
     def _validate(self, step: int, state: dict[str, Any]) -> None:
         """Judge at train_depth on validation; keep the weights if they are the best so far."""
+        ctx, depth = self.ctx, self.ctx.config.train_depth
         with whole(self.wrapped):
-            judged = judge_validation(
-                self.method,
-                self.ctx,
-                self.world,
-                self.network,
-                self.ctx.data.valid,
-                self.ctx.config.train_depth,
-            )
-        value = judged.accuracy
-        better = state["best_valid"] is None or (
-            value > state["best_valid"] if judged.larger_is_better else value < state["best_valid"]
-        )
+            judged = judge_validation(self.method, ctx, self.world, self.network, ctx.data.valid, depth)
+        value, best = judged.accuracy, state["best_valid"]
+        better = best is None or (value > best if judged.larger_is_better else value < best)
         if better:
-            problem = self.checkpoints.save_best(step, self.wrapped)
-            if problem:
+            if problem := self.checkpoints.save_best(step, self.wrapped):
                 state["notes"].append(f"the best weights (step {step}) could not be written: {problem}")
             else:
                 state |= {"best_step": step, "best_valid": value}

@@ -16,15 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from omegaconf import DictConfig, ListConfig, OmegaConf, TupleConfig
-from omegaconf.errors import (
-    GrammarParseError,
-    InterpolationKeyError,
-    InterpolationResolutionError,
-    OmegaConfBaseException,
-    UnsupportedInterpolationType,
-    ValidationError,
-)
+from omegaconf import DictConfig, ListConfig, OmegaConf, TupleConfig, errors
 
 from reason.engine.layers import RECORDED
 from reason.errors import ConfigError, nearest
@@ -115,14 +107,14 @@ class Draft:
         value = kind.spelled(value)
         try:
             if kind.base is not str and "${" in str(value):
-                raise ValidationError("it would be read as an interpolation")
+                raise errors.ValidationError("it would be read as an interpolation")
             if isinstance(value, list) and any(isinstance(item, (list, tuple, dict)) for item in value):
-                raise ValidationError("OmegaConf would accept it")
+                raise errors.ValidationError("OmegaConf would accept it")
             OmegaConf.update(self._config, key, _escaped(value))
             texts = [v for v in (value if isinstance(value, list) else [value]) if v not in (None, "???")]
             if kind.base is float and not all(math.isfinite(float(text)) for text in texts):
-                raise ValidationError("it is not finite")
-        except ValidationError as error:
+                raise errors.ValidationError("it is not finite")
+        except errors.ValidationError as error:
             raise self._wrong(key, value, kind) from error
 
     def _missing(self, key: str) -> ConfigError:
@@ -152,7 +144,7 @@ def interpolates(value: Any) -> bool:
         return False
     try:
         OmegaConf.create([value])
-    except GrammarParseError:
+    except errors.GrammarParseError:
         return False
     return True
 
@@ -167,7 +159,7 @@ def resolved(key: str, where: str, values: Mapping[str, Any]) -> str:
         return str(values[key])
     plain = OmegaConf.create()
     for name, value in values.items():
-        with contextlib.suppress(OmegaConfBaseException):  # refused in words once there is a schema
+        with contextlib.suppress(errors.OmegaConfBaseException):  # refused in words once there is a schema
             OmegaConf.update(plain, name, value, merge=False)
     absent = "no layer sets; names of methods, backbones and datasets cannot refer to default values"
     return str(_select(plain, key, {key: _text(values[key])}, {key: where}, values, absent))
@@ -188,9 +180,7 @@ class _Kind:
             (declared,) = (k for k in typing.get_args(declared) if k is not type(None))
         many = typing.get_origin(declared) in (list, tuple)
         base = typing.get_args(declared)[0] if many else declared
-        assert base in (int, float, bool, str) or typing.get_origin(base) is Literal, (
-            f"a key cannot be {base}"
-        )
+        assert base in (int, float, bool, str) or typing.get_origin(base) is Literal, f"no key can be {base}"
         return cls(base, optional, many)
 
     def spelled(self, value: Any) -> Any:
@@ -208,22 +198,20 @@ class _Kind:
 
     @property
     def name(self) -> str:
-        one, several = {
-            int: ("a whole number", "whole numbers"),
-            float: ("a number", "numbers"),
-            bool: ("true or false", "true or false"),
-            str: ("text", "texts"),
-        }[self.base]
+        one, several, *_ = _WORDS[self.base]
         return (f"a list of {several}" if self.many else one) + " (or null)" * self.optional
 
     @property
     def example(self) -> str:
-        if self.choices:
-            return self.choices[0]
-        one, several = {int: ("3", "1,2,3"), float: ("0.001", "0.1,0.5"), bool: ("true", "true,false")}.get(
-            self.base, ("TEXT", "ONE,TWO")
-        )
-        return several if self.many else one
+        return self.choices[0] if self.choices else _WORDS[self.base][3 if self.many else 2]
+
+
+_WORDS = {  # for one value and for a list of them, and an example of each
+    int: ("a whole number", "whole numbers", "3", "1,2,3"),
+    float: ("a number", "numbers", "0.001", "0.1,0.5"),
+    bool: ("true or false", "true or false", "true", "true,false"),
+    str: ("text", "texts", "TEXT", "ONE,TWO"),
+}
 
 
 def _escaped(value: Any) -> Any:
@@ -253,12 +241,7 @@ def _at(where: str) -> str:
 
 
 def _select(
-    plain: Any,
-    key: str,
-    written: Mapping[str, str],
-    origin: Mapping[str, str],
-    keys: Iterable[str],
-    absent: str,
+    plain: Any, key: str, written: dict[str, str], origin: dict[str, str], keys: Iterable[str], absent: str
 ) -> Any:
     """The value of a key among plain values, its interpolation resolved.
 
@@ -272,9 +255,9 @@ def _select(
         if isinstance(value, (ListConfig, TupleConfig)):
             return OmegaConf.to_container(value, resolve=True)
         if isinstance(value, DictConfig):
-            raise InterpolationResolutionError(_GROUP)
+            raise errors.InterpolationResolutionError(_GROUP)
         return value
-    except OmegaConfBaseException as error:
+    except errors.OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
         name = (re.findall(r"'([^']+)'", reason) or [""])[0]  # of what was not found
         blamed = next((k for k, text in written.items() if name and name in text), key)
@@ -293,7 +276,7 @@ def _unresolved(
             f"{setting}: the environment variable {name} is not set.",
             f"Set it, or give a default value: ${{oc.env:{name},VALUE}}",
         )
-    if isinstance(error, InterpolationKeyError):
+    if isinstance(error, errors.InterpolationKeyError):
         close = " or ".join(f"${{{k}}}" for k in _close(name.lstrip("."), keys))
         return ConfigError(
             f"{setting} refers to {name!r}, which {absent}.",
@@ -305,14 +288,13 @@ def _unresolved(
         return ConfigError(
             f"{setting} refers to a section, not a key.", "Refer to one of its keys, such as ${train.steps}."
         )
-    if isinstance(error, UnsupportedInterpolationType):
+    if isinstance(error, errors.UnsupportedInterpolationType):
         return ConfigError(
             f"{setting}: there is no resolver {reason.split()[-1]!r}.",
             "Use ${KEY} for another key and ${oc.env:NAME} for an environment variable.",
         )
     return ConfigError(
-        f"{setting} cannot be resolved: {reason}.",
-        "See OmegaConf's documentation for the syntax of ${...}.",
+        f"{setting} cannot be resolved: {reason}.", "See OmegaConf's documentation for the syntax of ${...}."
     )
 
 

@@ -44,10 +44,9 @@ def work(payload: dict[str, Any]) -> None:
                 gpus = here.size if on_gpu else 0
                 folder.write_result(replace(result, metrics=metrics, device=payload["device"], gpus=gpus))
             here.barrier()
-        except ReasonError:
-            raise
-        except Exception:
-            run_log.note(traceback.format_exc())
+        except Exception as error:
+            if not isinstance(error, ReasonError):
+                run_log.note(traceback.format_exc())
             raise
         finally:
             run_log.close()
@@ -150,8 +149,9 @@ def _evaluate(
     Returns:
         The curve and the baselines; nothing on other ranks than the first.
     """
-    here, ctx, config = session.world, session.ctx, session.plan.config
-    depths, resamples = session.plan.depths, config.eval.resamples
+    here, ctx, method, network = session.world, session.ctx, session.method, session.network
+    config, depths = session.plan.config, session.plan.depths
+    resamples, limit = config.eval.resamples, config.eval.limit
     validation: dict[int, dict[str, Outcome]] = {}  # depth -> the method's outcome as "", and those of rivals
     curve: list[Judged] = []
     for number, split in enumerate(("valid", "test")):
@@ -159,15 +159,7 @@ def _evaluate(
         meters = {depth: Stopwatch(here.device, samples, config.seed, here.is_main) for depth in depths}
         done = number * len(depths)
         run_log.progress("evaluating", done, 2 * len(depths), f"{split}, depth {depths[0]}")
-        judged = judge_depths(
-            session.method,
-            ctx,
-            here,
-            session.network,
-            getattr(ctx.data, split),
-            meters,
-            limit=config.eval.limit,
-        )
+        judged = judge_depths(method, ctx, here, network, getattr(ctx.data, split), meters, limit=limit)
         for depth, found in judged:
             done += 1
             run_log.progress("evaluating", done, 2 * len(depths), f"{split}, depth {depth}")
@@ -192,9 +184,7 @@ def _evaluate(
                 overall=evaluation.overall(evaluation.rows) if evaluation.overall else {},
             ))  # fmt: skip
     baselines: dict[str, Outcome] = {}
-    evaluations = judge_baselines(
-        session.method, ctx, here, session.network, ctx.data.test, config.depth, limit=config.eval.limit
-    )
+    evaluations = judge_baselines(method, ctx, here, network, ctx.data.test, config.depth, limit=limit)
     if here.is_main:
         for name, evaluation in evaluations.items():
             path = f"rows/test-{name}.arrow"
@@ -226,9 +216,8 @@ def _flat_metrics(head: Judged) -> dict[str, float]:
 
 
 def _short(value: Any) -> str:
-    return (
-        f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
-    )
+    text = f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else text
 
 
 def _metric_key(name: str) -> str:

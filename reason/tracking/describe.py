@@ -11,15 +11,13 @@ import json
 import math
 import posixpath
 import re
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from reason import registry
 from reason.errors import ReasonError
 from reason.tracking.clock import Instant
-from reason.tracking.folder import RunFolder
+from reason.tracking.folder import RunFolder, flat, is_number
 from reason.tracking.result import Result, to_json
 
 # MLflow's limits (mlflow/utils/validation.py, 3.17)
@@ -104,29 +102,33 @@ class Description:
     def end_ms(self) -> int:
         """When the run ended by its own files: the result, else the last closing, else the last beat."""
         if (self.folder / "result.json").exists():
-            return _mtime_ms(self.folder / "result.json")
+            return self._result_ms
         closed = [e for e in self.events if e["event"] == "closed"]
         if closed:
             return round((Instant.end_of(closed[-1]).time or closed[-1]["time"]) * 1000)
         return round((self.folder.last_sign.time or self.identity["created"]) * 1000)
 
+    @property
+    def _result_ms(self) -> int:
+        return (self.folder / "result.json").stat().st_mtime_ns // 1_000_000
+
     # --- params --------------------------------------------------------------------------------
 
     def params(self) -> dict[str, str]:
         """Plain scalars under legal names. What is not known yet is left out, since a param never changes."""
-        flat = dict(_flat(self.config, "."))
+        keys = dict(flat(self.config, "."))
         found = {
-            "method": self.identity.get("method") or flat.get("method"),
-            "backbone": flat.pop("backbone.name", None),
-            "dataset": flat.pop("dataset.name", None),
-            **{key: flat.get(key) for key in ("depth", "train_depth", "seed")},
+            "method": self.identity.get("method") or keys.get("method"),
+            "backbone": keys.pop("backbone.name", None),
+            "dataset": keys.pop("dataset.name", None),
+            **{key: keys.get(key) for key in ("depth", "train_depth", "seed")},
             **{key: self.known(key) for key in ("world_size", "threads", "params_m")},
             "gpus": self._gpus(),
         }
-        for key, value in flat.items():
+        for key, value in keys.items():
             if not key.startswith("hardware.") and key not in (*found, "runs", "offline"):
                 found[key] = value
-        return {legal_name(k): _cut(_text(v), PARAM_CAP) for k, v in found.items() if v is not None}
+        return {legal_name(k): _text(v, PARAM_CAP) for k, v in found.items() if v is not None}
 
     def _gpus(self) -> int | None:
         """Devices held; 0 on a CPU, whatever its number of processes."""
@@ -165,7 +167,7 @@ class Description:
             **{f"stage.{key}": name for key, name in identity.get("stages", {}).items()},
             **self.units(),
         }
-        return {k: _cut(_text(v), TAG_CAP) for k, v in found.items() if v is not None}
+        return {k: _text(v, TAG_CAP) for k, v in found.items() if v is not None}
 
     @property
     def id(self) -> str:
@@ -192,19 +194,15 @@ class Description:
         if self.is_sweep:
             trials = self.metrics().get("trials")
             return f"Sweep {self.folder.name}" + (f" of {trials:.0f} trials." if trials else ".")
-        flat = dict(_flat(self.config, "."))
-        said = [f"**{self.identity.get('method', flat.get('method', 'A run'))}**"]
+        keys = dict(flat(self.config, "."))
+        text = f"**{self.identity.get('method', keys.get('method', 'A run'))}**"
         for word, key in (("on", "dataset.name"), ("with", "backbone.name")):
-            if flat.get(key):
-                said.append(f"{word} {flat[key]}")
-        text = " ".join(said)
-        if flat.get("depth") is not None:
-            text += f", depth {flat['depth']}"
-            if flat.get("train_depth") is not None:
-                text += f" (trained for {flat['train_depth']})"
-        if flat.get("seed") is not None:
-            text += f", seed {flat['seed']}"
-        text += "."
+            text += f" {word} {keys[key]}" if keys.get(key) else ""
+        if keys.get("depth") is not None:
+            text += f", depth {keys['depth']}"
+            if keys.get("train_depth") is not None:
+                text += f" (trained for {keys['train_depth']})"
+        text += "." if keys.get("seed") is None else f", seed {keys['seed']}."
         if stages := self.identity.get("stages"):
             text += f" It starts from {', '.join(dict.fromkeys(stages.values()))}."
         metrics = self.metrics()
@@ -228,14 +226,14 @@ class Description:
         """Final numbers at step 0, and the curve over depth as ``depth/<name>`` (lower case) with step = depth."""
         if self.result is None:
             return []
-        time = _mtime_ms(self.folder / "result.json")
+        time = self._result_ms
         points = [Point(name, float(value), time, 0) for name, value in self.metrics().items()]
         for row in to_json(self.result).get("curve", ()):
             depth = row.pop("depth")
             points += [
                 Point(legal_name(f"depth/{name.removeprefix('metrics/')}").lower(), float(value), time, depth)
-                for name, value in _flat(row, "/", leaf="value")
-                if _is_number(value)
+                for name, value in flat(row, "/", leaf="value")
+                if is_number(value)
             ]
         return points
 
@@ -245,45 +243,18 @@ class Description:
         for pattern in FILES if ended else EARLY_FILES:
             for path in sorted(self.folder.path.glob(pattern)):
                 if path.is_file() and not path.name.startswith("."):
-                    stat = path.stat()
+                    name, stat = path.relative_to(self.folder.path).as_posix(), path.stat()
                     if 0 < stat.st_size <= FILE_CAP:
-                        found[path.relative_to(self.folder.path).as_posix()] = [
-                            stat.st_size,
-                            stat.st_mtime_ns,
-                        ]
+                        found[name] = [stat.st_size, stat.st_mtime_ns]
         return found
 
 
 # --- small helpers ----------------------------------------------------------------------------------
 
 
-def _flat(
-    value: Mapping[str, Any], joint: str, prefix: str = "", leaf: str = ""
-) -> Iterator[tuple[str, Any]]:
-    """Nested mappings under joined keys. One that has the key ``leaf`` (a value with its interval) is that."""
-    for key, inner in value.items():
-        if isinstance(inner, Mapping) and leaf and leaf in inner:
-            yield f"{prefix}{key}", inner[leaf]
-        elif isinstance(inner, Mapping):
-            yield from _flat(inner, joint, f"{prefix}{key}{joint}", leaf)
-        else:
-            yield f"{prefix}{key}", inner
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _cut(text: str, cap: int) -> str:
+def _text(value: Any, cap: int) -> str:
+    text = str(value).lower() if isinstance(value, bool) else str(value)
     return text if len(text) <= cap else text[: cap - 3] + "..."
-
-
-def _mtime_ms(path: Path) -> int:
-    return path.stat().st_mtime_ns // 1_000_000
 
 
 def _user() -> str | None:

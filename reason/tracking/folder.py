@@ -27,7 +27,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +207,7 @@ class RunFolder:
         if not isinstance(config, dict) or not text.endswith("\n"):  # YAML cut in two is often still YAML
             raise self._damaged("config.yaml", "is empty" if not text.strip() else "is cut off")
         try:
-            absent = sorted(self.origin.keys() - _dotted(config))
+            absent = sorted(self.origin.keys() - dict(flat(config, ".")).keys())
         except DamagedRun:  # there is nothing to hold it against
             absent = []
         if absent:
@@ -292,9 +292,7 @@ class RunFolder:
             return RUNNING
         last = self._last_of("attempt", "closed")
         if last is None or last["event"] != "closed" or last["status"] == FINISHED:
-            return (
-                INTERRUPTED  # closed as finished, and yet no result: it was deleted and has to be made again
-            )
+            return INTERRUPTED  # closed as finished, but its result was deleted and has to be made again
         return last["status"]
 
     def settle(self) -> str:
@@ -339,10 +337,8 @@ class RunFolder:
         whole = data[: data.rfind(b"\n") + 1]
         points = []
         for line in whole.splitlines():
-            try:
+            with suppress(ValueError):  # a line torn by a kill
                 points.append(json.loads(line))
-            except ValueError:  # a line torn by a kill
-                continue
         return points, offset + len(whole)
 
     # --- the lock --------------------------------------------------------------------------
@@ -379,13 +375,11 @@ class RunFolder:
 
         if not (self / "lock").exists():
             return False
-        lock = filelock.FileLock(self / "lock")
         try:
-            lock.acquire(timeout=0)
+            with filelock.FileLock(self / "lock", timeout=0):
+                return False
         except filelock.Timeout:
             return True
-        lock.release()
-        return False
 
     def beat(self) -> None:
         """Sign of life. ``last_sign`` bounds the cost of an attempt that was killed."""
@@ -434,16 +428,19 @@ def _unreadable(error: Exception, form: str, path: Path | None = None) -> str:
 
 
 def _is_event(value: Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("event"), str) and _is_number(value.get("time"))
+    return isinstance(value, dict) and isinstance(value.get("event"), str) and is_number(value.get("time"))
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _dotted(tree: dict[str, Any], prefix: str = "") -> set[str]:
-    """The dotted keys of nested mappings."""
-    found = set()
-    for key, value in tree.items():
-        found |= _dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}"}
-    return found
+def flat(tree: dict[str, Any], joint: str, prefix: str = "", leaf: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested mappings under joined keys. One that has the key ``leaf`` (a value with its interval) is that."""
+    for key, inner in tree.items():
+        if isinstance(inner, dict) and leaf and leaf in inner:
+            yield f"{prefix}{key}", inner[leaf]
+        elif isinstance(inner, dict):
+            yield from flat(inner, joint, f"{prefix}{key}{joint}", leaf)
+        else:
+            yield f"{prefix}{key}", inner

@@ -65,9 +65,7 @@ class Mirror:
         self._every = every
         self._client: MlflowClient | None = None
         self._open = False  # whether this mirror has seen the store take the whole run
-        self._preparing = (
-            False  # whether this process is busy with its own side: loading MLflow, making the file
-        )
+        self._preparing = False  # whether this process is busy itself: loading MLflow, making the file
         self._ending = ""  # the status that the run ended with
         self._stop = threading.Event()
         self._complete = False
@@ -88,7 +86,6 @@ class Mirror:
         Returns:
             whether the mirror is complete; otherwise ``sync`` completes it later.
         """
-        status = status.lower()
         assert status in ENDED, status
         self._ending = status
         self._stop.set()
@@ -127,9 +124,8 @@ class Mirror:
         pause = 0.0 if "mlflow" in sys.modules else self._every
         while not self._stop.wait(pause):
             fine = self.try_advance(RUNNING)
-            pause = (
-                self._every if fine else min(max(2 * pause, self._every), 60.0)
-            )  # leave a failing store in peace
+            # A failing store is left in peace.
+            pause = self._every if fine else min(max(2 * pause, self._every), 60.0)
         self._complete = self.try_advance(self._ending)
 
     # --- the one step ------------------------------------------------------------------------------
@@ -142,10 +138,8 @@ class Mirror:
                 self._bring_children()
             return True
         except DamagedRun as error:
-            print(
-                f"{error.message} It is not copied to MLflow until that is fixed. {error.hint}",
-                file=sys.stderr,
-            )
+            text = f"{error.message} It is not copied to MLflow until that is fixed. {error.hint}"
+            print(text, file=sys.stderr)
         except Exception as error:  # no failure of a tracker is worth a run
             _warn(self.uri, reason_of(error, self.uri))
         self._open = False
@@ -253,14 +247,8 @@ class _Sending:
         if found:  # made by a process that was killed before it could write the id down
             run_id = found[0].info.run_id
         else:
-            run = patiently(
-                lambda: self.client.create_run(
-                    experiment,
-                    start_time=self.about.start_ms or None,
-                    tags=self.tags,
-                    run_name=self.folder.name,
-                )
-            )
+            start, tags, name = self.about.start_ms or None, self.tags, self.folder.name
+            run = patiently(lambda: self.client.create_run(experiment, start, tags, run_name=name))
             run_id = run.info.run_id
             self.change.created = True
         self.state = {}
@@ -413,10 +401,8 @@ def sync(root: Path | str, uri: str | None = None, names: Iterable[str] | None =
         try:
             status = folder.settle()
             report.append(Synced(folder.name, status, Mirror(folder, uri).advance(status)))
-        except DamagedRun as error:
-            report.append(
-                Synced(folder.name, "damaged", Change(), f"{error.file} {error.what}. {error.mend}")
-            )
+        except DamagedRun as d:
+            report.append(Synced(d.run, "damaged", Change(), f"{d.file} {d.what}. {d.mend}"))
         except Exception as error:  # one bad folder does not hold up the others
             if damaged_store := damage(error, uri):
                 raise damaged_store from error
@@ -438,9 +424,8 @@ def forget(folder: RunFolder) -> bool:
     try:
         client = open_store(uri)
         if not state:  # its note of the id is damaged; the store knows the run by its name
-            found = _runs_of(
-                client, experiment_id(client, uri), f"{folder.name}@{folder.identity['created']}"
-            )
+            id_ = f"{folder.name}@{folder.identity['created']}"
+            found = _runs_of(client, experiment_id(client, uri), id_)
             state = {"run_id": found[0].info.run_id} if found else {}
         if not state:
             return False

@@ -1,7 +1,7 @@
 """Curves on their way into the run folder: window means, a few microseconds per call.
 
 A training loop may log at every step; what is kept is one mean per curve and window, so a run never
-holds more than ``1 / window_s`` points a second and curve, however fast it is.
+holds more than ``1 / WINDOW_S`` points a second and curve, however fast it is.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from typing import Any
 
 from reason.tracking.folder import RunFolder
 
+WINDOW_S = 0.1  # seconds that one point stands for
+FLUSH_S = 1.0  # seconds after which points reach the disk, at the next call
+
 
 class PointLog:
     """Collects points of curves and appends their window means to ``metrics.jsonl``.
@@ -22,33 +25,23 @@ class PointLog:
     visible, and the file stays JSON. Not for use by several threads at once.
 
     Args:
-        folder: the run.
-        window_s: seconds that one point stands for.
-        flush_s: seconds after which points reach the disk, at the next call.
         clock: seconds since the epoch.
     """
 
-    def __init__(
-        self,
-        folder: RunFolder,
-        window_s: float = 0.1,
-        flush_s: float = 1.0,
-        clock: Callable[[], float] = time.time,
-    ):
-        self._folder, self._window_s, self._flush_s, self._clock = folder, window_s, flush_s, clock
+    def __init__(self, folder: RunFolder, clock: Callable[[], float] = time.time):
+        self._folder, self._clock = folder, clock
         self._open: dict[str, list[Any]] = {}  # name -> [start, total, count, step, time]
         self._sealed: list[dict[str, Any]] = []
-        self._due = clock() + flush_s
+        self._due = clock() + FLUSH_S
 
     def log(self, name: str, value: float, step: int) -> None:
         """Add one value to curve ``name`` at ``step``."""
         now = self._clock()
         window = self._open.get(name)
-        if window is not None and 0 <= now - window[0] < self._window_s:
+        if window is not None and 0 <= now - window[0] < WINDOW_S:
             window[1] += float(value)
             window[2] += 1
-            window[3] = step
-            window[4] = now
+            window[3:] = step, now
         else:
             if window is not None:
                 self._seal(name, window)
@@ -78,8 +71,8 @@ class PointLog:
 
     def _write(self, now: float) -> None:
         """Seal the windows that are over at ``now`` and append what is sealed."""
-        for name in [name for name, window in self._open.items() if now - window[0] >= self._window_s]:
+        for name in [name for name, window in self._open.items() if now - window[0] >= WINDOW_S]:
             self._seal(name, self._open.pop(name))
         points, self._sealed = self._sealed, []
         self._folder.log_points(points)
-        self._due = self._clock() + self._flush_s
+        self._due = self._clock() + FLUSH_S

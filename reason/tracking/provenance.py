@@ -6,6 +6,7 @@ torch is not imported; the engine, which has it, names the devices it uses.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
@@ -44,7 +45,7 @@ def capture(cwd: Path | str = ".") -> dict[str, Any]:
         "dirty": None if status is None else bool(re.search(r"^[^#]", status, re.M)),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "cpu": _cpu(),
+        "cpu": cpu(),
         "cores": _cores(),
         "memory_gb": _memory_gb(),
         "accelerators": _accelerators(),
@@ -57,10 +58,8 @@ def versions() -> dict[str, str]:
     """The installed packages that can change a result, without importing one."""
     found = {}
     for name in PACKAGES:
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return found
 
 
@@ -114,14 +113,11 @@ def _filters(cwd: Path | str) -> set[str] | None:
 
 
 def _plain_git(cwd: Path | str, *words: str, seconds: float = 3.0) -> str | None:
+    command = ["git", "--no-optional-locks", "--no-pager", *words]
+    env = {k: v for k, v in os.environ.items() if k != "GIT_EXTERNAL_DIFF"} | _SEALED
     try:
         done = subprocess.run(
-            ["git", "--no-optional-locks", "--no-pager", *words],
-            cwd=cwd,
-            env={k: v for k, v in os.environ.items() if k != "GIT_EXTERNAL_DIFF"} | _SEALED,
-            capture_output=True,
-            timeout=seconds,
-            stdin=subprocess.DEVNULL,
+            command, cwd=cwd, env=env, capture_output=True, timeout=seconds, stdin=subprocess.DEVNULL
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
@@ -135,7 +131,8 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _cpu() -> str | None:
+def cpu() -> str | None:
+    """The name of the processor's model, as far as the machine tells it."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import types
 import typing
-from dataclasses import MISSING, dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -224,7 +224,4 @@ _NAMES = {str: "text", bool: "true or false", int: "a whole number", float: "a n
 def _keys(kind: Any) -> dict[str, tuple[Any, bool]]:
     """Of each field of a dataclass, its type and whether it has to be there."""
     hints = typing.get_type_hints(kind)
-    return {
-        f.name: (hints[f.name], f.default is MISSING and f.default_factory is MISSING)
-        for f in dataclasses.fields(kind)
-    }
+    return {f.name: (hints[f.name], f.default is f.default_factory is MISSING) for f in fields(kind)}

@@ -46,8 +46,7 @@ def tracking_uri(cwd: Path | str | None = None) -> str:
     path = sqlite_path(uri)
     if path is None:
         return uri
-    absolute = (Path.cwd() if cwd is None else Path(cwd)).resolve() / path
-    return f"sqlite:///{absolute}"
+    return f"sqlite:///{Path(cwd or '.').resolve() / path}"
 
 
 def sqlite_path(uri: str) -> Path | None:
@@ -94,18 +93,8 @@ def without_secrets(text: str, uri: str) -> str:
     return re.sub(r"(\w://)[^\s'\"/]*@", r"\1", text)
 
 
-SCHEMES = (
-    "http",
-    "https",
-    "sqlite",
-    "postgresql",
-    "mysql",
-    "mssql",
-    "file",
-    "databricks",
-    "databricks-uc",
-    "uc",
-)
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+SCHEMES = ("http", "https", *DATABASES, "file", "databricks", "databricks-uc", "uc")
 
 
 def check_address(uri: str) -> None:
@@ -138,9 +127,8 @@ def check_address(uri: str) -> None:
         raise StoreError(f"{where} has a port that is not a number up to 65535{encoded}.", mend) from None
     if scheme in ("http", "https") and not parts.hostname:
         raise StoreError(f"{where} has no host name.", mend)
-    if scheme == "sqlite" and not (
-        uri.startswith("sqlite:///") and Path(uri.removeprefix("sqlite:///")).name
-    ):
+    path = sqlite_path(uri)
+    if scheme == "sqlite" and (path is None or not path.name):
         raise StoreError(
             f"{where} has no file name.", "Write sqlite:///mlflow.db, or sqlite:////path/to/mlflow.db."
         )
@@ -176,22 +164,17 @@ def open_store(uri: str) -> MlflowClient:
     try:
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         patiently(lambda: client.get_experiment_by_name("Default"))
-    except MlflowException as error:
-        if "out-of-date database schema" in str(error):
+        return client
+    except Exception as error:  # drivers of all kinds of databases raise all kinds of things
+        answered = isinstance(error, MlflowException)
+        if answered and "out-of-date database schema" in str(error):
             raise StoreError(
                 f"The tracking store {shown(uri)} was created by another version of MLflow.",
                 f"Back up the file, then upgrade it with: mlflow db upgrade {shown(uri)}",
             ) from error
-        raise (
-            damage(error, uri)
-            or StoreError(f"The tracking store {shown(uri)} reports an error: {reason_of(error, uri)}")
-        ) from error
-    except Exception as error:  # drivers of all kinds of databases raise all kinds of things
-        raise (
-            damage(error, uri)
-            or StoreError(f"The tracking store {shown(uri)} cannot be opened: {reason_of(error, uri)}")
-        ) from error
-    return client
+        what = "reports an error" if answered else "cannot be opened"
+        failed = StoreError(f"The tracking store {shown(uri)} {what}: {reason_of(error, uri)}")
+        raise (damage(error, uri) or failed) from error
 
 
 class DamagedStore(StoreError):
@@ -261,8 +244,10 @@ def prepare(uri: str) -> None:
     """
     check_address(uri)
     path = sqlite_path(uri)
-    if path is not None:
-        _ensure_sqlite(path)
+    if path is not None and not _has_content(path):
+        with _locked(path):
+            if not _has_content(path):  # whoever comes first makes it
+                _make_sqlite(path)
     elif uri.startswith(("http://", "https://")):
         _ensure_answers(uri)
 
@@ -298,28 +283,18 @@ def experiment_id(client: MlflowClient, uri: str) -> str:
     return found.experiment_id
 
 
-def patiently(call: Callable[[], T], tries: int = 2) -> T:
+def patiently(call: Callable[[], T]) -> T:
     """``call()``, once more after a pause if a SQLite store is locked beyond MLflow's own 20 s of waiting."""
-    for attempt in range(tries):
-        try:
-            return call()
-        except Exception as error:
-            if attempt + 1 == tries or "database is locked" not in str(error):
-                raise
-            time.sleep(0.5)
-    raise AssertionError("unreachable")
+    try:
+        return call()
+    except Exception as error:
+        if "database is locked" not in str(error):
+            raise
+    time.sleep(0.5)
+    return call()
 
 
 # --- opening ----------------------------------------------------------------------------------------
-
-
-def _ensure_sqlite(path: Path) -> None:
-    """Make the store once, whoever comes first."""
-    if _has_content(path):
-        return
-    with _locked(path):
-        if not _has_content(path):
-            _make_sqlite(path)
 
 
 @contextlib.contextmanager
@@ -349,10 +324,10 @@ def _make_sqlite(path: Path) -> None:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)  # MLflow says some lines about each new store
     try:
-        with _quiet():
-            store = SqlAlchemyStore(f"sqlite:///{aside}", (path.parent / "mlruns").as_uri())
-        store.engine.dispose()
+        SqlAlchemyStore(f"sqlite:///{aside}", (path.parent / "mlruns").as_uri()).engine.dispose()
         if _filesystem(path.parent) not in NETWORK_DISKS:
             with contextlib.closing(sqlite3.connect(aside)) as db:  # readers and one writer at once
                 db.execute("PRAGMA journal_mode=WAL")
@@ -360,6 +335,7 @@ def _make_sqlite(path: Path) -> None:
             left.unlink(missing_ok=True)
         os.replace(aside, path)
     finally:
+        logging.disable(before)
         for left in (aside, *_beside(aside)):
             left.unlink(missing_ok=True)
 
@@ -390,26 +366,12 @@ def _ensure_answers(uri: str, seconds: float = 3.0) -> None:
 
 def _filesystem(folder: Path) -> str:
     """The type of the file system under ``folder``, or '' where that cannot be told."""
-    best, kind = "", ""
     try:
         mounts = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return ""
-    place = str(folder.resolve())
-    for line in mounts:
-        _, mount, fstype, *_ = line.split(" ")
-        inside = place == mount or place.startswith(mount.rstrip("/") + "/")
-        if inside and len(mount) >= len(best):
-            best, kind = mount, fstype
-    return kind
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the lines that MLflow prints for each new store."""
-    before = logging.root.manager.disable
-    logging.disable(logging.INFO)
-    try:
-        yield
-    finally:
-        logging.disable(before)
+    place, best = folder.resolve(), ("", "")
+    for mount, kind in (line.split(" ")[1:3] for line in mounts):
+        if place.is_relative_to(mount) and len(mount) >= len(best[0]):
+            best = (mount, kind)
+    return best[1]
