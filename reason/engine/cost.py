@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from reason.errors import DamagedRun
 from reason.tracking.clock import device_hours
 from reason.tracking.folder import RunFolder
@@ -16,19 +18,15 @@ def costs(folder: RunFolder, owner: RunFolder, devices: int, on_gpu: bool) -> di
     """
     own, trained = device_hours(folder, devices)["total"], device_hours(owner, devices)["train"]
     found = {"device_hours": own, "train_device_hours": trained, "gpu_hours": own if on_gpu else 0.0}
-    taken_over = owner.result if owner.path != folder.path else None
-    gpu_trained = trained if taken_over and taken_over.gpus else 0.0
-    for name, training in (("device_hours", trained), ("gpu_hours", gpu_trained)):
-        try:
-            if taken_over is None:
+    for name in ("device_hours", "gpu_hours"):
+        if owner.path == folder.path:
+            with suppress(DamagedRun):  # a stage was deleted
                 stages = sum(stage.result.metrics[name] for stage in lineage(folder) if stage.result)
                 found[f"lineage_{name}"] = found[name] + stages
-            else:  # its stages may be gone by now; what they cost stands in its own result
-                of_owner = taken_over.metrics
-                stages = of_owner.get(f"lineage_{name}", of_owner[name]) - of_owner[name]
-                found[f"lineage_{name}"] = found[name] + training + stages
-        except DamagedRun:  # a stage was deleted
-            continue
+        elif (theirs := owner.result) is not None:  # its stages may be gone by now: it says what they cost
+            stages = theirs.metrics.get(f"lineage_{name}", theirs.metrics[name]) - theirs.metrics[name]
+            training = trained if name == "device_hours" or theirs.gpus else 0.0
+            found[f"lineage_{name}"] = found[name] + training + stages
     return found
 
 

@@ -43,11 +43,6 @@ class Plan:
         """What weights begin as, by key: ``{"backbone.source": "smollm2-135m"}``. From scratch: not in it."""
         return {key: self.flat[key] for key in self._marked("path", "settled") if self.flat[key]}
 
-    @property
-    def dataset_paths(self) -> set[str]:
-        """Keys that say where the data lies."""
-        return {key for key in self._marked("path") if key.startswith("dataset.")}
-
     def hashes(self, data_digest: str, source_digests: Mapping[str, str] | None = None) -> tuple[str, str]:
         """(train_hash, config_hash): which model this is, and which result. 64 hex digits each.
 

@@ -23,7 +23,7 @@ from reason.engine.progress import say
 from reason.errors import ConfigError, ReasonError, RunError
 from reason.files import atomic, write_json
 from reason.tracking import provenance
-from reason.tracking.folder import FAILED, FINISHED, KILLED, RUNNING, RunFolder
+from reason.tracking.folder import FAILED, FINISHED, KILLED, RunFolder
 from reason.tracking.mirror import Mirror
 
 BEAT_S = 1.0
@@ -206,16 +206,10 @@ def _make_stages(folder: RunFolder, plan: Plan, quiet: bool) -> None:
     for stage in stages_of(plan, identity["stages"]):
         name = stage.plan.experiment
         try:
-            done = stage.finished()
-            if done is not None:
+            if (done := stage.finished()) is not None:
                 say(f"  {stage.key}: {name} is already finished: {done.name}", quiet)
             elif (begun := stage.unfinished()) is None:
                 done = run(stage.plan, stage_of=folder, quiet=quiet)
-            elif begun.status == RUNNING:
-                raise RunError(
-                    f"{begun.name} is running in another process.",
-                    "Resume this run when that one has finished.",
-                )
             else:
                 done = resume(begun, quiet=quiet)
         except ReasonError as error:
@@ -234,7 +228,6 @@ def _make_stages(folder: RunFolder, plan: Plan, quiet: bool) -> None:
 def _heart(folder: RunFolder) -> Iterator[None]:
     """Touch the folder's sign of life every second, from a thread."""
     stop = threading.Event()
-
     folder.beat()
 
     def beat() -> None:
@@ -253,18 +246,15 @@ def _heart(folder: RunFolder) -> Iterator[None]:
 
 def _check_batch(plan: Plan, processes: int) -> None:
     train = plan.config.train
-    if plan.card.trains and train.batch_size < processes * train.accumulate:
-        raise ConfigError(
-            f"train.batch_size={train.batch_size} is too small for {processes} processes x {train.accumulate} micro-batches.",
-            f"Use train.batch_size={processes * train.accumulate} or more.",
-        )
+    if plan.card.trains and train.batch_size < (least := processes * train.accumulate):
+        cut = f"{processes} processes x {train.accumulate} micro-batches"
+        small = f"train.batch_size={train.batch_size} is too small for {cut}."
+        raise ConfigError(small, f"Use train.batch_size={least} or more.")
 
 
 def _sentence(plan: Plan, kind: str, processes: int) -> str:
     c = plan.config
     trained = f"trained with {c.train_depth} {plan.card.depth.unit}, " if plan.card.trains else ""
     where = f"{processes} {'GPU' if kind == 'cuda' else kind.upper() + ' process'}{'' if processes == 1 else 's' if kind == 'cuda' else 'es'}"
-    return (
-        f"method {plan.card.name} on {c.dataset.name}, {trained}"
-        f"evaluated at depth {', '.join(map(str, plan.depths))}; seed {c.seed}; {where}"
-    )
+    judged = f"evaluated at depth {', '.join(map(str, plan.depths))}"
+    return f"method {plan.card.name} on {c.dataset.name}, {trained}{judged}; seed {c.seed}; {where}"

@@ -113,11 +113,6 @@ def _stage_plan(plan: Plan, key: str, name: str) -> Plan:
     taken = ("seed", "runs", "offline")
     flags = {k: v for k, v in plan.flat.items() if k in taken or k.startswith("hardware.")}
     try:
-        stage = resolve(name, flags=flags)
-        paths = {k: plan.flat[k] for k in stage.dataset_paths if plan.flat.get(k)}
-        same = stage.config.dataset.name == plan.config.dataset.name
-        if same and paths and not any(stage.flat[k] for k in paths):
-            stage = resolve(name, flags=flags | paths)  # data that the experiment asks for by its path
+        return resolve(name, flags=flags)
     except ConfigError as error:
         raise ConfigError(f"{key}={PREFIX}{name}: {error.message}", error.hint) from error
-    return stage

@@ -15,6 +15,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -291,15 +292,13 @@ def _say_outdated(folder: RunFolder, plan: SweepPlan, quiet: bool) -> None:
     """Why a model is trained again that another version of its method has trained: told once."""
     card, wanted = plan.trials[0].plan.card, plan.trials[0].plan
     for child in _children(folder):
-        version = child.identity.get("version", 0)
-        if child.identity["method"] != card.name or version == card.version:
-            continue
-        if not wanted.retrains(flatten(child.config)):
+        version = child.identity.get("version", "unknown")
+        other = child.identity["method"] == card.name and version != card.version
+        if other and not wanted.retrains(flatten(child.config)):
             say(
-                f"  The model of {child.name} is not reused: it was trained with version {version or 'unknown'} of {card.name}, and version "
-                f"{card.version} is installed.",
-                quiet,
-            )
+                f"  The model of {child.name} is not reused: it was trained with version {version} of {card.name}, "
+                f"and version {card.version} is installed.", quiet,
+            )  # fmt: skip
             return
 
 
@@ -350,17 +349,17 @@ def _summary(folder: RunFolder, plan: SweepPlan, results: dict[str, Result], qui
     """The trials of a sweep and the sums over them."""
     runs = {name: RunFolder(folder.path.parent / name) for name in results}
     spent = {name: device_hours(r, results[name].world_size)["total"] for name, r in runs.items()}
-    stages = {s.name: s for r in runs.values() for s in lineage(r)}
-    began = [result.metrics for s in stages.values() if (result := _result(s, quiet))]
     metrics: dict[str, float] = {
         "device_hours": sum(spent.values()),
         "gpu_hours": sum(h for name, h in spent.items() if results[name].gpus),
         "trials": len(plan.trials),
         "trainings": sum(r.training is not None for r in results.values()),
-        "stages": len(stages),
+        "stages": len({name for r in results.values() for name in r.stages.values()}),
     }
-    for hours_of in ("device_hours", "gpu_hours"):
-        metrics[f"lineage_{hours_of}"] = metrics[hours_of] + sum(m.get(hours_of, 0.0) for m in began)
+    with suppress(DamagedRun):  # a stage was deleted: what it cost is not known any more
+        stages = {s.name: s.result for r in runs.values() for s in lineage(r)}
+        for name in ("device_hours", "gpu_hours"):
+            metrics[f"lineage_{name}"] = metrics[name] + sum(r.metrics[name] for r in stages.values() if r)
     if valid := [r.valid_accuracy for r in results.values() if r.valid_accuracy]:
         best = max if valid[0].larger_is_better else min
         metrics["valid_accuracy"] = best(v.value for v in valid)

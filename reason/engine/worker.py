@@ -39,9 +39,8 @@ def work(payload: dict[str, Any]) -> None:
                 points.close()
             if result is not None:
                 on_gpu = payload["device"] == "cuda"
-                spent = costs(folder, model_owner(folder), here.size, on_gpu)
-                metrics = result.metrics | spent | {"peak_memory_gb": memory}
-                gpus = here.size if on_gpu else 0
+                metrics = costs(folder, model_owner(folder), here.size, on_gpu) | {"peak_memory_gb": memory}
+                metrics, gpus = result.metrics | metrics, here.size if on_gpu else 0
                 folder.write_result(replace(result, metrics=metrics, device=payload["device"], gpus=gpus))
             here.barrier()
         except Exception as error:
@@ -123,10 +122,8 @@ def _train(session: Session, folder: RunFolder, train_hash: str, run_log: RunLog
     try:
         session.keep_trained(trainer.wrapped, folder, train_hash)
     except OSError as error:
-        raise RunError(
-            f"The model could not be saved: {error}.",
-            "Free some disk space, then resume the run with `reason resume`.",
-        ) from error
+        hint = "Free some disk space, then resume the run with `reason resume`."
+        raise RunError(f"The model could not be saved: {error}.", hint) from error
     session.world.barrier()
     run_log.progress("training", 1, 1)
     stopped = ", stopped early (validation no longer improved)" if training.stopped == "early" else ""
@@ -146,8 +143,7 @@ def _evaluate(
 ) -> tuple[list[Judged], dict[str, Outcome]]:
     """Judge every depth of the plan on validation and test, and the baselines on test; write their rows.
 
-    Returns:
-        The curve and the baselines; nothing on other ranks than the first.
+    Returns the curve and the baselines; nothing on other ranks than the first.
     """
     here, ctx, method, network = session.world, session.ctx, session.method, session.network
     config, depths = session.plan.config, session.plan.depths

@@ -24,7 +24,6 @@ from reason.metrics.statistics import (
     seeded_interval,
 )
 from reason.reports.frame import Frame, Key, Point, defaults, evaluation_keys, frames, overrides, read_rows
-from reason.reports.pareto import pareto_front
 from reason.tracking.folder import RunFolder
 from reason.tracking.result import Measure, Outcome, RunUnits
 
@@ -348,6 +347,21 @@ def _otherwise(entry: Entry, base: Entry) -> str:
 
 
 # --- fronts, hints ------------------------------------------------------------------------------
+
+
+def pareto_front(accuracy: Sequence[float], cost: Sequence[float | None]) -> list[bool]:
+    """Which points no other point dominates: is at least as accurate for no more, and strictly better in one of the two.
+
+    accuracy: larger is better. cost: smaller is better; a point without one (None) takes no part.
+    """
+    front = [False] * len(accuracy)
+    known = [(c, -a, i) for i, (a, c) in enumerate(zip(accuracy, cost, strict=True)) if c is not None]
+    best, cost_of_best = float("-inf"), float("nan")
+    for c, negative, i in sorted(known):  # from cheap to dear; of equal cost the most accurate first
+        front[i] = -negative > best or (-negative == best and c == cost_of_best)
+        if -negative > best:
+            best, cost_of_best = -negative, c
+    return front
 
 
 def _fronts(table: Comparison, sign: int) -> None:

@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reason.reports.comparison import BASE, BASELINE, as_dict, as_lines, compare
-from reason.reports.pareto import pareto_front
+from reason.reports.comparison import BASE, BASELINE, as_dict, as_lines, compare, pareto_front
 
 
 def table_of(root, *names, **keys):
