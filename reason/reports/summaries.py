@@ -145,11 +145,6 @@ class _RunSummary:
         """What else answered the same examples: the rivals at that depth, and the baselines."""
         return judged.rivals | self.result.baselines
 
-    @property
-    def _is_trained(self) -> bool:
-        """Whether weights were trained, by this run or by the one whose model it uses."""
-        return bool(self.result.training or self.result.trained_by)
-
     def _beside(self, metric: str, answers: Sequence[Outcome]) -> _Column:
         """A further metric of depths and rivals."""
         found = [a.metrics.get(metric) for a in answers]
@@ -243,7 +238,7 @@ class _RunSummary:
         depths = [judged.depth for judged in r.curve]
         varied = ",".join(map(str, depths if len(depths) > 1 else range(r.units.least, r.train_depth + 1)))
         commands = []
-        if r.train_depth and self._is_trained:
+        if r.train_depth and (r.training or r.trained_by):
             commands.append((f"reason run {said} train_depth=0", "the base, trained without the method"))
         if r.train_depth:
             seeded = f"reason sweep {said} depth={varied} seed=0..2"
