@@ -110,7 +110,7 @@ class _RunSummary:
         units, name = r.units, r.accuracy.name
         chosen = self._chosen()
         trained = f"trained with {r.train_depth} {units.depth}" if r.train_depth else "the base"
-        trained = trained if self._is_trained else "no training"
+        trained = trained if r.training or r.trained_by else "no training"
         yield title(f"{r.experiment}: {r.method} on {r.dataset} with {r.backbone}, {trained}, seed {r.seed}")
         yield Text()
         shown = chosen or r.curve[-1]
