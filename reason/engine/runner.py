@@ -90,12 +90,17 @@ def prepare(
     return folder
 
 
+def _other_version(folder: RunFolder, plan: Plan) -> str:
+    """In words, the version that a run was made with and the one here; "" where they are the same."""
+    card, made = plan.card, folder.identity.get("version")
+    old = f"version {made} of {card.name}" if made else "an earlier version of reason"
+    return "" if made == card.version else f"{old}, and version {card.version} of {card.name} is installed"
+
+
 def _another_model(plan: Plan, model: RunFolder, recorded: Mapping[str, Any]) -> ConfigError:
     changed = [f"{k}={plan.flat[k]} (recorded: {recorded[k]})" for k in plan.retrains(recorded)]
-    if (version := model.identity.get("version", 1)) != plan.card.version:
-        changed.append(
-            f"it was trained with version {version} of {plan.card.name}, and version {plan.card.version} is installed"
-        )
+    if other := _other_version(model, plan):
+        changed.append(f"it was trained with {other}")
     if not changed:
         return ConfigError(
             f"The data has changed since {model.name} was trained on it.",
@@ -122,12 +127,8 @@ def resume(folder: RunFolder, hardware: Mapping[str, Any] | None = None, *, quie
     plan, identity = recorded_plan(folder, dict(hardware or {})), folder.identity
     kind, processes = choose_device(plan.config.hardware)
     _check_batch(plan, processes)
-    version = identity.get("version", plan.card.version)
-    if version != plan.card.version:
-        raise RunError(
-            f"{folder.name} was started by version {version} of {plan.card.name}; version {plan.card.version} is installed.",
-            "Start a new run with `reason run`.",
-        )
+    if other := _other_version(folder, plan):
+        raise RunError(f"{folder.name} was started with {other}.", "Start a new run with `reason run`.")
     digest = load_dataset(plan).digest
     if digest != identity["data_digest"]:
         raise RunError(
@@ -185,7 +186,7 @@ def execute(folder: RunFolder, plan: Plan, kind: str, processes: int, *, quiet: 
         mirror.close(status)
     if problem is None:
         return
-    if status == KILLED and not folder.identity["stage_of"]:
+    if status == KILLED and not folder.identity.get("stage_of"):
         say(f"{folder.name} was interrupted. Resume with: reason resume {folder.path}", quiet)
     if isinstance(problem, ReasonError):
         problem.hint = f"{problem.hint} The run folder is {folder.path}.".strip()

@@ -126,6 +126,22 @@ def test_a_trained_run_answers_whatever_became_of_its_data(reason, store, monkey
     assert ask() == before
 
 
+def test_a_run_of_before_versions_answers_and_is_not_taken_for_another(ran, reason, monkeypatch):
+    """Its hashes were made of fewer keys: that is said, and not that its data has changed."""
+    (folder,) = runs()
+    new = ("version", "sources", "stages", "stage_of", "written")
+    old = {k: v for k, v in folder.identity.items() if k not in new}
+    (folder / "run.json").write_text(json.dumps(old))
+    monkeypatch.setattr(sys, "stdin", io.StringIO('{"history": []}\n'))
+    assert reason("predict", folder.name).code == 0
+    (folder / "run.json").write_text(json.dumps(old | {"train_hash": "0" * 64, "config_hash": "0" * 64}))
+    said = reason("evaluate", folder.name, "depth=1")
+    assert said.code == 2 and "earlier version of reason" in said.err and "data has" not in said.err
+    (folder / "result.json").unlink()
+    said = reason("resume", folder.name)
+    assert said.code == 1 and "earlier version of reason" in said.err and "Traceback" not in said.err
+
+
 class TestSweep:
     def test_trains_once_per_seed_and_compares(self, reason, tiny, store):
         words = [*tiny, "depth=0,1,2", "seed=0,1"]
