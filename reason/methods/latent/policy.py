@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,12 @@ class DepthRouter:
     scale: list[float]
     weight: list[float]
     bias: float
+
+    @cached_property
+    def affine(self) -> tuple[Tensor, float]:
+        """(F,) float32 and a number: the same forecast as ``x @ weight + bias``, with the scaling folded in."""
+        weight = np.array(self.weight) / self.scale
+        return torch.from_numpy(weight).float(), self.bias - float(weight @ self.mean)
 
 
 @dataclass(frozen=True)
@@ -251,7 +258,7 @@ def features(names: list[str], measure: Measure, run: Reasoning) -> Tensor:
         elif name == "popularity":
             assert measure.log_counts is not None
             known = run.items.clamp_max(len(measure.log_counts) - 1)
-            column = (measure.log_counts[known] * real).sum(1) / length
+            column = measure.log_counts.take(known).mul_(real).sum(1) / length
         elif name == "norm":
             column = run.state.float().norm(dim=1)
         else:
@@ -266,5 +273,5 @@ def forecast(policy: DepthPolicy, measure: Measure, run: Reasoning) -> Tensor:
     router = policy.router
     assert router is not None
     x = features(router.features, measure, run)
-    mean, scale, weight = (x.new_tensor(v) for v in (router.mean, router.scale, router.weight))
-    return ((x - mean) / scale) @ weight + router.bias
+    weight, bias = router.affine
+    return x @ weight.to(x.device) + bias
