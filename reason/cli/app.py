@@ -16,7 +16,7 @@ from typing import Any
 import typer
 
 from reason import __version__
-from reason.errors import ReasonError
+from reason.errors import ReasonError, writing
 
 INTERRUPTED, TERMINATED = 130, 143
 
@@ -46,7 +46,8 @@ def guarded(verb: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(verb)
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
-            return verb(*args, **kwargs)
+            with writing("A file"):
+                return verb(*args, **kwargs)
         except ReasonError as error:
             _print_error(error)
             raise typer.Exit(error.exit_code) from None

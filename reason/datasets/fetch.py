@@ -32,6 +32,7 @@ from pathlib import Path, PurePosixPath
 from reason.datasets import movielens_100k
 from reason.errors import DataError, unknown
 from reason.files import sha256, write_json
+from reason.printable import printable
 
 PATIENCE = 5  # seconds without an answer before an address is given up
 RECEIPT = "SOURCE.json"  # what was fetched, from where, and the sha256 of each file
@@ -325,4 +326,4 @@ def extract(archive: Path, members: Mapping[str, str], folder: Path) -> None:
 
 
 def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)
