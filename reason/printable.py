@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+from contextlib import suppress
 from typing import Any
 
 # Control characters (C0, DEL, C1), line and paragraph separators, embeddings, overrides and isolates of the
@@ -32,3 +34,10 @@ def json_text(value: Any, indent: int | None = None) -> str:
     r"""JSON that is safe to print and reads as ``value``: unsafe characters become ``\uXXXX``. NaN is refused."""
     text = json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False)
     return _UNSAFE_IN_JSON.sub(lambda found: json.dumps(found[0])[1:-1], text)
+
+
+def say(text: object) -> None:
+    """One line to stderr, ``printable``. Where stderr leads to a full disk or to nobody, nothing is said."""
+    if sys.stderr is not None:
+        with suppress(OSError):
+            print(printable(text), file=sys.stderr, flush=True)

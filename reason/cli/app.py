@@ -17,6 +17,7 @@ import typer
 
 from reason import __version__
 from reason.errors import ReasonError, writing
+from reason.printable import say
 
 INTERRUPTED, TERMINATED = 130, 143
 
@@ -131,6 +132,10 @@ def main() -> None:
                 sys.stdout.flush()
         except BrokenPipeError:
             _reader_has_gone()
+        except OSError as error:
+            say(f"error: The answer cannot be written: {error.strerror}.")
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            raise SystemExit(1) from None
         raise end
 
 

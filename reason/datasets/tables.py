@@ -613,7 +613,8 @@ def written_out(values: pa.Array | pa.ChunkedArray) -> int:
     words = values.dictionary
     if pa.types.is_primitive(words.type):
         return len(values) * (CELL + 8)
-    return (pc.sum(pc.take(pc.binary_length(words), values.indices)).as_py() or 0) + len(values) * CELL
+    lengths = pc.call_function("binary_length", [words]).take(values.indices)
+    return (pc.call_function("sum", [lengths]).as_py() or 0) + len(values) * CELL
 
 
 def _text(value: object) -> str:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from reason.printable import printable
+from reason import printable
 
 LINE_EVERY_S = 10.0  # without a terminal, at most one progress line per this many seconds
 
@@ -27,7 +27,7 @@ class RunLog:
 
     def say(self, text: str) -> None:
         """One line to the log, and to stderr on rank 0."""
-        text = printable(text)
+        text = printable.printable(text)
         self.note(text)
         if self._prints:
             if self._bar is not None:
@@ -42,7 +42,7 @@ class RunLog:
             suppress(OSError),
             open(self.path, "a", encoding="utf-8") as f,
         ):  # no run ends for want of a log line
-            f.write("".join(f"{stamp} {line}\n" for line in printable(text).splitlines()))
+            f.write("".join(f"{stamp} {line}\n" for line in printable.printable(text).splitlines()))
 
     def progress(self, phase: str, done: float, total: float, text: str = "") -> None:
         """``done`` of ``total`` of a phase. Cheap enough to call at every step."""
@@ -85,10 +85,9 @@ class RunLog:
 
 
 def say(text: str, quiet: bool = False) -> None:
-    """One line to stderr, unless ``quiet``. Where stderr leads to a full disk, nothing is said."""
+    """One line to stderr, unless ``quiet``."""
     if not quiet:
-        with suppress(OSError):
-            print(printable(text), file=sys.stderr, flush=True)
+        printable.say(text)
 
 
 def _duration(seconds: float) -> str:

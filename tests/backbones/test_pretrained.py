@@ -628,9 +628,12 @@ class TestSizesThatCannotBe:
         saved(tmp_path / "m", model)
         (tmp_path / "m" / "model.safetensors").unlink()
         torch.save(model.state_dict(), tmp_path / "plain.bin")
-        with zipfile.ZipFile(tmp_path / "plain.bin") as plain:
-            with zipfile.ZipFile(tmp_path / "m" / "pytorch_model.bin", "w", zipfile.ZIP_DEFLATED) as packed:
-                for member in plain.namelist():
-                    packed.writestr(member, plain.read(member))
+        target = tmp_path / "m" / "pytorch_model.bin"
+        with (
+            zipfile.ZipFile(tmp_path / "plain.bin") as plain,
+            zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as packed,
+        ):
+            for member in plain.namelist():
+                packed.writestr(member, plain.read(member))
         with pytest.raises(DataError, match="compressed"):
             open_causal(str(tmp_path / "m"))

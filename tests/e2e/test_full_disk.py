@@ -101,6 +101,18 @@ class TestARun:
         assert done.returncode == 0
 
 
+def test_an_answer_into_a_full_file_is_told():
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    code = "from reason.cli.app import main; main()"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code, "list", "methods"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert "cannot be written: No space left on device" in done.stderr
+
+
 class TestASweep:
     def test_on_a_full_disk_says_so(self, small, spawn, tiny, store):
         fill(small)

@@ -15,6 +15,7 @@ from report_folders import FIGURES
 from reason.cli.inspect import inspect
 from reason.errors import ConfigError
 from reason.methods.figures import HeatMap, Lines, Table, Tokens
+from reason.printable import printable
 from reason.reports import formatting
 from reason.reports.html import STEPS, about, check_page, page
 from reason.reports.svg import chart
@@ -134,6 +135,7 @@ def test_text_is_text_wherever_it_stands():
         Tokens(n, [n, "x"], [0.0, 1.0], 0, 1, n, n),
     )
     top = read(*figures, title=n, facts={n: n}, saying=n)
+    n = printable(n)
     plain = read(*FIGURES)
     assert {t.tag for t in top.all()} == {t.tag for t in plain.all()}  # no element of the text's own making
     assert top.all("title")[0].text == top.all("h1")[0].text == top.all("dt")[0].text == n
