@@ -103,9 +103,12 @@ def open_text(path: Path) -> Iterator[io.TextIOWrapper]:
     Raises:
         DataError: while it is read, when it turns out to be too large for memory.
     """
-    with pa.input_stream(str(path)) as stream, io.BufferedReader(_Counted(stream, Budget(path))) as counted:
-        with io.TextIOWrapper(counted, encoding="utf-8-sig") as text:
-            yield text
+    with (
+        pa.input_stream(str(path)) as stream,
+        io.BufferedReader(_Counted(stream, Budget(path))) as counted,
+        io.TextIOWrapper(counted, encoding="utf-8-sig") as text,
+    ):
+        yield text
 
 
 class _Counted(io.RawIOBase):
