@@ -16,7 +16,8 @@ from typing import Any
 import typer
 
 from reason import __version__
-from reason.errors import ReasonError
+from reason.errors import ReasonError, writing
+from reason.printable import say
 
 INTERRUPTED, TERMINATED = 130, 143
 
@@ -46,7 +47,8 @@ def guarded(verb: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(verb)
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
-            return verb(*args, **kwargs)
+            with writing("A file"):
+                return verb(*args, **kwargs)
         except ReasonError as error:
             _print_error(error)
             raise typer.Exit(error.exit_code) from None
@@ -130,6 +132,10 @@ def main() -> None:
                 sys.stdout.flush()
         except BrokenPipeError:
             _reader_has_gone()
+        except OSError as error:
+            say(f"error: The answer cannot be written: {error.strerror}.")
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            raise SystemExit(1) from None
         raise end
 
 

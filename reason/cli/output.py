@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import csv
 import functools
-import json
 import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+from reason.printable import json_text, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,13 +25,21 @@ PIPE_WIDTH = 100
 @functools.cache
 def _console(stderr: bool) -> Console:
     from rich.console import Console
+    from rich.segment import Segment
+
+    class Safe(Console):
+        """Draws nothing that steers the terminal but what rich itself says, whatever the text is of."""
+
+        def render(self, renderable: Any, options: Any = None) -> Any:
+            for s in super().render(renderable, options):
+                yield s if s.control else Segment(printable(s.text), s.style)
 
     stream = sys.stderr if stderr else sys.stdout
     if stream is None:  # closed by whoever started us: there is nobody to tell
-        return Console(file=open(os.devnull, "w"), width=PIPE_WIDTH)
+        return Safe(file=open(os.devnull, "w"), width=PIPE_WIDTH)
     piped = not stream.isatty()
     width = PIPE_WIDTH if piped and not os.environ.get("COLUMNS", "").isdecimal() else None
-    return Console(stderr=stderr, width=width, highlight=False, soft_wrap=False)
+    return Safe(stderr=stderr, width=width, highlight=False, soft_wrap=False)
 
 
 def stdout() -> Console:
@@ -56,7 +65,7 @@ def say(text: str) -> None:
 def emit_json(value: Any) -> None:
     """One JSON object on stdout, without colour. NaN is refused: honest or absent."""
     if sys.stdout is not None:
-        sys.stdout.write(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+        sys.stdout.write(json_text(value, indent=2) + "\n")
 
 
 def emit_csv(rows: Sequence[dict[str, Any]]) -> None:
@@ -65,4 +74,4 @@ def emit_csv(rows: Sequence[dict[str, Any]]) -> None:
         return
     writer = csv.DictWriter(sys.stdout, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({k: printable(v) if isinstance(v, str) else v for k, v in row.items()} for row in rows)

@@ -18,7 +18,8 @@ from reason.errors import ConfigError, unknown
 Layer = tuple[str, dict[str, Any]]  # (where it comes from, {dotted key: text})
 
 RECORDED = "recorded run"  # the layer that holds what an earlier run has resolved
-RESERVED_ENVIRONMENT = {"REASON_CACHE"}
+RESERVED_ENVIRONMENT = {"REASON_CACHE", "REASON_DIFF", "REASON_MEMORY_GB"}
+MOST_BYTES = 4_000_000  # of a file
 MOST_NODES = 100_000  # of a file with its anchors written out; the largest experiments file has hundreds
 
 
@@ -174,7 +175,13 @@ def environment_layers(environ: Mapping[str, str]) -> list[Layer]:
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping whose scalars are all text, as written. Not to be changed: it is read once."""
     try:
-        content = _parsed(path, path.stat().st_mtime_ns)
+        told = path.stat()
+        if told.st_size > MOST_BYTES:
+            raise ConfigError(
+                f"{path} has {told.st_size:,} bytes; a file of experiments has at most {MOST_BYTES:,}.",
+                "Is it the right file?",
+            )
+        content = _parsed(path, told.st_mtime_ns)
     except FileNotFoundError as error:
         raise ConfigError(f"There is no file {path}.", "Check the path given to -c.") from error
     except (OSError, UnicodeDecodeError) as error:

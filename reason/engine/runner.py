@@ -7,6 +7,7 @@ says is what happened: the parent derives status and cost from it, never from me
 
 from __future__ import annotations
 
+import shutil
 import sys
 import threading
 import time
@@ -20,7 +21,7 @@ from reason.engine.launcher import Terminated, launch, signals
 from reason.engine.layers import flatten
 from reason.engine.plan import Plan
 from reason.engine.progress import say
-from reason.errors import ConfigError, ReasonError, RunError
+from reason.errors import FREE_SPACE, ConfigError, ReasonError, RunError, writing
 from reason.files import atomic, write_json
 from reason.tracking import provenance
 from reason.tracking.folder import FAILED, FINISHED, KILLED, RunFolder
@@ -73,11 +74,6 @@ def prepare(
     if model is not None and original["train_hash"] != train_hash:
         raise _another_model(plan, model, recorded)
     folder = RunFolder.create(plan.config.runs, plan.experiment, config_hash)
-    with atomic(folder / "config.yaml") as f:
-        f.write(plan.to_yaml())
-    write_json(folder / "origin.json", plan.origin)
-    write_json(folder / "env.json", provenance.capture(Path.cwd()))
-    (folder / "git.diff").write_text(provenance.diff(Path.cwd()), encoding="utf-8")
     identity = {
         "kind": "run", "experiment": plan.experiment, "method": plan.card.name, "version": plan.card.version,
         "config_hash": config_hash, "train_hash": train_hash, "data_digest": data_digest, "sources": sources,
@@ -86,7 +82,17 @@ def prepare(
         "stage_of": stage_of.name if stage_of else None, "stages": original.get("stages", {}), "written": plan.written,
         "created": time.time(), "argv": ["reason", *sys.argv[1:]],
     }  # fmt: skip
-    write_json(folder / "run.json", identity)
+    try:
+        with writing(f"The run folder {folder.path}", f"{FREE_SPACE}, or choose another folder: runs=PATH."):
+            with atomic(folder / "config.yaml") as f:
+                f.write(plan.to_yaml())
+            write_json(folder / "origin.json", plan.origin)
+            write_json(folder / "env.json", provenance.capture(Path.cwd()))
+            (folder / "git.diff").write_text(provenance.diff(Path.cwd()), encoding="utf-8")
+            write_json(folder / "run.json", identity)
+    except BaseException:  # nothing has happened in it yet
+        shutil.rmtree(folder.path, ignore_errors=True)
+        raise
     return folder
 
 
@@ -167,9 +173,10 @@ def execute(folder: RunFolder, plan: Plan, kind: str, processes: int, *, quiet: 
     with signals(), folder.lock(), Mirror(folder) as mirror:
         try:
             _make_stages(folder, plan, quiet)
-            folder.event("attempt", device=kind, devices=processes)
-            with _heart(folder):
-                launch(work, payload, processes, threads)
+            with writing(f"The run folder {folder.name}", f"{FREE_SPACE}, then: reason resume {folder.path}"):
+                folder.event("attempt", device=kind, devices=processes)
+                with _heart(folder):
+                    launch(work, payload, processes, threads)
             status = FINISHED
         except (KeyboardInterrupt, Terminated) as error:
             status, problem = KILLED, error
@@ -177,13 +184,12 @@ def execute(folder: RunFolder, plan: Plan, kind: str, processes: int, *, quiet: 
             status, problem = FAILED, error
         except BaseException as error:
             status, problem = FAILED, error
-            with open(folder / "log.txt", "a", encoding="utf-8") as f:
+            with suppress(OSError), open(folder / "log.txt", "a", encoding="utf-8") as f:
                 f.write(traceback.format_exc())
         if (folder / "result.json").exists():
             status, problem = FINISHED, None  # stopped after the last act: nothing was lost
         why = {"why": (str(problem) or type(problem).__name__).splitlines()[0]} if problem is not None else {}
-        folder.event("closed", status=status, **why)
-        mirror.close(status)
+        close(folder, mirror, status, **why)
     if problem is None:
         return
     if status == KILLED and not folder.identity.get("stage_of"):
@@ -195,6 +201,13 @@ def execute(folder: RunFolder, plan: Plan, kind: str, processes: int, *, quiet: 
             f"{type(problem).__name__}: {problem}", f"The traceback is at the end of {folder / 'log.txt'}."
         ) from problem
     raise problem
+
+
+def close(folder: RunFolder, mirror: Mirror, status: str, **why: str) -> None:
+    """Note how an attempt ended, here and in the mirror. Where the disk is full, ``settle`` notes it later."""
+    with suppress(OSError):
+        folder.event("closed", status=status, **why)
+    mirror.close(status)
 
 
 def _make_stages(folder: RunFolder, plan: Plan, quiet: bool) -> None:

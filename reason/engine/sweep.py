@@ -29,8 +29,8 @@ from reason.engine.launcher import Terminated, signals
 from reason.engine.layers import flatten, sweeps
 from reason.engine.plan import Plan
 from reason.engine.progress import say
-from reason.engine.runner import resume, run
-from reason.errors import ConfigError, DamagedRun, ReasonError, RunError, SweepError
+from reason.engine.runner import close, resume, run
+from reason.errors import FREE_SPACE, ConfigError, DamagedRun, ReasonError, RunError, SweepError, writing
 from reason.files import atomic, read_json, write_json
 from reason.tracking import provenance
 from reason.tracking.clock import device_hours
@@ -184,9 +184,10 @@ def sweep(
 
     plan = plan_sweep(name, overrides, files=files, flags=flags, digests_of=digests)
     root = Path(plan.trials[0].plan.config.runs)
-    root.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(root / ".sweeps.lock"):  # the same command started twice is one sweep
-        folder = _same(root, plan) or _make(root, plan, load_dataset(plan.trials[0].plan).digest)
+    with writing(f"The folder {root}", f"{FREE_SPACE}, or choose another folder: runs=PATH."):
+        root.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(root / ".sweeps.lock"):  # the same command started twice is one sweep
+            folder = _same(root, plan) or _make(root, plan, load_dataset(plan.trials[0].plan).digest)
     return _execute(folder, plan, stop_on_error, quiet)
 
 
@@ -237,8 +238,10 @@ def _execute(folder: RunFolder, plan: SweepPlan, stop_on_error: bool, quiet: boo
     untrained: dict[str, str] = {}  # train_hash of a model that could not be trained -> why
     models_of = [[*(stage.train_hash for stage in chain(t.plan)), t.train_hash] for t in plan.trials]
     _say_outdated(folder, plan, quiet)
+    fix = f"finish the sweep with: reason resume {folder.path}"
+    full = writing(f"The sweep {folder.name}", f"{FREE_SPACE}, then {fix}")
     folder.settle()
-    with signals(), folder.lock(), Mirror(folder) as mirror:
+    with full, signals(), folder.lock(), Mirror(folder) as mirror:
         folder.event("attempt", device="", devices=0)
         status = KILLED
         try:
@@ -248,7 +251,8 @@ def _execute(folder: RunFolder, plan: SweepPlan, stop_on_error: bool, quiet: boo
                 try:
                     if why := next((untrained[m] for m in models if m in untrained), None):
                         raise RunError(f"The model of this trial could not be trained: {why}")
-                    trial.run = _one(folder, trial, quiet).name
+                    with writing("The run of this trial", f"{FREE_SPACE}, then {fix}"):
+                        trial.run = _one(folder, trial, quiet).name
                 except ReasonError as error:
                     trial.problem = str(error)
                     failures.append(trial)
@@ -259,19 +263,23 @@ def _execute(folder: RunFolder, plan: SweepPlan, stop_on_error: bool, quiet: boo
             results = _results(folder, plan, quiet)
             failures += [t for t in plan.trials if t.run and t.run not in results]
             status = FAILED if failures else FINISHED
-            _write_table(folder, plan, results)
-            if not failures:
-                folder.write_result(_summary(folder, plan, results, quiet))
+            try:
+                _write_table(folder, plan, results)
+                if not failures:
+                    folder.write_result(_summary(folder, plan, results, quiet))
+            except OSError:
+                status = FAILED
+                if not failures:  # those are the more important news
+                    raise
         except (KeyboardInterrupt, Terminated):
             status = KILLED
             raise
         finally:
-            folder.event("closed", status=status)
-            mirror.close(status)
+            close(folder, mirror, status)
     if failures:
         raise SweepError(
             f"{len(failures)} of {len(plan.trials)} trials failed. First error: {failures[0].problem.splitlines()[0]}",
-            f"Fix the cause, then finish the sweep with: reason resume {folder.path}",
+            f"Fix the cause, then {fix}",
         )
     return folder
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from reason import registry
 from reason.errors import ReasonError
+from reason.printable import printable
 from reason.tracking.clock import Instant
 from reason.tracking.folder import RunFolder, flat, is_number
 from reason.tracking.result import Result, to_json
@@ -253,7 +254,7 @@ class Description:
 
 
 def _text(value: Any, cap: int) -> str:
-    text = str(value).lower() if isinstance(value, bool) else str(value)
+    text = str(value).lower() if isinstance(value, bool) else printable(value)
     return text if len(text) <= cap else text[: cap - 3] + "..."
 
 

@@ -25,6 +25,7 @@ import json
 import math
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -92,8 +93,12 @@ class RunFolder:
                     break
                 except FileExistsError:
                     number += 1
-            for inner in INNER:
-                (path / inner).mkdir()
+            try:
+                for inner in INNER:
+                    (path / inner).mkdir()
+            except OSError:  # a full disk: leave no half of a folder
+                shutil.rmtree(path, ignore_errors=True)
+                raise
         except OSError as error:
             raise ConfigError(
                 f"Cannot create a run folder under {root}: {error.strerror or error}.",

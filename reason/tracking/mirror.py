@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from reason.errors import DamagedRun, ReasonError
 from reason.files import read_json, write_json
+from reason.printable import say
 from reason.tracking.describe import BATCH_CAP, ENTRY_CAP, Description, Point, thinned
 from reason.tracking.folder import FAILED, FINISHED, KILLED, RUNNING, RunFolder
 from reason.tracking.store import (
@@ -139,7 +140,7 @@ class Mirror:
             return True
         except DamagedRun as error:
             text = f"{error.message} It is not copied to MLflow until that is fixed. {error.hint}"
-            print(text, file=sys.stderr)
+            say(text)
         except Exception as error:  # no failure of a tracker is worth a run
             _warn(self.uri, reason_of(error, self.uri))
         self._open = False
@@ -186,10 +187,9 @@ class Mirror:
 def _warn(uri: str, reason: str) -> None:
     if uri not in _warned:
         _warned.add(uri)
-        print(
+        say(
             f"Warning: the tracking store {shown(uri)} cannot be reached ({reason.rstrip('.')}). "
-            "The run is not affected; copy it to MLflow later with: reason sync",
-            file=sys.stderr,
+            "The run is not affected; copy it to MLflow later with: reason sync"
         )
 
 
@@ -432,7 +432,7 @@ def forget(folder: RunFolder) -> bool:
         client.delete_run(state["run_id"])
     except Exception as error:
         reason = error.message if isinstance(error, ReasonError) else reason_of(error, uri)
-        print(f"{folder.name} could not be deleted from the tracking store: {reason}", file=sys.stderr)
+        say(f"{folder.name} could not be deleted from the tracking store: {reason}")
         return False
     return True
 
