@@ -28,9 +28,10 @@ def _console(stderr: bool) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     if stream is None:  # closed by whoever started us: there is nobody to tell
         return Console(file=open(os.devnull, "w"), width=PIPE_WIDTH)
+    # No markup: names and values are whatever people call things. Who wants a style prints a Text.
     piped = not stream.isatty()
     width = PIPE_WIDTH if piped and not os.environ.get("COLUMNS", "").isdecimal() else None
-    return Console(stderr=stderr, width=width, highlight=False, soft_wrap=False)
+    return Console(stderr=stderr, width=width, markup=False, emoji=False, highlight=False, soft_wrap=False)
 
 
 def stdout() -> Console:
@@ -49,8 +50,8 @@ def show(renderable: Any) -> None:
 
 
 def say(text: str) -> None:
-    """Print a remark, as it is (square brackets are not markup), folded at the window's edge."""
-    stderr().print(text, markup=False)
+    """Print a remark, folded at the window's edge."""
+    stderr().print(text)
 
 
 def emit_json(value: Any) -> None:

@@ -49,6 +49,8 @@ def predict(
         except json.JSONDecodeError as error:
             wrong = f"line {number} is not valid JSON: {error.msg} at character {error.pos + 1}"
             answers[number] = {"error": wrong}
+        except RecursionError:
+            answers[number] = {"error": f"line {number} is not a request: it is nested too deeply"}
         except ValueError as error:
             answers[number] = {"error": f"line {number} is not a request: {error}"}
     answers |= dict(zip(places, loaded.predict(requests, depth), strict=True))

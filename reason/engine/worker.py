@@ -12,6 +12,7 @@ import torch
 from reason.engine.checkpoint import Checkpoints
 from reason.engine.cost import costs
 from reason.engine.evaluation import judge_baselines, judge_depths, report, write_rows
+from reason.engine.memory import enough_memory
 from reason.engine.meter import Stopwatch, device_name, peak_memory_gb
 from reason.engine.parallel import World, world
 from reason.engine.plan import Plan
@@ -33,7 +34,8 @@ def work(payload: dict[str, Any]) -> None:
         run_log = RunLog(folder.path, here.rank, payload["quiet"])
         points = PointLog(folder) if here.is_main else None
         try:
-            result = _execute(plan, here, folder, run_log, points)
+            with enough_memory(plan):
+                result = _execute(plan, here, folder, run_log, points)
             memory = peak_memory_gb(here)
             if points:
                 points.close()
@@ -41,7 +43,10 @@ def work(payload: dict[str, Any]) -> None:
                 on_gpu = payload["device"] == "cuda"
                 metrics = costs(folder, model_owner(folder), here.size, on_gpu) | {"peak_memory_gb": memory}
                 metrics, gpus = result.metrics | metrics, here.size if on_gpu else 0
-                folder.write_result(replace(result, metrics=metrics, device=payload["device"], gpus=gpus))
+                if lost := folder.log_problem("events.jsonl"):
+                    run_log.say(f"  warning: {lost.message} Its device-hours are left out.")
+                told = replace(result, metrics=metrics, device=payload["device"], gpus=gpus)
+                folder.write_result(replace(told, files=folder.contents()))
             here.barrier()
         except Exception as error:
             if not isinstance(error, ReasonError):
