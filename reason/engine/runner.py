@@ -50,6 +50,7 @@ def run(
     kind, processes = choose_device(plan.config.hardware)
     _check_batch(plan, processes)
     if model is not None and sweep is None and plan.card.trains:
+        _ = model.result  # what its training has cost is needed in the end
         check_model(model)
     stages = chain(plan) if model is None else []
     say(f"{plan.experiment}: {_sentence(plan, kind, processes)}", quiet)
