@@ -9,13 +9,14 @@
         checkpoints/     the last two states of training    model/        the trained model
         rows/            one row per example of each evaluation, Arrow
         log.txt          what the run said (log-rank1.txt ... for further ranks)
-        alive            touched each second while an attempt goes on; lock: held by whoever executes the run
+        alive            written each second while an attempt goes on, with the sizes of both logs; lock: held by whoever executes the run
         result.json      written last, by rename: if it is there, the run is finished
 
 Whoever executes a run holds the lock on its folder; the operating system drops it with the
 process, however that ends. So the state of a run needs no bookkeeping: see ``RunFolder.status``.
 
-A file that cannot be read raises ``DamagedRun``, which says how to be rid of the damage. Whoever goes
+Every file carries a checksum, or ``result.json`` holds it. A file that cannot be read, or is not what was written,
+raises ``DamagedRun``, which says how to be rid of the damage. Whoever goes
 over many runs uses ``RunFolder.scan``, so that one damaged folder does not hide the others.
 """
 

@@ -66,7 +66,7 @@ class Bench:
         for run in (self.finished, self.interrupted):
             for verb in (*READS, *WRITES):
                 self.restore()
-                self.answers[run, verb] = self.answer(verb, run)[2]
+                self.answers[run, verb] = self.answer(verb, run)[-1]
         self.restore()
 
     @staticmethod
@@ -97,8 +97,8 @@ class Bench:
             sys.argv, sys.stdin = before
         return code, out.getvalue(), err.getvalue()
 
-    def answer(self, verb: str, run: str) -> tuple[int, str, str]:
-        """Exit code, all that was said, and the answer without what differs from time to time."""
+    def answer(self, verb: str, run: str) -> tuple[int, str, str, str]:
+        """Exit code, all that was said, stderr, and the answer without what differs from time to time."""
         before = set(Path("runs").iterdir())
         words = {
             "list": ("list", "runs", "--json"), "show": ("show", run, "--json"), "compare": ("compare", "--json"),
@@ -123,13 +123,13 @@ class Bench:
             out = json.dumps([t | {"hints": []} for t in json.loads(out)["tables"]]) if code == 0 else out
         elif verb == "sync" and out:
             out = json.dumps([(r["run"], r["status"], r["error"]) for r in json.loads(out)["runs"]])
-        return code, said, f"{code} {out}"
+        return code, said, err, f"{code} {out}"
 
     def outcome(self, verb: str, run: str, file: str, how: str) -> str:
         """What became of a verb after an accident, or an assertion that fails."""
-        code, said, answer = self.answer(verb, run)
+        code, said, err, answer = self.answer(verb, run)
         where = f"{verb} after {file} of {run}: {how}\n{said}"
-        told = Path(file).name in said or (code != 0 and "error:" in said)
+        told = Path(file).name in (said if verb == "sync" else err) or (code != 0 and "error:" in err)
         assert told or answer == self.answers[run, verb], f"silently wrong: {where}\n{answer}"
         if verb == "list":
             row = next(r for r in json.loads(said[: said.rindex("}") + 1])["runs"] if r["run"] == self.good)
@@ -246,6 +246,24 @@ def test_the_mend_that_is_told_makes_the_run_whole_again(accidents, file, how):
     )
     assert after["metrics"]["device_hours"] > before["metrics"]["device_hours"]
     assert accidents.call(*mend)[2] == ""  # nothing is left to do
+
+
+@pytest.mark.parametrize("file", ["model/model.safetensors", "network.json", "tokenizer/tokenizer.json"])
+def test_a_damaged_run_is_no_source_until_it_is_mended(reason, tiny_text, store, file):
+    words = [*tiny_text, "mor.routing=none", "train.epochs=1", "dataset.train_documents=20"]
+    assert reason("run", "mor", *words).code == 0
+    (made,) = runs()
+    numbers = timeless(read_json(made / "result.json")["curve"])
+    (made / file).write_bytes(damaged((made / file).read_bytes(), "last", file))
+    for verb in (("run", "mor", *words, f"backbone.source=run:{made.name}"), ("inspect", made.name)):
+        said = reason(*verb)
+        told = " ".join(said.err.split())
+        assert said.code in (1, 2) and file.partition("/")[0] in told and len(runs()) == 1, told
+        assert f"reason resume {made.path.resolve()}" in told or f"reason resume {made.path}" in told, told
+    assert reason("resume", made.name).code == 0
+    assert timeless(read_json(made / "result.json")["curve"]) == numbers
+    assert reason("inspect", made.name).code == 0
+    assert reason("run", "mor", *words, f"backbone.source=run:{made.name}", "seed=1").code == 0
 
 
 def test_a_mend_that_fails_leaves_the_result(accidents, monkeypatch):
