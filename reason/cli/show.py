@@ -21,7 +21,7 @@ def show(
     import dataclasses
 
     from reason import registry
-    from reason.cli.output import emit_json, stdout
+    from reason.cli.output import emit_json, say, stdout
     from reason.engine import config, layers
     from reason.errors import ConfigError
     from reason.tracking.folder import RunFolder
@@ -53,6 +53,8 @@ def show(
             f"To evaluate its model with other settings: reason evaluate {folder.name} KEY=VALUE",
         )
     is_sweep = folder.identity["kind"] == "sweep"
+    if problem := folder.problem:
+        say(f"warning: {problem.message} {problem.hint}")
     if not is_sweep and not json:
         from reason.engine.session import recorded_plan
 

@@ -210,6 +210,11 @@ def read(root: Path | str) -> tuple[list[Point], list[str]]:
             points += _points(folder)
         except DamagedRun as error:
             notes.append(_left_out(folder.name, error))
+            continue
+        try:
+            _ = folder.origin
+        except DamagedRun as error:
+            notes.append(f"{error.message} Suggested commands leave its settings out. {error.hint}")
     return points, notes
 
 
