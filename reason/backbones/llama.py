@@ -7,7 +7,6 @@ is ever run, and pickled weights are read as tensors only.
 
 from __future__ import annotations
 
-import json
 import math
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -269,7 +268,7 @@ def _stored(folder: Path, where: str) -> dict[str, Stored]:
 
 def _shards(index: Path, where: str) -> list[Path]:
     try:
-        listed = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        listed = sorted(set(read_json(index)["weight_map"].values()))
         files = [index.parent / name for name in listed]
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise DataError(f"{index} is not a valid index: {error!r}.", AGAIN) from error

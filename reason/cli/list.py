@@ -41,7 +41,7 @@ def list_(
                 "Start with `reason run latent`. `reason show NAME` explains an entry; `reason list runs` shows your runs."
             )
     for warning in warnings:
-        stderr().print(f"warning: {warning}", markup=False)
+        stderr().print(f"warning: {warning}")
 
 
 def _table(kind: str, columns: list[str], rows: list[list[str]]):

@@ -37,9 +37,10 @@ def _console(stderr: bool) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     if stream is None:  # closed by whoever started us: there is nobody to tell
         return Safe(file=open(os.devnull, "w"), width=PIPE_WIDTH)
+    # No markup: names and values are whatever people call things. Who wants a style prints a Text.
     piped = not stream.isatty()
     width = PIPE_WIDTH if piped and not os.environ.get("COLUMNS", "").isdecimal() else None
-    return Safe(stderr=stderr, width=width, highlight=False, soft_wrap=False)
+    return Safe(stderr=stderr, width=width, markup=False, emoji=False, highlight=False, soft_wrap=False)
 
 
 def stdout() -> Console:
@@ -58,8 +59,8 @@ def show(renderable: Any) -> None:
 
 
 def say(text: str) -> None:
-    """Print a remark, as it is (square brackets are not markup), folded at the window's edge."""
-    stderr().print(text, markup=False)
+    """Print a remark, folded at the window's edge."""
+    stderr().print(text)
 
 
 def emit_json(value: Any) -> None:

@@ -50,7 +50,9 @@ def predict(
         except json.JSONDecodeError as error:
             wrong = f"line {number} is not valid JSON: {error.msg} at character {error.pos + 1}"
             answers[number] = {"error": wrong}
-        except (ValueError, RecursionError) as error:
+        except RecursionError:
+            answers[number] = {"error": f"line {number} is not a request: it is nested too deeply"}
+        except ValueError as error:
             answers[number] = {"error": f"line {number} is not a request: {error}"}
     answers |= dict(zip(places, loaded.predict(requests, depth), strict=True))
     for number in sorted(answers):

@@ -65,9 +65,9 @@ class RunLog:
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
             self._bar = Progress(
-                TextColumn("{task.description}"), BarColumn(bar_width=30),
+                TextColumn("{task.description}", markup=False), BarColumn(bar_width=30),
                 TextColumn("{task.completed:.0f}/{task.total:.0f}"), TimeRemainingColumn(),
-                TextColumn("{task.fields[text]}"), console=Console(stderr=True), transient=True,
+                TextColumn("{task.fields[text]}", markup=False), console=Console(stderr=True), transient=True,
                 refresh_per_second=4,
             )  # fmt: skip
             self._bar.start()

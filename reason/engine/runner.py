@@ -13,7 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,9 @@ from reason.engine.layers import flatten
 from reason.engine.plan import Plan
 from reason.engine.progress import say
 from reason.errors import FREE_SPACE, ConfigError, ReasonError, RunError, writing
-from reason.files import atomic, write_json
+from reason.files import write_json
 from reason.tracking import provenance
-from reason.tracking.folder import FAILED, FINISHED, KILLED, RunFolder
+from reason.tracking.folder import FAILED, FINISHED, KILLED, LOGS, RunFolder
 from reason.tracking.mirror import Mirror
 
 BEAT_S = 1.0
@@ -45,11 +45,14 @@ def run(
         RunError: it failed; the folder says how far it came.
     """
     from reason.engine.parallel import choose_device
-    from reason.engine.session import load_dataset
+    from reason.engine.session import check_model, load_dataset
     from reason.engine.stages import chain
 
     kind, processes = choose_device(plan.config.hardware)
     _check_batch(plan, processes)
+    if model is not None and sweep is None and plan.card.trains:
+        _ = model.result  # what its training has cost is needed in the end
+        check_model(model)
     stages = chain(plan) if model is None else []
     say(f"{plan.experiment}: {_sentence(plan, kind, processes)}", quiet)
     if stages and stage_of is None:
@@ -84,8 +87,7 @@ def prepare(
     }  # fmt: skip
     try:
         with writing(f"The run folder {folder.path}", f"{FREE_SPACE}, or choose another folder: runs=PATH."):
-            with atomic(folder / "config.yaml") as f:
-                f.write(plan.to_yaml())
+            folder.write_config(plan.to_yaml())
             write_json(folder / "origin.json", plan.origin)
             write_json(folder / "env.json", provenance.capture(Path.cwd()))
             (folder / "git.diff").write_text(provenance.diff(Path.cwd()), encoding="utf-8")
@@ -119,7 +121,8 @@ def _another_model(plan: Plan, model: RunFolder, recorded: Mapping[str, Any]) ->
 
 
 def resume(folder: RunFolder, hardware: Mapping[str, Any] | None = None, *, quiet: bool = False) -> RunFolder:
-    """Go on with a run that was interrupted, killed or failed; a finished one is left as it is.
+    """Go on with a run that was interrupted, killed or failed. A finished one is left as it is, unless files of it
+    are gone or damaged: they are made again.
 
     Args:
         hardware: dotted keys that say where it goes on, if elsewhere than it began.
@@ -128,7 +131,8 @@ def resume(folder: RunFolder, hardware: Mapping[str, Any] | None = None, *, quie
     from reason.engine.session import load_dataset, recorded_plan
     from reason.engine.stages import source_digests
 
-    if folder.status == FINISHED:
+    broken = _broken(folder) if (finished := folder.status == FINISHED) else []
+    if finished and not broken:
         return folder
     plan, identity = recorded_plan(folder, dict(hardware or {})), folder.identity
     kind, processes = choose_device(plan.config.hardware)
@@ -153,12 +157,44 @@ def resume(folder: RunFolder, hardware: Mapping[str, Any] | None = None, *, quie
             f"The configuration of {folder.name} has changed since it started: its config.yaml and its hash differ.",
             "Restore config.yaml, or start a new run.",
         )
-    say(f"Resuming {folder.name}", quiet)
+    say(f"Resuming {folder.name}" + (f": making {', '.join(broken)} again" if broken else ""), quiet)
     if hardware:
-        with atomic(folder / "config.yaml") as f:
-            f.write(plan.to_yaml())
-    execute(folder, plan, kind, processes, quiet=quiet)
+        folder.write_config(plan.to_yaml())
+    with _without_result(folder) if broken else nullcontext():
+        for name in broken:
+            (folder / name).unlink(missing_ok=True)
+        execute(folder, plan, kind, processes, quiet=quiet)
     return folder
+
+
+def _broken(folder: RunFolder) -> list[str]:
+    """What a finished run has made that is gone or damaged, and what has to be made again with it."""
+    from reason.engine.session import MODEL, check_model
+
+    result = folder.result
+    assert result is not None
+    broken = folder.altered(result)
+    if result.training is not None and not broken:  # a run of an earlier version has no checksums
+        try:
+            check_model(folder)
+        except RunError:
+            broken = [MODEL]
+    if any(not name.startswith("rows/") for name in broken):  # a network is built from several files
+        broken = [name for name in {**result.files, MODEL: None} if name not in LOGS]
+    return broken
+
+
+@contextmanager
+def _without_result(folder: RunFolder) -> Iterator[None]:
+    """Within, a finished run is one that is not. If it does not come to its end again, it keeps the result it had."""
+    result, aside = folder / "result.json", folder / ".result.json.before"
+    result.rename(aside)
+    try:
+        yield
+    finally:
+        if not result.exists():
+            aside.rename(result)
+        aside.unlink(missing_ok=True)
 
 
 def execute(folder: RunFolder, plan: Plan, kind: str, processes: int, *, quiet: bool = False) -> None:

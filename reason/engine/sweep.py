@@ -31,9 +31,8 @@ from reason.engine.plan import Plan
 from reason.engine.progress import say
 from reason.engine.runner import close, resume, run
 from reason.errors import FREE_SPACE, ConfigError, DamagedRun, ReasonError, RunError, SweepError, writing
-from reason.files import atomic, read_json, write_json
+from reason.files import atomic, write_json
 from reason.tracking import provenance
-from reason.tracking.clock import device_hours
 from reason.tracking.folder import FAILED, FINISHED, INTERRUPTED, KILLED, RunFolder
 from reason.tracking.mirror import Mirror
 from reason.tracking.result import Result, SweepResult, SweepTrial
@@ -212,7 +211,7 @@ def _make(root: Path, plan: SweepPlan, data_digest: str) -> RunFolder:
 
 def resume_sweep(folder: RunFolder, *, stop_on_error: bool = False, quiet: bool = False) -> RunFolder:
     """Finish a sweep from its recorded plan."""
-    recorded = read_json(folder / "plan.json")
+    recorded = folder.plan
     here = {"runs": str(folder.path.parent)}
     trials = [
         Trial(t["varied"], restore(t["experiment"], t["flat"], here), t["train_hash"], t["config_hash"])
@@ -356,15 +355,15 @@ def _results(folder: RunFolder, plan: SweepPlan, quiet: bool) -> dict[str, Resul
 def _summary(folder: RunFolder, plan: SweepPlan, results: dict[str, Result], quiet: bool) -> SweepResult:
     """The trials of a sweep and the sums over them."""
     runs = {name: RunFolder(folder.path.parent / name) for name in results}
-    spent = {name: device_hours(r, results[name].world_size)["total"] for name, r in runs.items()}
     metrics: dict[str, float] = {
-        "device_hours": sum(spent.values()),
-        "gpu_hours": sum(h for name, h in spent.items() if results[name].gpus),
         "trials": len(plan.trials),
         "trainings": sum(r.training is not None for r in results.values()),
         "stages": len({name for r in results.values() for name in r.stages.values()}),
     }
-    with suppress(DamagedRun):  # a stage was deleted: what it cost is not known any more
+    with suppress(
+        DamagedRun, KeyError
+    ):  # a stage was deleted, or a run has lost its hours: they are not known
+        metrics |= {n: sum(r.metrics[n] for r in results.values()) for n in ("device_hours", "gpu_hours")}
         stages = {s.name: s.result for r in runs.values() for s in lineage(r)}
         for name in ("device_hours", "gpu_hours"):
             metrics[f"lineage_{name}"] = metrics[name] + sum(r.metrics[name] for r in stages.values() if r)

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from reason.engine.checkpoint import Checkpoints
 from reason.engine.cost import costs
 from reason.engine.evaluation import judge_baselines, judge_depths, report, write_rows
+from reason.engine.memory import enough_memory
 from reason.engine.meter import Stopwatch, device_name, peak_memory_gb
 from reason.engine.parallel import World, world
 from reason.engine.plan import Plan
@@ -34,7 +35,10 @@ def work(payload: dict[str, Any]) -> None:
         run_log = RunLog(folder.path, here.rank, payload["quiet"])
         points = PointLog(folder) if here.is_main else None
         try:
-            with writing(f"The run folder {folder.name}", f"{FREE_SPACE}, then: reason resume {folder.path}"):
+            with (
+                enough_memory(plan),
+                writing(f"The run folder {folder.name}", f"{FREE_SPACE}, then: reason resume {folder.path}"),
+            ):
                 result = _execute(plan, here, folder, run_log, points)
                 memory = peak_memory_gb(here)
                 if points:
@@ -46,7 +50,10 @@ def work(payload: dict[str, Any]) -> None:
                         "peak_memory_gb": memory
                     }
                     metrics, gpus = result.metrics | metrics, here.size if on_gpu else 0
-                    folder.write_result(replace(result, metrics=metrics, device=payload["device"], gpus=gpus))
+                    if lost := folder.log_problem("events.jsonl"):
+                        run_log.say(f"  warning: {lost.message} Its device-hours are left out.")
+                    told = replace(result, metrics=metrics, device=payload["device"], gpus=gpus)
+                    folder.write_result(replace(told, files=folder.contents()))
             here.barrier()
         except Exception as error:
             if not isinstance(error, ReasonError):

@@ -19,11 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reason.errors import ConfigError, DamagedRun, ReasonError, RunError, unknown
+from reason.files import Altered, check_content
 from reason.keys import marked, walk
 from reason.tracking.folder import RunFolder
 from reason.tracking.result import Judged, Measure, Outcome, Result
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from reason.metrics.statistics import ExampleScores
 
 # Configuration keys that do not tell two configurations of one method apart: they stand in columns
@@ -87,7 +90,7 @@ class Point:
         """
         key = (path, of.column, of.denominator)
         if key not in self.outcomes:
-            self.outcomes[key] = read_rows(self.folder / path, of)
+            self.outcomes[key] = read_rows(self.folder, self.result, path, of)
         return self.outcomes[key]
 
 
@@ -207,6 +210,11 @@ def read(root: Path | str) -> tuple[list[Point], list[str]]:
             points += _points(folder)
         except DamagedRun as error:
             notes.append(_left_out(folder.name, error))
+            continue
+        try:
+            _ = folder.origin
+        except DamagedRun as error:
+            notes.append(f"{error.message} Suggested commands leave its settings out. {error.hint}")
     return points, notes
 
 
@@ -248,34 +256,53 @@ def _points(folder: RunFolder) -> list[Point]:
     return [Point(folder, result, o, j.depth, config, parent, name) for j, name, o in [*own, *rivals]]
 
 
-def read_rows(path: Path, measure: Measure) -> ExampleScores:
+def read_rows(folder: RunFolder, result: Result, path: str, measure: Measure) -> ExampleScores:
     """The columns ``id`` and those that ``measure`` names, from an Arrow file of rows.
 
     Kept evidence has no ids: its rows are sorted by them, so a row's number stands for its id.
 
     Raises:
-        RunError: the file cannot be read or lacks a column.
+        RunError: the file cannot be read, lacks a column or is not what ``result`` was read from.
+    """
+    import numpy as np
+
+    from reason.metrics.statistics import ExampleScores
+
+    up, down = measure.column, measure.denominator
+    read = read_columns(folder, result, path, {"id", up, *([down] if down else [])})
+    if missing := [c for c in (up, down) if c and c not in read]:
+        raise _no_rows(folder, path, f"has no column {missing[0]}")
+    above, below = (np.asarray(read[c], dtype=float) if c else None for c in (up, down))
+    assert above is not None
+    return ExampleScores(read.get("id", np.arange(len(above))), above, below)
+
+
+def read_columns(folder: RunFolder, result: Result, path: str, names: set[str]) -> dict[str, np.ndarray]:
+    """Those columns called ``names`` that a file of rows has.
+
+    Raises:
+        RunError: the file cannot be read, or is not what ``result`` was read from.
     """
     import numpy as np
     import pyarrow as pa
     from pyarrow import feather
 
-    from reason.metrics.statistics import ExampleScores
-
-    up, down = measure.column, measure.denominator
     try:
-        with pa.ipc.open_file(str(path)) as file:
-            named = ["id"] if "id" in file.schema.names else []
-        table = feather.read_table(path, columns=[*named, up, *([down] if down else [])])
-        columns = [np.asarray(table.column(c).to_numpy(), dtype=float) for c in (up, down) if c]
+        if (whole := result.files.get(path)) is not None:
+            check_content(folder / path, whole)
+        with pa.ipc.open_file(str(folder / path)) as file:
+            there = [n for n in file.schema.names if n in names]
+        table = feather.read_table(folder / path, columns=there) if there else None
+        found = {n: table.column(n) for n in there} if table else {}
+        return {n: np.array(c.to_pylist()) if n == "id" else c.to_numpy() for n, c in found.items()}
+    except Altered as error:
+        raise _no_rows(folder, path, str(error)) from error
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-        raise RunError(
-            f"{path} is not a valid table of rows with the column {up}: {str(error).rstrip('.')}.",
-            f"Evaluate the run again (`reason evaluate {path.parents[1].name}`), or delete it "
-            f"(`reason rm {path.parents[1].name}`).",
-        ) from error
-    ids = np.array(table.column("id").to_pylist()) if named else np.arange(table.num_rows)
-    return ExampleScores(ids, columns[0], columns[1] if down else None)
+        raise _no_rows(folder, path, f"is not a table of rows: {str(error).rstrip('.')}") from error
+
+
+def _no_rows(folder: RunFolder, path: str, what: str) -> RunError:
+    return DamagedRun(folder.name, path, what, f"Make it again with: reason resume {folder.path}")
 
 
 # --- choosing -----------------------------------------------------------------------------------
@@ -301,7 +328,7 @@ def select(points: Sequence[Point], names: Sequence[str], root: Path | str) -> l
                 if problem := folder.problem:
                     raise problem
                 wrong = f"{folder.name} is {folder.status} and has no results yet."
-                raise ConfigError(wrong, f"Resume with: reason resume {folder.name}")
+                raise ConfigError(wrong, folder.unfinished)
         chosen |= {id(p): p for p in found}
     return list(chosen.values())
 

@@ -400,7 +400,9 @@ def sync(root: Path | str, uri: str | None = None, names: Iterable[str] | None =
         status = ""
         try:
             status = folder.settle()
-            report.append(Synced(folder.name, status, Mirror(folder, uri).advance(status)))
+            change = Mirror(folder, uri).advance(status)
+            lost = None if status == RUNNING else folder.log_problem("metrics.jsonl", thorough=bool(change))
+            report.append(Synced(folder.name, status, change, lost.message if lost else ""))
         except DamagedRun as d:
             report.append(Synced(d.run, "damaged", Change(), f"{d.file} {d.what}. {d.mend}"))
         except Exception as error:  # one bad folder does not hold up the others

@@ -126,6 +126,7 @@ class Result:
     params_m: float = 0.0
     info: dict[str, Any] = field(default_factory=dict)  # counts of the data
     created: float = 0.0  # time of day
+    files: dict[str, Any] = field(default_factory=dict)  # of the run folder -> its size and checksum
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
