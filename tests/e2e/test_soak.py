@@ -184,6 +184,7 @@ class Forked:
         context = multiprocessing.get_context("forkserver")
         self._process = context.Process(target=soak_process.run, args=(words, str(root), str(said), fault))
         self._process.start()
+        assert self._process.pid is not None
         self.pid = self._process.pid
 
     def wait(self, seconds: float) -> int | None:
@@ -226,7 +227,6 @@ def attempt(story: Story, a: Attempt, words: list[str]) -> int:
         if a.moment:
             fault |= {"moment": a.moment, "nth": a.nth, "signals": a.signals}
         process = (Cold if a.cold else Forked)(words, story.root, said, fault)
-        assert process.pid is not None
         if a.signals and not a.moment:
             _signal_from_outside(story, a, process)
         code = process.wait(LONG_S)
@@ -392,10 +392,10 @@ def undisturbed(words: list[str], root: Path, template: Path) -> dict[str, Any]:
 def _new_folder(story: Story, template: Path) -> None:
     story.root.mkdir(parents=True)
     if story.on_tmpfs:
-        done = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", story.root], capture_output=True
+        mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", story.root]
+        story.on_tmpfs = (
+            bool(shutil.which("mount")) and subprocess.run(mount, capture_output=True).returncode == 0
         )
-        story.on_tmpfs = done.returncode == 0
     shutil.copy(template, story.root / "mlflow.db")
 
 
@@ -683,11 +683,9 @@ def test_sweeps_survive_whatever_happens(tmp_path, template, tiny, tiny_text, mo
         for story in told:
             if story.on_tmpfs:
                 subprocess.run(["umount", "-l", story.root], check=False)
-    for p in servers:
-        print("CPU", p, [int(x) / 100 for x in Path(f"/proc/{p}/stat").read_text().split()[13:17]])  # TEMP
     sums: Counter[str] = functools.reduce(lambda a, b: a + b, (s.told for s in told))
     print(f"{time.monotonic() - begun:.0f} s:", ", ".join(f"{n} {what}" for what, n in sorted(sums.items())))
     problems = [f"story {s.number}: {p}" for s in told for p in s.problems]
     assert not problems, f"SOAK_SEED={SEED}\n" + "\n".join(problems)
     assert not left, f"processes left: {left}"
-    assert sums["signalled"] >= len(told)
+    assert ONLY >= 0 or sums["signalled"] >= 2 * len(told), "too few of the faults happened"
