@@ -51,7 +51,7 @@ from command import timeless
 
 from reason.errors import DamagedRun
 from reason.tracking.describe import Description, thinned
-from reason.tracking.folder import RunFolder
+from reason.tracking.folder import INTERRUPTED, RunFolder
 from reason.tracking.result import to_json
 
 TRIALS, SEED, ONLY = (
@@ -513,7 +513,7 @@ def _of_the_store(story: Story, runs: list[RunFolder]) -> list[str]:
         ids = {name: (status, id_) for name, status, id_ in rows}
         for run in (r for r in runs if r.name in ids):
             status, id_ = ids[run.name]
-            if status != run.status.upper():
+            if status != ("KILLED" if run.status == INTERRUPTED else run.status.upper()):
                 bad.append(f"{run.name} is {run.status}, and {status} in MLflow")
             latest = dict(db.execute("SELECT key, value FROM latest_metrics WHERE run_uuid = ?", (id_,)))
             wrong = {
