@@ -27,7 +27,7 @@ from reason.errors import DamagedRun, ReasonError
 from reason.files import read_json, write_json
 from reason.printable import say
 from reason.tracking.describe import BATCH_CAP, ENTRY_CAP, Description, Point, thinned
-from reason.tracking.folder import FAILED, FINISHED, KILLED, RUNNING, RunFolder
+from reason.tracking.folder import FAILED, FINISHED, INTERRUPTED, KILLED, RUNNING, RunFolder
 from reason.tracking.store import (
     check_address,
     damage,
@@ -220,6 +220,8 @@ class _Sending:
         return Description(self.folder)
 
     def all(self, status: str) -> Change:
+        if status == INTERRUPTED:  # its result was deleted, and nobody executes it
+            status = KILLED
         self._open(status)
         self._describe()
         self.points()
