@@ -174,10 +174,9 @@ class Mirror:
         """Tag the trials of this sweep that were mirrored before the store had it."""
         if self.folder.identity["kind"] != "sweep":
             return
-        for child in RunFolder.scan(self.folder.path.parent)[0]:
+        for child in RunFolder.scan(self.folder.path.parent, lambda r: r["parent"] == self.folder.name)[0]:
             state = _state(child)
-            ours = child.identity["parent"] == self.folder.name and state.get("uri") == shown(self.uri)
-            if ours and state.get("parent") != self.run_id:
+            if state.get("uri") == shown(self.uri) and state.get("parent") != self.run_id:
                 mirror = Mirror(child, self.uri)
                 mirror._client = self._client
                 mirror.advance(child.status)
