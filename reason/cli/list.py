@@ -20,7 +20,7 @@ def list_(
     runs: Runs = RUNS,
 ) -> None:
     """List methods, experiments, sweeps, datasets, backbones or runs."""
-    from reason.cli.output import emit_json, stderr, stdout
+    from reason.cli.output import emit_json, lines, stderr, stdout
     from reason.errors import unknown
 
     if kind and kind not in KINDS:
@@ -34,7 +34,7 @@ def list_(
     else:
         for k, (columns, rows, _) in shown.items():
             if k == "runs":  # thousands, which a table would take seconds to draw
-                stdout().print(_lines(k, [columns, *(rows or [["(none)"]])]), soft_wrap=True)
+                lines(k, [columns, *(rows or [["(none)"]])])
             else:
                 stdout().print(_table(k, columns, rows))
         if not kind:
@@ -58,18 +58,6 @@ def _table(kind: str, columns: list[str], rows: list[list[str]]):
     if not rows:
         table.add_row("(none)", *[""] * (len(columns) - 1))
     return table
-
-
-def _lines(title: str, rows: list[list[str]]):
-    """Rows in columns that are not folded; the first of them is the head."""
-    from itertools import zip_longest
-
-    from rich.text import Text
-
-    widths = [max(map(len, column)) for column in zip_longest(*rows, fillvalue="")]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    lines.insert(1, "\u2500" * (sum(widths) + 2 * len(widths) - 2))
-    return Text.assemble((f"{title}\n\n{lines[0]}", "bold"), "\n", "\n".join(lines[1:]), "\n")
 
 
 def _rows(kind: str, runs) -> tuple[list[str], list[list[str]], list[str]]:
