@@ -473,7 +473,7 @@ class _UpToDate:
             "method": identity["method"],
             "parent": identity["parent"],
         }
-        if status in ENDED and self._before and after:
+        if status != RUNNING and self._before and after:
             kept["described"] = self._described(folder, kept)
             self._noted.append((folder.name, self._before + after, kept))
 

@@ -69,13 +69,13 @@ def overviews(root: Path | str) -> list[Overview]:
 
 
 def _read(folder: RunFolder) -> dict[str, Any]:
-    told: dict[str, Any] = {"problem": folder.problem, "finished": (folder / "result.json").exists()}
+    told: dict[str, Any] = {"problem": folder.problem}
     try:
         identity = folder.identity
     except DamagedRun:
         return told
     told |= {key: identity[key] for key in ("kind", "experiment", "method", "parent", "created")}
-    told["closed"] = folder.is_closed
+    told |= {"finished": (folder / "result.json").exists(), "closed": folder.is_closed}
     with suppress(DamagedRun):
         if identity["kind"] == "run" and (result := folder.result):
             told |= {key: getattr(result, key) for key in ("depth", "train_depth", "backbone", "data_digest")}
