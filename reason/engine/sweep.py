@@ -1,8 +1,9 @@
 """A sweep: a resumable plan of runs, kept as a folder and shown in MLflow as a parent of its trials.
 
 Trials that differ only in depth or evaluation keys share one trained model: the deepest of them
-trains, the others carry ``trained_by``. The plan is a function of the command, so issuing the
-command again finds the same sweep and finishes what is missing.
+trains, the others carry ``trained_by``. A trial that another process is executing is waited for. The
+plan is a function of the command, so issuing the command again finds the same sweep and finishes what
+is missing.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ import os
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -446,7 +447,6 @@ class _UpToDate:
         self._there = run_ids(uri)  # where that is not known, every run is looked at
         self._parents: dict[str, str | None] = {}
         self._before: State | None = None
-        self._noted: list[tuple[str, State | None, dict[str, Any]]] = []
 
     def status(self, folder: RunFolder) -> str:
         """The status of a run that has not changed since the store had all of it, else ""."""
@@ -466,26 +466,31 @@ class _UpToDate:
 
     def note(self, folder: RunFolder, status: str) -> None:
         """Called when the store has all that was in the folder when it was looked at."""
-        identity, after, state_ = folder.identity, state(str(folder.path), [STATE]), _state(folder)
+        identity, after, run_id = folder.identity, self._how_far(folder), _state(folder)["run_id"]
         kept = {
             "status": status,
-            "run_id": state_["run_id"],
+            "run_id": run_id,
             "method": identity["method"],
             "parent": identity["parent"],
         }
         if status != RUNNING and self._before and after:
             kept["described"] = self._described(folder, kept)
-            self._noted.append((folder.name, self._before + after, kept))
+            self._index.keep(folder.name, self._before + after, kept)
 
     def save(self, names: list[str]) -> None:
-        """Keep it, at the end: the notes of the mirrors have settled by then."""
-        for noted in self._noted:
-            self._index.keep(*noted)
         self._index.save(names)
 
     def _now(self, folder: RunFolder) -> State | None:
-        files, after = self._files(folder), state(str(folder.path), [STATE])
+        files, after = self._files(folder), self._how_far(folder)
         return files + after if files and after else None
+
+    def _how_far(self, folder: RunFolder) -> State | None:
+        """The content of the mirror's own state: it has just been written, too late for its times to tell anything."""
+        try:
+            with open(f"{folder.path}/{STATE}", "rb", buffering=0) as f:
+                return State(f"{zlib.crc32(f.read()):x}", 0.0)
+        except OSError:
+            return None
 
     def _files(self, folder: RunFolder) -> State | None:
         """The state of what is mirrored. Of rows and figures that of their folders, as each file is written by rename."""
