@@ -51,7 +51,16 @@ EVERY_S = 5.0  # seconds between two looks at a live run
 CLOSE_S = 10.0  # seconds that the end of a run waits for a store
 ENDED = (FINISHED, FAILED, KILLED)
 STATE = "mlflow.json"  # how far the mirror has come
-_NOT_MIRRORED = {STATE, "mlflow.lock", "lock", "alive", "checkpoints", "model"}
+_NOT_MIRRORED = {
+    STATE,
+    "mlflow.lock",
+    "lock",
+    "alive",
+    "checkpoints",
+    "model",
+    "catalogue.arrow",
+    "calibration.json",
+}
 
 _warned: set[str] = set()  # stores of which this process has already said that they fail
 
@@ -445,7 +454,7 @@ class _UpToDate:
     def __init__(self, root: Path | str, uri: str):
         self._index, self._uri = Index.of(root, "mirrored"), shown(uri)
         self._there = run_ids(uri)  # where that is not known, every run is looked at
-        self._parents: dict[str, str | None] = {}
+        self._told: dict[tuple[str | None, str], str] = {}  # by parent and method, see ``_described``
         self._before: State | None = None
 
     def status(self, folder: RunFolder) -> str:
@@ -503,11 +512,12 @@ class _UpToDate:
 
     def _described(self, folder: RunFolder, kept: dict[str, Any]) -> str:
         """A fingerprint of what the store is told of a run that does not stand in its folder."""
-        parent = kept["parent"]
-        if parent and parent not in self._parents:
-            there = _state(RunFolder(folder.path.parent / parent))
-            self._parents[parent] = there["run_id"] if there.get("uri") == self._uri else None
-        return _fingerprint([self._uri, self._parents.get(parent), surroundings(kept["method"])])
+        parent, method = key = kept["parent"], kept["method"]
+        if key not in self._told:  # parents come first, so theirs is known by now
+            there = _state(RunFolder(folder.path.parent / parent)) if parent else {}
+            run_id = there["run_id"] if there.get("uri") == self._uri else None
+            self._told[key] = _fingerprint([self._uri, run_id, surroundings(method)])
+        return self._told[key]
 
 
 def forget(folder: RunFolder) -> bool:

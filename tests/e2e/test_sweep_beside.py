@@ -35,7 +35,8 @@ def test_it_waits_for_the_result_and_takes_it(waiting):
     assert f"already finished: {first.name}" in err
     assert len(runs()) == 2 and all(r.status == "finished" for r in runs())
     (folder,) = runs("sweep")
-    assert first.name in {t.run for t in folder.sweep_result.trials}
+    result = folder.sweep_result
+    assert result and first.name in {t.run for t in result.trials}
 
 
 def test_if_that_run_dies_the_sweep_executes_the_trial(waiting):
@@ -45,7 +46,9 @@ def test_if_that_run_dies_the_sweep_executes_the_trial(waiting):
     assert sweep.returncode == 0, err
     assert f"{first.name} ended without a result" in err
     (folder,) = runs("sweep")
-    trials = {t.run for t in folder.sweep_result.trials}
+    result = folder.sweep_result
+    assert result
+    trials = {t.run for t in result.trials}
     assert len(trials) == 2 and first.name not in trials
     assert first.status != "finished" and len(runs()) == 3
 
