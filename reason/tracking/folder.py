@@ -11,7 +11,7 @@
         log.txt          what the run said (log-rank1.txt ... for further ranks)
         alive            touched each second while an attempt goes on; lock: held by whoever executes the run
         result.json      written last, by rename: if it is there, the run is finished
-    runs/.index/         what was read of runs that have not changed since; may be deleted at any time
+    runs/.index-*.jsonl  what was read of runs that have not changed since; may be deleted at any time
 
 Whoever executes a run holds the lock on its folder; the operating system drops it with the
 process, however that ends. So the state of a run needs no bookkeeping: see ``RunFolder.status``.

@@ -4,8 +4,8 @@ Never the truth: whoever asks shows the files' present state (``state``), and ge
 the same; else the folder is read, as if there were no index. So an index may be deleted at any time, be old, torn,
 full of other things or of another version, and where none can be written everything works without.
 
-It is a file of lines under ``<runs>/.index/``, each with a checksum; of several lines about a run the last counts.
-Processes append to it side by side, and it is written anew when most of its lines are of no use any more.
+It is a file of lines, ``<runs>/.index-<sort>.jsonl``, each with a checksum; of several lines about a run the last
+counts. Processes append to it side by side, and it is written anew when most of its lines are of no use any more.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Index:
     """What was kept of the runs under one root, of one sort."""
 
     def __init__(self, root: Path | str, sort: str):
-        self._path = Path(root) / ".index" / f"{sort}.jsonl"
+        self._path = Path(root) / f".index-{sort}.jsonl"
         self._kept: dict[str, tuple[str, Any]] = {}  # name of a run -> state, what was kept
         self._news: list[bytes] = []  # lines that are not in the file yet
         self._lines = 0  # of the file
@@ -98,7 +98,6 @@ class Index:
             return
         self._lines += len(news)
         with suppress(OSError):
-            self._path.parent.mkdir(exist_ok=True)
             if self._lines > 2 * len(names) + 1000:
                 there = set(names)
                 self._kept = {n: kept for n, kept in list(self._kept.items()) if n in there}

@@ -175,7 +175,7 @@ HARMS = {
 def test_a_damaged_index_is_rebuilt_without_a_word(harm, runs, root, capsys):
     right = plain(root)
     for seed in range(10):
-        for path in sorted((root / ".index").iterdir()):
+        for path in sorted(root.glob(".index-*")):
             if path.is_file():
                 HARMS[harm](path, random.Random(seed))
         new_process()
@@ -186,8 +186,8 @@ def test_a_damaged_index_is_rebuilt_without_a_word(harm, runs, root, capsys):
 
 
 def test_an_index_of_another_version_is_passed_over(runs, root, monkeypatch):
-    lines = (root / ".index/identities.jsonl").read_bytes()
-    (root / ".index/identities.jsonl").write_bytes(lines.replace(b"latent", b"wrong!"))
+    lines = (root / ".index-identities.jsonl").read_bytes()
+    (root / ".index-identities.jsonl").write_bytes(lines.replace(b"latent", b"wrong!"))
     new_process()
     assert answers(root) == plain(root)
     monkeypatch.setattr(index, "VERSION", index.VERSION + 1)
@@ -217,12 +217,14 @@ def test_a_file_that_changed_just_now_is_not_trusted(make, root, monkeypatch):
 
 def test_where_no_index_can_be_written_all_works_without(make, root):
     run = make()
-    (root / ".index").write_text("in the way")
+    for sort in ("identities", "overviews"):
+        (root / f".index-{sort}.jsonl").mkdir()
     first = answers(root)
     assert first[0] == [run.name]
     new_process()
     assert answers(root) == first == plain(root)
-    (root / ".index").unlink()
+    for left in root.glob(".index-*"):
+        left.rmdir()
     root.chmod(0o500)
     try:
         new_process()
@@ -258,7 +260,7 @@ def test_an_index_does_not_grow_without_end(make, root):
     for n in range(1200):
         kept.keep(f"gone{n}", index.State("x", 0.0), {})
         kept.save([run.name for run in runs])
-    assert len((root / ".index/identities.jsonl").read_bytes().splitlines()) < 500
+    assert len((root / ".index-identities.jsonl").read_bytes().splitlines()) < 500
     new_process()
     assert len(Index.of(root, "identities")._kept) < 250
     assert answers(root) == plain(root)
