@@ -58,6 +58,19 @@ def show(renderable: Any) -> None:
     stdout().print(renderable)
 
 
+def lines(title: str, rows: Sequence[Sequence[str]]) -> None:
+    """Print rows, of which there may be thousands, in columns that are not folded; the first of them is the head."""
+    from itertools import zip_longest
+
+    from rich.text import Text
+
+    widths = [max(map(len, column)) for column in zip_longest(*rows, fillvalue="")]
+    told = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    rule = "\u2500" * (sum(widths) + 2 * len(widths) - 2)
+    text = Text.assemble((f"{title}\n\n{told[0]}\n", "bold"), "\n".join([rule, *told[1:]]), "\n")
+    stdout().print(text, soft_wrap=True)
+
+
 def say(text: str) -> None:
     """Print a remark, folded at the window's edge."""
     stderr().print(text)

@@ -1,8 +1,9 @@
 """A sweep: a resumable plan of runs, kept as a folder and shown in MLflow as a parent of its trials.
 
 Trials that differ only in depth or evaluation keys share one trained model: the deepest of them
-trains, the others carry ``trained_by``. The plan is a function of the command, so issuing the
-command again finds the same sweep and finishes what is missing.
+trains, the others carry ``trained_by``. A trial that another process is executing is waited for. The
+plan is a function of the command, so issuing the command again finds the same sweep and finishes what
+is missing.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,11 @@ from reason.engine.runner import close, resume, run
 from reason.errors import FREE_SPACE, ConfigError, DamagedRun, ReasonError, RunError, SweepError, writing
 from reason.files import atomic, write_json
 from reason.tracking import provenance
-from reason.tracking.folder import FAILED, FINISHED, INTERRUPTED, KILLED, RunFolder
+from reason.tracking.folder import FAILED, FINISHED, INTERRUPTED, KILLED, RUNNING, RunFolder
 from reason.tracking.mirror import Mirror
 from reason.tracking.result import Result, SweepResult, SweepTrial
+
+WAIT_S = 0.5  # between two looks at a run that another process executes
 
 
 @dataclass
@@ -192,8 +194,9 @@ def sweep(
 
 def _same(root: Path, plan: SweepPlan) -> RunFolder | None:
     """The sweep that this same command started earlier."""
-    which, wanted = itemgetter("kind", "experiment", "config_hash"), ("sweep", plan.name, plan.digest)
-    return next((f for f in RunFolder.scan(root)[0] if which(f.identity) == wanted), None)
+    same = ("sweep", plan.name, plan.digest)
+    found, _ = RunFolder.scan(root, lambda r: (r["kind"], r["experiment"], r["config_hash"]) == same)
+    return found[0] if found else None
 
 
 def _make(root: Path, plan: SweepPlan, data_digest: str) -> RunFolder:
@@ -230,7 +233,7 @@ def _recorded(trial: Trial) -> dict[str, Any]:
 def _execute(folder: RunFolder, plan: SweepPlan, stop_on_error: bool, quiet: bool) -> RunFolder:
     from reason.engine.stages import chain
 
-    if folder.status == FINISHED and all(_finished(folder, t) for t in plan.trials):
+    if folder.status == FINISHED and all(_finished(folder, _runs_of(folder, t)) for t in plan.trials):
         say(f"{folder.name}: all {len(plan.trials)} trials are already finished", quiet)
         return folder
     failures: list[Trial] = []
@@ -284,13 +287,25 @@ def _execute(folder: RunFolder, plan: SweepPlan, stop_on_error: bool, quiet: boo
 
 
 def _one(folder: RunFolder, trial: Trial, quiet: bool) -> RunFolder:
-    """A trial's finished run: found, resumed or executed now."""
-    same = [r for r in _children(folder) if r.identity["config_hash"] == trial.config_hash]
-    if found := _finished(folder, trial, quiet):
-        say(f"  already finished: {found.name}", quiet)
-        return found
-    for child in same:
-        if child.identity["parent"] == folder.name and child.status in (INTERRUPTED, KILLED, FAILED):
+    """A trial's finished run: found, waited for, resumed or executed now."""
+    while True:
+        same = _runs_of(folder, trial)
+        begun = {
+            run: run.status for run in same
+        }  # before the results are looked at, one of which may come meanwhile
+        if found := _finished(folder, same, quiet):
+            say(f"  already finished: {found.name}", quiet)
+            return found
+        running = next((run for run, status in begun.items() if status == RUNNING), None)
+        if running is None:
+            break
+        say(f"  {running.name} is this trial and running in another process; waiting for its result", quiet)
+        while running.status == RUNNING:
+            time.sleep(WAIT_S)
+        if not (running / "result.json").exists():
+            say(f"  {running.name} ended without a result", quiet)
+    for child, status in begun.items():
+        if status in (INTERRUPTED, KILLED, FAILED) and child.identity["parent"] == folder.name:
             return resume(child, quiet=quiet)
     return run(trial.plan, model=_trained(folder, trial.train_hash), sweep=folder, quiet=quiet)
 
@@ -298,36 +313,39 @@ def _one(folder: RunFolder, trial: Trial, quiet: bool) -> RunFolder:
 def _say_outdated(folder: RunFolder, plan: SweepPlan, quiet: bool) -> None:
     """Why a model is trained again that another version of its method has trained: told once."""
     card, wanted = plan.trials[0].plan.card, plan.trials[0].plan
-    for child in _children(folder):
-        version = child.identity.get("version", "unknown")
-        other = child.identity["method"] == card.name and version != card.version
-        if other and not wanted.retrains(flatten(child.config)):
+    others, _ = RunFolder.scan(
+        folder.path.parent,
+        lambda r: r["kind"] == "run" and r["method"] == card.name and r["version"] != card.version,
+    )
+    for other in others:
+        if not wanted.retrains(flatten(other.config)):
+            version = other.identity.get("version", "unknown")
             say(
-                f"  The model of {child.name} is not reused: it was trained with version {version} of {card.name}, "
+                f"  The model of {other.name} is not reused: it was trained with version {version} of {card.name}, "
                 f"and version {card.version} is installed.", quiet,
             )  # fmt: skip
             return
 
 
-def _children(folder: RunFolder) -> list[RunFolder]:
-    """Every run beside the sweep, its own trials and others."""
-    return [r for r in RunFolder.scan(folder.path.parent)[0] if r.identity["kind"] == "run"]
+def _runs_of(folder: RunFolder, trial: Trial) -> list[RunFolder]:
+    """Every run beside the sweep that is this trial, its own and others."""
+    same = ("run", trial.config_hash)
+    return RunFolder.scan(folder.path.parent, lambda r: (r["kind"], r["config_hash"]) == same)[0]
 
 
-def _finished(folder: RunFolder, trial: Trial, quiet: bool = True) -> RunFolder | None:
-    """A finished run with the trial's hash; one of this sweep's own, if there is one."""
-    same = [r for r in _children(folder) if r.identity["config_hash"] == trial.config_hash]
+def _finished(folder: RunFolder, same: list[RunFolder], quiet: bool = True) -> RunFolder | None:
+    """A finished one of the runs of a trial; one of this sweep's own, if there is one."""
     found = (r for r in same if _result(r, quiet))
     return max(found, key=lambda r: r.identity["parent"] == folder.name, default=None)
 
 
 def _trained(folder: RunFolder, train_hash: str) -> RunFolder | None:
     """A finished run that trained the model of this hash."""
-    for r in _children(folder):
-        told = r.identity
-        if told["train_hash"] == train_hash and told["trained_by"] is None and _result(r):
-            return r
-    return None
+    wanted = ("run", train_hash, None)
+    found, _ = RunFolder.scan(
+        folder.path.parent, lambda r: (r["kind"], r["train_hash"], r["trained_by"]) == wanted
+    )
+    return next((r for r in found if _result(r)), None)
 
 
 def _result(run: RunFolder, quiet: bool = True) -> Result | None:

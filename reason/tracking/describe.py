@@ -6,6 +6,7 @@ time and compared with what was sent. Absent pieces are left out. MLflow itself 
 
 from __future__ import annotations
 
+import functools
 import getpass
 import json
 import math
@@ -178,17 +179,8 @@ class Description:
     def units(self) -> dict[str, str | None]:
         """What accuracy, depth, latency and throughput mean on this run."""
         measured = self.result.accuracy.name if isinstance(self.result, Result) else None
-        try:
-            card = registry.card("methods", str(self.identity.get("method")))
-        except ReasonError:  # its package is gone; the numbers stand without their units
-            return {"accuracy_metric": measured}
-        return {
-            "accuracy_metric": measured or card.units.accuracy,
-            "unit.depth": card.depth.unit,
-            "unit.example": card.units.example,
-            "unit.latency": card.units.latency,
-            "unit.throughput": card.units.throughput,
-        }
+        units = units_of(str(self.identity.get("method")))
+        return units | {"accuracy_metric": measured or units.get("accuracy_metric")}
 
     def sentence(self) -> str:
         """One readable sentence for the run's page."""
@@ -250,6 +242,27 @@ class Description:
         return found
 
 
+@functools.cache
+def units_of(method: str) -> dict[str, str | None]:
+    """What the card of a method says of its numbers; empty where its package is gone: they stand without units."""
+    try:
+        card = registry.card("methods", method)
+    except ReasonError:
+        return {}
+    return {
+        "accuracy_metric": card.units.accuracy,
+        "unit.depth": card.depth.unit,
+        "unit.example": card.units.example,
+        "unit.latency": card.units.latency,
+        "unit.throughput": card.units.throughput,
+    }
+
+
+def surroundings(method: str) -> list[Any]:
+    """What a description holds that does not stand in the run folder."""
+    return [_user(), units_of(method)]
+
+
 # --- small helpers ----------------------------------------------------------------------------------
 
 
@@ -258,6 +271,7 @@ def _text(value: Any, cap: int) -> str:
     return text if len(text) <= cap else text[: cap - 3] + "..."
 
 
+@functools.cache
 def _user() -> str | None:
     try:
         return getpass.getuser()

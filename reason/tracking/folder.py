@@ -11,13 +11,15 @@
         log.txt          what the run said (log-rank1.txt ... for further ranks)
         alive            written each second while an attempt goes on, with the sizes of both logs; lock: held by whoever executes the run
         result.json      written last, by rename: if it is there, the run is finished
+    runs/.index-*.jsonl  what was read of runs that have not changed since; may be deleted at any time
 
 Whoever executes a run holds the lock on its folder; the operating system drops it with the
 process, however that ends. So the state of a run needs no bookkeeping: see ``RunFolder.status``.
 
 Every file carries a checksum, or ``result.json`` holds it. A file that cannot be read, or is not what was written,
 raises ``DamagedRun``, which says how to be rid of the damage. Whoever goes
-over many runs uses ``RunFolder.scan``, so that one damaged folder does not hide the others.
+over many runs uses ``RunFolder.scan``, so that one damaged folder does not hide the others, and what was
+read of runs that have not changed is taken from an index (``reason.tracking.index``).
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,7 @@ from reason.files import (
     write_json,
 )
 from reason.tracking.clock import Instant
+from reason.tracking.index import Index, names_of, state
 from reason.tracking.result import Kind, Result, SweepResult, from_json, to_json
 
 FINISHED, FAILED, KILLED, RUNNING, INTERRUPTED = "finished", "failed", "killed", "running", "interrupted"
@@ -145,8 +148,10 @@ class RunFolder:
         runs = {run.name: run for run in cls.all(root)}
         if name in runs:
             return runs[name]
-        if name == "last" and (sound := cls.scan(root)[0]):
-            return max(sound, key=lambda run: run.identity["created"])
+        if name == "last":
+            created = {n: told["created"] for n, told in cls._identities(root) if isinstance(told, dict)}
+            if created:
+                return runs[max(created, key=created.__getitem__)]
         starts = [run for key, run in runs.items() if key.startswith(name)]
         if len(starts) == 1:
             return starts[0]
@@ -164,30 +169,57 @@ class RunFolder:
     @classmethod
     def all(cls, root: Path | str) -> list[RunFolder]:
         """Every folder under ``root`` that has a run.json, damaged ones too, oldest name first."""
-        return [cls(p) for p in _folders(root) if _is_file(p / "run.json")]
+        folders = [Path(root, name) for name in names_of(root)]
+        return [run for run in map(cls, folders) if run.exists]
 
     @classmethod
-    def scan(cls, root: Path | str) -> tuple[list[RunFolder], list[DamagedRun]]:
-        """The runs under ``root`` whose identity can be read, and what is wrong with the others."""
+    def scan(
+        cls, root: Path | str, wanted: Callable[[dict[str, Any]], bool] = lambda _: True
+    ) -> tuple[list[RunFolder], list[DamagedRun]]:
+        """The runs under ``root`` whose identity can be read, and what is wrong with the others.
+
+        wanted: which of the sound ones, by kind, experiment, method, version (None: not known), config_hash,
+            train_hash, created, parent and trained_by.
+        """
         sound, damaged = [], []
-        for run in cls.all(root):
-            try:
-                _ = run.identity
-                sound.append(run)
-            except DamagedRun as error:
-                damaged.append(error)
+        for name, told in cls._identities(root):
+            if isinstance(told, DamagedRun):
+                damaged.append(told)
+            elif wanted(told):
+                sound.append(cls(Path(root, name)))
         return sound, damaged
+
+    @classmethod
+    def _identities(cls, root: Path | str) -> Iterator[tuple[str, dict[str, Any] | DamagedRun]]:
+        """The name of each run with what ``scan`` can look for in its identity, or with what is wrong with it."""
+        index, names, where = Index.of(root, "identities"), names_of(root), str(root)
+        for name in names:
+            now = state(f"{where}/{name}", ("run.json",))
+            told = index.recall(name, now)
+            if told is None:
+                run = cls(Path(root, name))
+                if not run.exists:
+                    continue
+                try:
+                    identity = run.identity
+                    told = {key: identity.get(key) for key in (*_IDENTITY, "version")}
+                    index.keep(name, now, told)
+                except DamagedRun as error:
+                    told = error
+            yield name, told
+        index.save(names)
 
     @classmethod
     def leftovers(cls, root: Path | str) -> list[RunFolder]:
         """Folders of runs that were killed before they could say who they are: made by us, without run.json."""
-        return [
-            run
-            for run in map(cls, _folders(root))
-            if run.looks_ours
-            and not (run / "run.json").exists()
-            and time.time() - run.path.stat().st_mtime > LEFTOVER_S
-        ]
+        unnamed = [name for name in names_of(root) if not os.path.exists(f"{root}/{name}/run.json")]
+        found = [cls(Path(root, name)) for name in unnamed]
+        return [r for r in found if r.looks_ours and time.time() - r.path.stat().st_mtime > LEFTOVER_S]
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a run, damaged or not: it has a run.json, or may have one in somebody's private folder."""
+        return _is_file(self / "run.json")
 
     @property
     def looks_ours(self) -> bool:
@@ -400,8 +432,8 @@ class RunFolder:
 
     def settle(self) -> str:
         """The status, once an attempt that ended without a word is closed, at its last sign of life."""
-        status, last = self.status, self._last_of("attempt", "closed")
-        if status in (RUNNING, FAILED, KILLED) or last is None or last["event"] == "closed":
+        status = self.status
+        if status in (RUNNING, FAILED, KILLED) or self.is_closed:
             return status
         closing, sign = FINISHED if status == FINISHED else KILLED, self.last_sign
         unsure = {"unsure": True} if self._last_beat() == {} else {}
@@ -410,6 +442,12 @@ class RunFolder:
             why="the process ended without a message", **unsure,
         )  # fmt: skip
         return self.status
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the end of the last attempt has been noted, if there was one."""
+        last = self._last_of("attempt", "closed")
+        return last is None or last["event"] == "closed"
 
     def _last_of(self, *names: str) -> dict[str, Any] | None:
         return next((e for e in reversed(self.events()) if e["event"] in names), None)
@@ -506,11 +544,6 @@ class RunFolder:
         if told is None:
             return Instant(0.0)
         return Instant(os.path.getmtime(self / "alive"), told.get("clock"), str(told.get("boot", "")))
-
-
-def _folders(root: Path | str) -> list[Path]:
-    root = Path(root)
-    return [p for p in sorted(root.iterdir()) if p.is_dir()] if root.is_dir() else []
 
 
 def _is_file(path: Path) -> bool:

@@ -285,6 +285,18 @@ def experiment_id(client: MlflowClient, uri: str) -> str:
     return found.experiment_id
 
 
+def run_ids(uri: str) -> set[str] | None:
+    """The ids of all runs in a SQLite store, without MLflow, whose import takes seconds. None where that cannot be told."""
+    path = sqlite_path(uri)
+    if path is None or not _has_content(path):
+        return None
+    try:
+        with contextlib.closing(sqlite3.connect(path)) as db:
+            return {run_id for (run_id,) in db.execute("SELECT run_uuid FROM runs")}
+    except sqlite3.Error:
+        return None
+
+
 def patiently(call: Callable[[], T]) -> T:
     """``call()``, once more after a pause if a SQLite store is locked beyond MLflow's own 20 s of waiting."""
     try:

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from reason.errors import ConfigError, ReasonError
+from reason.errors import ReasonError
 from reason.methods.base import Cohort
 from reason.metrics.statistics import Difference, ExampleScores, holm, paired_differences
 from reason.reports.comparison import ALPHA, BASE, METHOD, RIVAL, Comparison, Entry, _labels, compare_frame
-from reason.reports.frame import Frame, Key, Point, frames, read_columns
+from reason.reports.frame import Frame, Key, Point, footing, read, read_columns
+from reason.tracking.overview import overviews
 
 # Columns whose mean is told at every depth where the rows have them, and what it says.
 MEANS = {
@@ -292,11 +293,8 @@ def _attach(policy: Outcome, evidence: Evidence) -> None:
 def bases_elsewhere(root: Path | str, frame: Frame) -> list[str]:
     """Experiments under ``root`` whose base runs belong to the data of ``frame`` but were not named."""
     known = {(k.method, k.backbone) for k in frame.groups}
-    try:
-        others = frames(root)
-    except ConfigError:
-        return []
-    return sorted({
-        k.experiment for other in others if other.what == frame.what
-        for k in other.groups if k.train_depth == 0 and (k.method, k.backbone) in known
-    })  # fmt: skip
+    bases = [
+        run for run in overviews(root)
+        if run.train_depth == 0 and (run.method, run.backbone) in known and run.data_digest == frame.what["data digest"]
+    ]  # fmt: skip
+    return sorted({p.result.experiment for p in read(bases)[0] if footing(p) == frame.what})
