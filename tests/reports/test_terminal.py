@@ -138,7 +138,7 @@ def test_output_is_light_to_import_and_plain_in_a_pipe():
     )
     env = {k: v for k, v in os.environ.items() if k not in ("FORCE_COLOR", "NO_COLOR")}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
-    assert done.stdout == 'x\na,b\n1,\n{\n  "é": 1\n}\n' and done.stderr == "[1, 2]\n"
+    assert done.stdout == '[bold]x[/bold]\na,b\n1,\n{\n  "é": 1\n}\n' and done.stderr == "[1, 2]\n"
 
 
 def test_devices_that_differ_stand_beside_the_times_and_never_push_out_the_difference(make):

@@ -441,7 +441,7 @@ def test_a_server_that_accepts_and_never_answers_does_not_hold_up_a_run(make):
         took = time.perf_counter() - start
     assert told.returncode == 0 and "Traceback" not in told.stderr
     assert "no response within 1 s" in told.stderr and "reason sync" in told.stderr
-    assert took < 15  # of which loading MLflow is most; its own patience is over 30 s
+    assert took < 28  # of which loading MLflow is most; its own patience is over 30 s
 
 
 def test_a_locked_store_does_not_hold_up_a_run(uri, make, tmp_path, capsys, monkeypatch):

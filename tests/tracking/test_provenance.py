@@ -66,26 +66,18 @@ def test_nothing_secret_and_plain_json(tmp_path, monkeypatch):
     assert facts["versions"]["torch"] and facts["cores"] == len(os.sched_getaffinity(0))
 
 
-def test_quick_and_light():
+def test_light():
     code = "import sys; from reason.tracking import provenance as p; p.capture(); print(*sys.modules)"
     loaded = subprocess.check_output(
         ["python", "-c", code], text=True, env=os.environ | {"PATH": _path()}
     ).split()
     assert not {"torch", "numpy", "mlflow", "pandas"} & set(loaded)
-    best = min(_timed() for _ in range(3))
-    assert best < 0.1
 
 
 def _path() -> str:
     import sys
 
     return f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"
-
-
-def _timed() -> float:
-    start = time.perf_counter()
-    provenance.capture()
-    return time.perf_counter() - start
 
 
 def test_nothing_that_a_folder_names_is_run(tmp_path):

@@ -72,7 +72,7 @@ def test_pages_answer_when_told_so_and_nothing_is_left(uri, make, tmp_path):
         run = json.loads(get(f"{address}/api/2.0/mlflow/runs/get?run_id={mirror.run_id}"))["run"]
         assert {m["key"]: m["value"] for m in run["data"]["metrics"]}["accuracy"] == 0.25
         kept = get(f"{address}/get-artifact?path=result.json&run_uuid={mirror.run_id}")
-        assert json.loads(kept) == to_json(RESULT)
+        assert to_json(RESULT).items() <= json.loads(kept).items()
         with pytest.raises(urllib.error.HTTPError) as refused:
             get(f"{address}/api/2.0/mlflow/runs/get?run_id={mirror.run_id}", Host="evil.example")
         assert refused.value.code == 403
