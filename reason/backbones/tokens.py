@@ -47,6 +47,7 @@ class Tokens:
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = True
         self.tokenizer, self.eos = tokenizer, eos
+        self._pieces: dict[tuple[int | None, int], bytes] = {}
 
     # --- from texts, or from a folder -------------------------------------------------------------------
 
@@ -141,22 +142,31 @@ class Tokens:
     def pieces(self, ids: Iterable[int]) -> list[str]:
         r"""What each of ``ids`` adds to the text, for display. Half a character is shown as bytes, ``\xe2``."""
         ids = [int(i) for i in ids]
-        return [self._piece(before, i) for before, i in zip([None, *ids], ids, strict=False)]
+        pairs = zip([None, *ids], ids, strict=False)
+        return [self.piece_of(before, i).decode("utf-8", "backslashreplace") for before, i in pairs]
+
+    def piece_of(self, before: int | None, i: int) -> bytes:
+        """What id ``i`` adds to the text of id ``before``; UTF-8, of which it may begin or end within a character."""
+        if self._letters is not None:
+            before = None  # tokens are written as bytes, each for itself
+        found = self._pieces.get((before, i))
+        if found is None:
+            found = self._pieces[before, i] = self._spelt(before, i)
+        return found
 
     # --- inside -----------------------------------------------------------------------------------------
 
-    def _piece(self, before: int | None, i: int) -> str:
-        """What id ``i`` adds to the text of id ``before``."""
+    def _spelt(self, before: int | None, i: int) -> bytes:
         token, letters = self.tokenizer.id_to_token(i) or "", self._letters
         if letters is not None:
             if i in self._verbatim or not all(c in letters for c in token):
-                return token
-            return bytes(letters[c] for c in token).decode("utf-8", "backslashreplace")
+                return token.encode()
+            return bytes(letters[c] for c in token)
         if byte := re.fullmatch("<0x([0-9A-F]{2})>", token):  # how SentencePiece writes one
-            return bytes.fromhex(byte[1]).decode("utf-8", "backslashreplace")
+            return bytes.fromhex(byte[1])
         if before is None:
-            return self.decode([i])
-        return self.decode([before, i])[len(self.decode([before])) :]
+            return self.decode([i]).encode()
+        return self.decode([before, i])[len(self.decode([before])) :].encode()
 
     @cached_property
     def _letters(self) -> dict[str, int] | None:
