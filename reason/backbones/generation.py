@@ -64,7 +64,7 @@ class Sampling:
     """
 
     temperature: float = 0.0  # 0: always the most probable token
-    top_p: float = 1.0  # among the most probable tokens that have this mass together
+    top_p: float = 1.0  # among the most probable tokens that have this mass together, after top_k
     top_k: int = 0  # among so many of the most probable tokens; 0 = all
 
     def __post_init__(self):
@@ -139,13 +139,13 @@ def _shares(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | None]:
     share = ((logits - top) / sampling.temperature).exp_()
     if sampling.top_p == 1 and not sampling.top_k:
         return share, None
-    share, order = share.sort(-1, descending=True, stable=True)
+    share, order = share.sort(dim=-1, descending=True, stable=True)
     if sampling.top_k:
         share[:, sampling.top_k :] = 0
     if sampling.top_p < 1:
         mass = share.cumsum(-1, dtype=torch.float64)
         before = mass - share  # of those that are more probable: 0 for the first
-        share.masked_fill_(before >= sampling.top_p * mass[:, -1:], 0)
+        share.masked_fill_(before >= sampling.top_p * mass[:, -1:] - 1e-9, 0)
     return share, order
 
 
@@ -266,9 +266,23 @@ class Chunk:
 class _Writing:
     """A chunk in the making."""
 
-    __slots__ = ("key", "limit", "logp", "mark", "model_logp", "row", "sampling", "stop", "stream", "tick", "tokens")
+    __slots__ = (
+        "key",
+        "limit",
+        "logp",
+        "mark",
+        "model_logp",
+        "row",
+        "sampling",
+        "stop",
+        "stream",
+        "tick",
+        "tokens",
+    )
 
-    def __init__(self, row: Row, key: Any, stream: int, tick: int, sampling: Sampling, stop: _Bytes, limit: int):
+    def __init__(
+        self, row: Row, key: Any, stream: int, tick: int, sampling: Sampling, stop: _Bytes, limit: int
+    ):
         self.row, self.key, self.stream, self.tick, self.sampling = row, key, stream, tick, sampling
         self.stop, self.limit, self.mark = stop, limit, len(row.text)
         self.tokens: list[int] = []
@@ -414,7 +428,9 @@ class Batch:
         return found
 
     @torch.no_grad()
-    def score(self, rows: Sequence[Row], texts: Sequence[Ids], sampling: Sampling) -> list[tuple[np.ndarray, np.ndarray]]:
+    def score(
+        self, rows: Sequence[Row], texts: Sequence[Ids], sampling: Sampling
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Log-probabilities of given tokens behind rows, which stay as they are.
 
         Returns:
