@@ -58,7 +58,7 @@ def unrolled(folder: Path, where: str) -> tuple[Shape, Mapping[str, Tensor], Tok
         ConfigError: a run that trained no language model, or one that routes its tokens.
         DataError: no run, an unfinished one, or files are missing or broken.
     """
-    identity = _read_file(folder, "run.json", where, "It is not the folder of a run.")
+    identity = read_file(folder, "run.json", where, "It is not the folder of a run.")
     if not (folder / "result.json").is_file():
         raise DataError(f"{where} is not finished.", f"Finish it with: reason resume {folder}")
     if not (folder / NETWORK).is_file():
@@ -66,7 +66,7 @@ def unrolled(folder: Path, where: str) -> tuple[Shape, Mapping[str, Tensor], Tok
             f"{where} holds no language model that can be a source: it has no {NETWORK}.",
             "Name a run that trained one, such as a run of mor.",
         )
-    info = _read_file(folder, NETWORK, where, "Train it again.")
+    info = read_file(folder, NETWORK, where, "Train it again.")
     if info["routing"] != "none":
         raise ConfigError(
             f"{where} routes its tokens (mor.routing={info['routing']}): its depth depends on the token, so no "
@@ -76,7 +76,7 @@ def unrolled(folder: Path, where: str) -> tuple[Shape, Mapping[str, Tensor], Tok
     shape = _shape(info["shape"])
     config = RecursiveConfig(sharing=info["sharing"])
     decoder = RecursiveDecoder(config, shape=shape, recursions=info["recursions"], lora=info["lora"])
-    _load(decoder, _owner(folder, identity, where) / MODEL, where)
+    _load(decoder, model_file(folder, identity, where), where)
     if not (folder / TOKENIZER / "tokenizer.json").is_file():
         raise DataError(f"{where} has no tokenizer.", "Restore its folder tokenizer/, or train it again.")
     return shape, decoder.float().unrolled(), _tokens(folder, info, where)
@@ -93,18 +93,19 @@ def _tokens(folder: Path, info: Mapping[str, Any], where: str) -> Tokens:
     return tokens
 
 
-def _owner(folder: Path, identity: dict[str, Any], where: str) -> Path:
-    """The folder that holds the model: that of the run which trained it."""
+def model_file(folder: Path, identity: dict[str, Any], where: str) -> Path:
+    """Where the weights are: in the folder of the run which trained them. identity: run.json."""
     name = identity.get("trained_by")
     if name is not None and not (folder.parent / name).is_dir():
         raise DataError(
             f"The model of {where} belongs to {name}, which is not in the same folder.",
             f"Copy {name} into {folder.parent} too.",
         )
-    return folder if name is None else folder.parent / name
+    return (folder if name is None else folder.parent / name) / MODEL
 
 
-def _read_file(folder: Path, name: str, where: str, hint: str) -> dict[str, Any]:
+def read_file(folder: Path, name: str, where: str, hint: str) -> dict[str, Any]:
+    """A JSON file of a run's folder."""
     try:
         return read_json(folder / name)
     except FileNotFoundError as error:

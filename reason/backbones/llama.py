@@ -45,7 +45,7 @@ def shape_of(folder: Path, where: str) -> Shape:
         ConfigError: an architecture, or a peculiarity of it, that ``RecursiveDecoder`` does not have.
         DataError: the file is missing or broken.
     """
-    stated = _stated(folder, where)
+    stated = stated_config(folder, where)
     family = stated.get("model_type")
     if family not in FAMILIES:
         raise refuse_family(where, family)
@@ -70,7 +70,7 @@ def shape_of(folder: Path, where: str) -> Shape:
     return shape if rope["rope_type"] == "default" else _scaled(shape, rope, where)
 
 
-def _stated(folder: Path, where: str) -> dict[str, Any]:
+def stated_config(folder: Path, where: str) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.is_file():
         if (folder / "adapter_config.json").is_file():
@@ -165,7 +165,7 @@ class Weights(Mapping[str, Tensor]):
     """
 
     def __init__(self, folder: Path, shape: Shape, where: str):
-        self._stored, self._names = _stored(folder, where), names(shape)
+        self._stored, self._names = stored(folder, where), names(shape)
         wanted = {name: size for ours in self._names for name, size in self._sizes(ours, shape).items()}
         different = (name for name, size in wanted.items() if self._stored[name].shape != size)
         problem = ""
@@ -219,7 +219,7 @@ def _ignored(shape: Shape) -> set[str]:
     return tables | ({"lm_head.weight"} if shape.tied else set())
 
 
-def _stored(folder: Path, where: str) -> dict[str, Stored]:
+def stored(folder: Path, where: str) -> dict[str, Stored]:
     """Every tensor of the folder by the name that transformers gives it."""
     for name, reader in (("model.safetensors", _safetensors), ("pytorch_model.bin", _pickled)):
         if (folder / f"{name}.index.json").is_file():
