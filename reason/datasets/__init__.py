@@ -110,7 +110,7 @@ arithmetic_problems = _generated(
     views=("text", "problems"),
 )
 
-problems = DatasetCard(
+own_problems = DatasetCard(
     name="problems",
     summary="your own, or GSM8K and MATH: a problem a row of JSONL, CSV or Parquet (dataset.path=PATH)",
     views=("problems", "text"),

@@ -8,7 +8,10 @@ point, for answers that are nearly right, are not given.
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import itertools
 import re
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import metadata
 from typing import Any
@@ -36,14 +39,15 @@ def load(config: GymConfig, offline: bool = False) -> ProblemData:
         DataError: the task has too few different problems.
     """
     try:
-        from reasoning_gym.factory import DATASETS
+        factory = importlib.import_module("reasoning_gym.factory")
     except ImportError as error:
         raise MissingExtra("The dataset reasoning-gym needs the library of that name.", "gym") from error
-    if config.task not in DATASETS:
-        raise unknown("task of reasoning-gym", config.task, DATASETS)
-    options = _options(config, DATASETS[config.task][1])
+    if config.task not in factory.DATASETS:
+        raise unknown("task of reasoning-gym", config.task, factory.DATASETS)
+    options = _options(config, factory.DATASETS[config.task][1])
+    create = partial(factory.create_dataset, config.task, **options)
     seen: set[str] = set()
-    parts = {split: Problems(_drawn(config, options, split, seen)) for split in reversed(SPLITS)}
+    parts = {split: Problems(_drawn(config, create, split, seen)) for split in reversed(SPLITS)}
     version = metadata.version("reasoning-gym")
     info = {"task": config.task, "reasoning_gym": version}
     notes = [f"The problems are those of reasoning-gym {version}; another version may have others."]
@@ -73,37 +77,44 @@ def _options(config: GymConfig, kind: type) -> dict[str, Any]:
     return options
 
 
-def _drawn(config: GymConfig, options: dict[str, Any], split: str, seen: set[str]) -> list[Problem]:
+def _drawn(config: GymConfig, create: Callable, split: str, seen: set[str]) -> list[Problem]:
     """As many problems as ``split`` is to have, none of them among ``seen``, to which they are added."""
-    from reasoning_gym.factory import create_dataset
-
     wanted = getattr(config, f"{split}_documents")
     seed = int(unit(f"{config.task} {config.seed} {split}", "reasoning-gym") * 2**31)
     try:
-        task = create_dataset(config.task, seed=seed, size=SPARE * wanted, **options)
+        task = create(seed=seed, size=SPARE * wanted)
         entries = iter(task)
         first = next(entries)
     except (AssertionError, TypeError, ValueError) as error:
         raise ConfigError(
             f"The task {config.task} refuses its options: {error or type(error).__name__}.",
             f"Change dataset.options={config.options}"
-            if options
+            if config.options
             else "Choose another task: dataset.task=NAME",
         ) from error
     found: list[Problem] = []
+    fresh = _fresh(itertools.chain([first], entries), seen)
     for name in names(split, wanted):
-        entry = first
-        while entry is not None and plain(entry["question"]) in seen:
-            entry = next(entries, None)
+        entry = next(fresh, None)
         if entry is None:
             raise DataError(
                 f"{config.task}: only {len(found):,} different problems were found for {split}; {wanted:,} are asked "
                 f"for under dataset.{split}_documents.",
                 "Ask for fewer, or give the task options that allow more.",
             )
-        seen.add(plain(entry["question"]))
         found.append(_problem(name, entry, task))
     return found
+
+
+def _fresh(entries: Iterator[dict[str, Any]], seen: set[str]) -> Iterator[dict[str, Any]]:
+    """Those whose question is not among ``seen``, to which it is added."""
+    try:
+        for entry in entries:
+            if plain(entry["question"]) not in seen:
+                seen.add(plain(entry["question"]))
+                yield entry
+    except IndexError:
+        return  # so some tasks say that they have no more
 
 
 def _problem(name: str, entry: dict[str, Any], task: Any) -> Problem:

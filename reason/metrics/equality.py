@@ -112,10 +112,11 @@ def _near(one: Any, other: Any) -> bool:
     a, b = (_exact(side) for side in (one, other))
     if a.is_Rational and b.is_Rational:
         return bool(a == b)
-    size: Any = max(abs(sympy.N(a, 30)), abs(sympy.N(b, 30)))
+    digits: Any = sympy.N
+    size = max(abs(digits(a, 30)), abs(digits(b, 30)))
     if not size.is_finite or size == 0:
-        return bool(a == b) or not size.is_finite
-    return bool(abs(sympy.N(a - b, 30)) <= (ROUNDED if rounded else CLOSE) * size)
+        return True
+    return bool(abs(digits(a - b, 30)) <= (ROUNDED if rounded else CLOSE) * size)
 
 
 def _exact(value: Any) -> Any:
