@@ -77,13 +77,14 @@ class CausalSource:
             _fill(model, dict(self.tensors()), self.where)
             return model
         try:
-            model, said = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 str(self.folder), local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=dtype,
                 attn_implementation=_attention(self.folder), output_loading_info=True,
             )  # fmt: skip
         except Exception as error:  # whatever a file of somebody else's writing can lead a library to
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise DataError(f"{self.where} cannot be opened by transformers: {first}", AGAIN) from error
+        model, said = loaded
         for kind_, what in (
             ("missing_keys", "has no weights named"),
             ("mismatched_keys", "has weights of other sizes:"),
@@ -149,11 +150,11 @@ class Causal(nn.Module):
             self.model = _empty(kept / FOLDER, where, dtype)
         elif config.source:
             found = opened(config.source, offline)
-            where, self.tokens, self.model = found.where, Tokens.from_folder(found.folder), found.load(dtype)
+            where, self.tokens, self.model = found.where, found.tokens.copy(), found.load(dtype)
         else:
             if tokens is None:
                 raise ValueError("A model from scratch requires a tokenizer.")
-            where, self.tokens, self.model = "the model", tokens, _from_scratch(config, tokens, dtype)
+            where, self.tokens, self.model = "the model", tokens.copy(), _from_scratch(config, tokens, dtype)
         if (rows := self.model.get_input_embeddings().weight.shape[0]) < self.tokens.size:
             raise DataError(
                 f"{where} has a tokenizer with {self.tokens.size:,} tokens but an embedding with {rows:,} rows.",
@@ -161,6 +162,8 @@ class Causal(nn.Module):
             )
         self.source, self.where = config.source, where
         self.model.eval()
+        self.register_state_dict_post_hook(_without_aliases)
+        self.register_load_state_dict_pre_hook(_with_aliases)
 
     @property
     def context(self) -> int:
@@ -231,17 +234,36 @@ class Causal(nn.Module):
 # --- inside ---------------------------------------------------------------------------------------------
 
 
+def _aliases(module: nn.Module, prefix: str) -> dict[str, str]:
+    """Further names of tied parameters, and the first of each."""
+    first: dict[int, str] = {}
+    named = module.named_parameters(prefix.removesuffix("."), remove_duplicate=False)
+    return {name: kept for name, p in named if (kept := first.setdefault(id(p), name)) != name}
+
+
+def _without_aliases(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """A tied parameter is saved once, and frozen under all its names or none."""
+    for name in _aliases(module, prefix):
+        state.pop(name, None)
+
+
+def _with_aliases(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    for name, kept in _aliases(module, prefix).items():
+        if kept in state:
+            state.setdefault(name, state[kept])
+
+
 def _from_scratch(config: CausalConfig, tokens: Tokens, dtype: torch.dtype) -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaConfig
 
     sizes = LlamaConfig(
         vocab_size=tokens.size, hidden_size=config.hidden, intermediate_size=config.ffn, tie_word_embeddings=config.tied,
         num_hidden_layers=config.layers, num_attention_heads=config.heads, num_key_value_heads=config.kv_heads,
         max_position_embeddings=config.context, initializer_range=config.init_std, rms_norm_eps=1e-5,
         rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-        bos_token_id=tokens.eos, eos_token_id=tokens.eos, pad_token_id=None, attn_implementation="sdpa",
+        bos_token_id=tokens.eos, eos_token_id=tokens.eos, pad_token_id=None,
     )  # fmt: skip
-    return LlamaForCausalLM(sizes).to(dtype)
+    return AutoModelForCausalLM.from_config(sizes, attn_implementation="sdpa", dtype=dtype)
 
 
 def _empty(folder: Path, where: str, dtype: torch.dtype) -> Any:
@@ -259,7 +281,7 @@ def _empty(folder: Path, where: str, dtype: torch.dtype) -> Any:
 def _attention(folder: Path) -> str:
     """sdpa, where the architecture has it: it knows no soft caps on logits of attention."""
     config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    found = AutoModelForCausalLM._model_mapping.get(type(config))
+    found = AutoModelForCausalLM._model_mapping.get(type(config), None)
     found = found[0] if isinstance(found, tuple) else found
     capped = getattr(config.get_text_config(decoder=True), "attn_logit_softcapping", None) is not None
     return "sdpa" if getattr(found, "_supports_sdpa", False) and not capped else "eager"

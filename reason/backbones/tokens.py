@@ -133,6 +133,10 @@ class Tokens:
         with atomic(folder / "tokenizer.json") as f:
             f.write(self.tokenizer.to_str(pretty=True))
 
+    def copy(self) -> Tokens:
+        """Another one, to which tokens can be added."""
+        return Tokens(Tokenizer.from_str(self.tokenizer.to_str()), self.eos, self.templates, self.named)
+
     # --- use --------------------------------------------------------------------------------------------
 
     @property

@@ -14,7 +14,8 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from reason.backbones.config import RecursiveConfig
+from reason.backbones.causal import Causal
+from reason.backbones.config import CausalConfig, RecursiveConfig
 from reason.backbones.decoder import RecursiveDecoder
 from reason.backbones.pretrained import Pretrained, open_pretrained
 from reason.backbones.shape import Scaling
@@ -264,6 +265,9 @@ def test_a_gguf_file_is_the_network_it_was_made_of(family, tied, tmp_path, own_c
     text = "the rain in\n Spain Zoë 🙂 123"
     assert causal.tokens.encode([text]) == TOKENS.encode([text]) and causal.tokens.eos == TOKENS.eos
     assert "Converting" in capfd.readouterr().err
+    whole = Causal(CausalConfig(source=str(file)))
+    with torch.no_grad():
+        torch.testing.assert_close(whole(ids()), model(ids()).logits, atol=1e-5, rtol=1e-4)
     again = open_pretrained(str(file))
     assert "Converting" not in capfd.readouterr().err and again.digest == causal.digest
     # transformers reads what we made of it
