@@ -263,6 +263,14 @@ class Chunk:
         return self.end not in ("separator", "cap")
 
 
+class Given(NamedTuple):
+    """What a model says of m given tokens."""
+
+    logp: np.ndarray  # (m,) float64 log-probability of each under the distribution that tokens are drawn from
+    model_logp: np.ndarray  # (m,) under the model itself: at temperature 1, without top-p or top-k
+    hidden: Tensor  # (m, D) float32 what the head reads at each
+
+
 class _Writing:
     """A chunk in the making."""
 
@@ -428,27 +436,36 @@ class Batch:
         return found
 
     @torch.no_grad()
-    def score(
-        self, rows: Sequence[Row], texts: Sequence[Ids], sampling: Sampling
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Log-probabilities of given tokens behind rows, which stay as they are.
-
-        Returns:
-            For each row and its text of m tokens: (m,) float64 under ``sampling``, and (m,) under the model itself.
+    def score(self, rows: Sequence[Row], texts: Sequence[Ids], sampling: Sampling) -> list[Given]:
+        """What the model says of given tokens behind rows, which stay as they are.
 
         Raises:
             DataError: longer than the context.
         """
-        found: list[tuple[np.ndarray, np.ndarray]] = [(np.zeros(0), np.zeros(0))] * len(rows)
+        nothing = Given(np.zeros(0), np.zeros(0), torch.zeros(0, 0))
+        found = [nothing] * len(rows)
         asked = [i for i, text in enumerate(texts) if len(text)]
         states = self.lm.read([rows[i].number for i in asked], [texts[i] for i in asked], keep=False)
         for i, state in zip(asked, states, strict=True):
             logits = torch.cat([rows[i].logits[None], state.logits[:-1]])
             ids = torch.tensor(list(texts[i]), device=logits.device)
             ours, theirs = log_probabilities(logits, ids, sampling)
-            found[i] = ours.cpu().numpy(), theirs.cpu().numpy()
+            found[i] = Given(ours.cpu().numpy(), theirs.cpu().numpy(), state.hidden.float())
             self.read += len(ids)
         return found
+
+    def abandon(self, rows: Collection[Row]) -> None:
+        """Give up chunks that are being written, and close their rows."""
+        gone = {id(row) for row in rows if row.busy}
+        if not gone:
+            return
+        self._joining = [w for w in self._joining if id(w.row) not in gone]
+        left = [i for i, w in enumerate(self._active) if id(w.row) not in gone]
+        self._active = [self._active[i] for i in left]
+        if self._logits is not None:
+            self._logits = self._logits[torch.tensor(left, device=self._logits.device)] if left else None
+        self._lists()
+        self.close([row for row in rows if row.busy])
 
     # --- inside -----------------------------------------------------------------------------------------
 

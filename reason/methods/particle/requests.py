@@ -12,13 +12,13 @@ had drawn, and that decided its death. With one particle both are the same.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
+from reason.backbones.generation import stream, uniforms
 from reason.methods.particle.lineage import Node
 
 
@@ -56,21 +56,8 @@ class Halted(Exception):
 
 Request = Extend | Splice
 Result = TypeVar("Result")
-Algorithm = Generator[Request, list[Node], Result]
-
-
-_GOLDEN = 0x9E3779B97F4A7C15
-
-
-def uniform(streams: np.ndarray, ticks: np.ndarray) -> np.ndarray:
-    """Uniform numbers in [0, 1), a pure function of stream and tick (SplitMix64; Steele et al. 2014).
-
-    streams: uint64, ticks: int64, of shapes that broadcast.
-    """
-    x = streams + (ticks.astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return ((x ^ (x >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
+Answer = Sequence[Any]  # of nodes; an answer to Splice may hold None
+Algorithm = Generator[Request, Answer, Result]
 
 
 class Uniforms:
@@ -83,7 +70,7 @@ class Uniforms:
         """(count,) in [0, 1)."""
         ticks = np.arange(self._tick, self._tick + count)
         self._tick += count
-        return uniform(self._stream, ticks)
+        return uniforms(np.repeat(self._stream, count), ticks)
 
 
 @dataclass(frozen=True)
@@ -97,15 +84,14 @@ class Draws:
 
     def streams(self, slots: int) -> np.ndarray:
         """(slots,) uint64: the streams of the slots' tokens."""
-        return np.array([self._hash(f"slot {slot}") for slot in range(slots)], np.uint64)
+        return np.array([self._stream("slot", slot) for slot in range(slots)], np.uint64)
 
     def uniforms(self, purpose: str, number: int = 0) -> Uniforms:
         """For choices of the algorithm itself, such as resampling in round ``number``."""
-        return Uniforms(self._hash(f"{purpose} {number}"))
+        return Uniforms(self._stream(purpose, number))
 
-    def _hash(self, purpose: str) -> int:
-        name = f"{self.seed} {self.problem!r} {self.sweep} {self.chain} {purpose}"
-        return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+    def _stream(self, purpose: str, number: int) -> int:
+        return stream(self.seed, self.problem, self.sweep, self.chain, purpose, number)
 
 
 class Slots:
@@ -120,7 +106,7 @@ class Slots:
         """Slots below ``count`` whose nodes are unfinished."""
         return [slot for slot, node in enumerate(self.nodes[:count]) if not node.finished]
 
-    def extend(self, slots: Sequence[int], scored: bool | str = True) -> Generator[Request, list[Node], None]:
+    def extend(self, slots: Sequence[int], scored: bool | str = True) -> Generator[Request, Answer, None]:
         """Add a chunk in these slots."""
         children = yield Extend(
             [self.nodes[slot] for slot in slots], self._streams[list(slots)], self._ticks[list(slots)], scored
@@ -139,7 +125,7 @@ def together(algorithms: Sequence[Algorithm[Result]]) -> Algorithm[list[Result]]
     results: dict[int, Result] = {}
     waiting: dict[int, Request] = {}
 
-    def resume(i: int, answer: list[Node] | None, halt: Halted | None = None) -> None:
+    def resume(i: int, answer: Answer | None, halt: Halted | None = None) -> None:
         try:
             if halt is not None:
                 waiting[i] = algorithms[i].throw(halt)

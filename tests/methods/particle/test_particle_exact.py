@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import toys
 
+from reason.backbones.generation import uniforms
 from reason.methods.particle import requests, smc
 from reason.methods.particle.lineage import Node
 from reason.methods.particle.potentials import Potential
@@ -233,7 +234,7 @@ def test_one_particle_is_plain_sampling():
     for seed in range(20):
         draws = Draws(seed, "one")
         population = toy.run(smc.sweep(Node(None), smc.Filter(1, PROB, "systematic", 1.0), draws))
-        u = requests.uniform(np.repeat(draws.streams(1), 5), np.arange(5))
+        u = uniforms(np.repeat(draws.streams(1), 5), np.arange(5))
         node = Node(None)
         for t in range(5):
             node = toy.child(node, int((toy.law(node).cumsum() <= u[t]).sum()))

@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from reason.backbones.generation import uniforms
 from reason.methods.particle.lineage import Node
 from reason.methods.particle.potentials import Potential
-from reason.methods.particle.requests import Algorithm, Extend, Splice, uniform
+from reason.methods.particle.requests import Algorithm, Extend, Splice
 
 
 class Toy:
@@ -52,7 +53,7 @@ class Toy:
             return [self._spliced(prefix, request.path) for prefix in request.prefixes]  # type: ignore[misc]
         assert isinstance(request, Extend)
         last = [node.tokens[-1] if node.parent else -1 for node in request.nodes]
-        u = uniform(request.streams, request.ticks)
+        u = uniforms(request.streams, request.ticks)
         if request.greedy:
             symbols = [int(self.law(node).argmax()) for node in request.nodes]
         else:
