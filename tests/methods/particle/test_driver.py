@@ -129,8 +129,8 @@ def test_particle_gibbs_and_its_splices_do_too(model):
     sharp = replace(PROB, temperature=0.4)
     law, _ = enumerated(model, 0, sharp)
     exact = np.array(list(law.values())) @ features(law)
+    config = smc.Filter(3, sharp, "multinomial", 1.0)
     for ancestor_sampling in (False, True):
-        config = smc.Filter(3, sharp, "multinomial", 1.0)
         several = [
             Task(problem(0), prompt(0), lambda root, s=s, a=ancestor_sampling: smc.gibbs(root, config, Draws(s, "p0"), 12, a))
             for s in range(80)
