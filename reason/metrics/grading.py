@@ -127,7 +127,7 @@ def canonical(answer: str) -> str:
 
 
 def simple(answer: str) -> bool:
-    """Whether ``answer`` is a plain number, a word or nothing: what is compared exactly, without the extra."""
+    """Whether ``answer`` is a plain number or a word: what is compared exactly, without the extra."""
     return number(answer) is not None or WORD.fullmatch(tidy(answer)) is not None
 
 
@@ -157,12 +157,8 @@ class Worker:
     def __init__(self):
         path = os.pathsep.join(p or os.getcwd() for p in sys.path)
         self.process = subprocess.Popen(
-            [
-                sys.executable,
-                "-P",
-                "-m",
-                "reason.metrics.equality",
-            ],  # -P: a sympy.py where we stand is not sympy
+            # -P: a sympy.py where we stand is not sympy
+            [sys.executable, "-P", "-m", "reason.metrics.equality"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
