@@ -115,8 +115,7 @@ class Sum:
 def check(problem: Sum, solution: str) -> Verdict:
     """Judge ``solution``, what follows the question. Empty lines are passed over; the first answer counts.
 
-    A line is alive if the right answer can still be reached: by right steps, or by redoing the last one first. So
-    the last line is an exact reward of the whole prefix.
+    A line is alive if the right answer can still be reached: by right steps, or by redoing the last one first.
     """
     value, before = problem.start, None  # the value so far, and the one that the last step started from
     done, answer, derived = 0, None, False  # operations that stand

@@ -41,6 +41,11 @@ class Verdict:
     correct: bool  # it is the right one
     derived: bool  # it is what the steps come to, all of them done
 
+    @property
+    def alive(self) -> bool:
+        """Whether the right answer can still be reached from its end: an exact reward of a prefix."""
+        return self.lines[-1].alive if self.lines else True
+
 
 @dataclass(frozen=True)
 class Problem:

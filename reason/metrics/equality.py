@@ -140,7 +140,7 @@ def serve() -> None:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)  # inherited otherwise
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
     _bound_memory()
-    importlib.import_module("math_verify")  # takes seconds, which are no grading's
+    equal("x=1,2", "x=2,1")  # what is imported and set up for the first time is no grading's time
 
     for line in itertools.chain(["null"], sys.stdin):
         reply: Any = None

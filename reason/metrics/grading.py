@@ -21,12 +21,14 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
+from typing import TypeVar
 
 from reason.errors import MissingExtra, RunError
 
+T = TypeVar("T")
 SECONDS = 5.0  # for one comparison
 START_SECONDS = 120.0  # for a worker to import what it needs
 KEPT = 1 << 18  # comparisons that are remembered
@@ -66,10 +68,23 @@ WORD = re.compile(r"[A-Za-z]{3,}(?:[ -][A-Za-z]+)*|[A-Za-z]")
 # --- what is decided without a worker -----------------------------------------------------------------
 
 
-@functools.lru_cache(1 << 16)
+def _kept(function: Callable[[str], T]) -> Callable[[str], T]:
+    """``function``, which remembers what it said about answers of usual length."""
+    kept = functools.lru_cache(1 << 16)(function)
+
+    @functools.wraps(function)
+    def call(answer: str) -> T:
+        return kept(answer) if len(answer) <= LONGEST else function(answer)
+
+    return call
+
+
+@_kept
 def tidy(answer: str) -> str:
     """``answer`` in one spelling, still LaTeX: without dollars, units, currency, percent and size of brackets."""
-    text = answer.strip()
+    text = " ".join(answer.split())
+    if len(text) > LONGEST:
+        return text
     for mark, spelled in MARKS.items():
         text = text.replace(mark, spelled)
     text = THIN.sub("", re.sub(r"^(?:\\\(|\\\[)|(?:\\\)|\\\])$", "", text))
@@ -80,7 +95,7 @@ def tidy(answer: str) -> str:
     return re.sub(r"^\(([A-Za-z])\)$", r"\1", text)
 
 
-@functools.lru_cache(1 << 16)
+@_kept
 def number(answer: str) -> Fraction | None:
     """The number that ``answer`` plainly is: 007, -1,250.50, 3/4, \\frac{3}{4}, 2e-3; None for anything else."""
     text = NEGATED.sub(r"-\\frac{", SPACES.sub("", tidy(answer))) if len(answer) <= LONGEST else ""
@@ -98,7 +113,7 @@ def number(answer: str) -> Fraction | None:
     return None
 
 
-@functools.lru_cache(1 << 16)
+@_kept
 def canonical(answer: str) -> str:
     """One text for answers that are surely equal: a number as a fraction, a word in lower case, else as written.
 
@@ -112,7 +127,7 @@ def canonical(answer: str) -> str:
 
 
 def simple(answer: str) -> bool:
-    """Whether ``answer`` is a plain number, a word or nothing: what is compared exactly, without the extra."""
+    """Whether ``answer`` is a plain number or a word: what is compared exactly, without the extra."""
     return number(answer) is not None or WORD.fullmatch(tidy(answer)) is not None
 
 
@@ -125,7 +140,8 @@ def _decided(answer: str, gold: str) -> bool | None:
     texts = tidy(answer), tidy(gold)
     word = any(len(text) > 1 and WORD.fullmatch(text) for text in texts)
     plain = simple(answer) and simple(gold)
-    return False if word or plain or max(map(len, texts)) > LONGEST else None
+    broken = any(text.count("{") != text.count("}") for text in texts)
+    return False if word or plain or broken or max(map(len, texts)) > LONGEST else None
 
 
 # --- workers ------------------------------------------------------------------------------------------
@@ -141,12 +157,8 @@ class Worker:
     def __init__(self):
         path = os.pathsep.join(p or os.getcwd() for p in sys.path)
         self.process = subprocess.Popen(
-            [
-                sys.executable,
-                "-P",
-                "-m",
-                "reason.metrics.equality",
-            ],  # -P: a sympy.py where we stand is not sympy
+            # -P: a sympy.py where we stand is not sympy
+            [sys.executable, "-P", "-m", "reason.metrics.equality"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

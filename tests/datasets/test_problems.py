@@ -101,7 +101,7 @@ def test_sums_are_problems_with_their_judge():
         assert p.check and p.answer and p.judged and 4 <= p.level <= 8
         verdict = p.check(p.solution)
         assert verdict.correct is grade(stated(p.solution), p.answer), "steps and answers are judged alike"
-        assert verdict.lines[-1].alive is verdict.correct
+        assert verdict.alive is verdict.correct and p.check("").alive
         right += verdict.correct
     assert 80 < right < 140, "slips that are not mended stand in training, and nowhere else"
     assert all(p.check(p.solution).correct for p in [*splits.valid, *splits.fit, *splits.test])

@@ -22,8 +22,8 @@ TOWER = "9^{9^{9^{9^{%d}}}}"
 
 @pytest.fixture(scope="module")
 def one():
-    """A grader with one worker, which has two seconds for each comparison."""
-    with Grader(workers=1, seconds=2) as grader:
+    """A grader with one worker, which has plenty of time on a busy machine."""
+    with Grader(workers=1, seconds=30) as grader:
         yield grader
 
 
@@ -76,6 +76,19 @@ def test_what_looks_alike_is_told_apart():
         and not simple(r"\sqrt{2}")
         and not simple("3,5")
     )
+
+
+def test_what_is_very_long_is_compared_as_text_at_once(bare):
+    start = time.monotonic()
+    for long in (
+        "(" * 200_000,
+        " " * 200_000 + "x" * 200_000,
+        "9" * 200_000,
+        r"\text{" * 50_000,
+        "a " * 100_000,
+    ):
+        assert grade(long + " ", long) and not grade(long + "1", long) and number(long) is None
+    assert time.monotonic() - start < 5
 
 
 def test_without_the_extra_mathematics_is_refused_before_anything_is_graded(bare):
