@@ -28,16 +28,18 @@ class RoutedRows:
     Args:
         route, cap: see ``HaltingRule``.
         context: tokens that a text can have.
+        cache: None: one of its own, in the key-value mode that the model is evaluated with.
 
     Raises:
         ConfigError: a route that looks ahead.
     """
 
     def __init__(
-        self, model: MixtureOfRecursions, context: int, route: Route | None = None, cap: int | None = None
-    ):
+        self, model: MixtureOfRecursions, context: int, route: Route | None = None, cap: int | None = None,
+        cache: MoRCache | None = None,
+    ):  # fmt: skip
         self.model, self.context = model, context
-        self.rule, self.cache = HaltingRule(model, route, cap), MoRCache(model)
+        self.rule, self.cache = HaltingRule(model, route, cap), cache or MoRCache(model)
         self._pasts: dict[int, Past] = {}
         self._next = 0
 

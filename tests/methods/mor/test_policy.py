@@ -8,6 +8,7 @@ import torch
 from reason.backbones.generation import Batch, Sampling, Stop, stream
 from reason.backbones.tokens import Tokens
 from reason.errors import ConfigError, DataError
+from reason.methods.mor.cache import MoRCache
 from reason.methods.mor.generate import GenerationRequest, generate
 from reason.methods.mor.policy import RoutedRows
 from reason.methods.mor.token_selection import AboveThreshold, TopK
@@ -17,15 +18,15 @@ ROUTE = AboveThreshold([0.1, -0.2])
 BYTE = Tokens.train([], "byte", 0)
 
 
-def batch_of(model, route=ROUTE) -> Batch:
-    return Batch(RoutedRows(model, 40, route), BYTE, {5})
+def batch_of(model, route=ROUTE, kv_mode=None) -> Batch:
+    return Batch(RoutedRows(model, 40, route, cache=MoRCache(model, kv_mode)), BYTE, {5})
 
 
 @pytest.mark.parametrize("kv_mode", KV_MODES)
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.0, 0.9)])
 def test_texts_that_fork_and_wait_are_those_written_alone(kv_mode, sampling):
-    model = small.network(kv_mode=kv_mode)
-    batch = batch_of(model)
+    model = small.network()
+    batch = batch_of(model, kv_mode=kv_mode)
     rows = batch.open([small.text(4), small.text(9, 2)])
     rows += batch.fork([rows[0], rows[0], rows[1]])
     prompts = [small.text(4), small.text(9, 2), small.text(4), small.text(4), small.text(9, 2)]
@@ -45,7 +46,8 @@ def test_texts_that_fork_and_wait_are_those_written_alone(kv_mode, sampling):
                     key=chunk.key,
                 )
     for i, prompt in enumerate(prompts):
-        want = generate(model, GenerationRequest(prompt, 12, ROUTE, None, sampling, frozenset({5}), i))
+        request = GenerationRequest(prompt, 12, ROUTE, None, sampling, frozenset({5}), i)
+        want = generate(model, request, cache=MoRCache(model, kv_mode))
         assert written[i] == want.tokens + [5] * want.stopped
     assert len({tuple(w) for w in written}) == (2 if sampling.greedy else 5)
     batch.close(rows)
