@@ -85,6 +85,9 @@ class Sampling:
         return self.temperature == 0 or self.top_k == 1
 
 
+GREEDY = Sampling()
+
+
 class Drawn(NamedTuple):
     """Tokens, and how probable each was. All (n,)."""
 
