@@ -7,7 +7,9 @@ mend it) and an exit code; a traceback is kept for our own mistakes.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import errno
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class ReasonError(Exception):
@@ -76,6 +78,22 @@ class MissingExtra(ReasonError):
 
     def __reduce__(self):
         return (type(self), (self.message, self.extra))
+
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+FREE_SPACE = "Free some disk space"
+
+
+@contextmanager
+def writing(what: str, hint: str = f"{FREE_SPACE}, then issue the command again.") -> Iterator[None]:
+    """Within, a disk that is full (or may not be written) is a RunError: "``what`` cannot be written"."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        named = f" ({error.filename})" if error.filename else ""
+        raise RunError(f"{what} cannot be written: {error.strerror}{named}.", hint) from error
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

@@ -26,6 +26,7 @@ from reason.backbones.generation import Batch
 from reason.backbones.llama import AGAIN, stated_config, stored
 from reason.backbones.source import folder_of, kind, run_of
 from reason.backbones.tokens import Tokens
+from reason.backbones.weights import read_tensors
 from reason.errors import ConfigError, DataError
 from reason.files import write_json
 
@@ -61,10 +62,12 @@ class CausalSource:
             found = stored(self.weights, self.where)
             yield from ((name, found[name].read()) for name in sorted(found))
         else:
-            from safetensors import safe_open
-
-            with safe_open(str(self.weights), framework="pt") as file:
-                yield from ((name, file.get_tensor(name)) for name in sorted(file.keys()))
+            try:
+                tensors, _ = read_tensors(self.weights)
+            except Exception as error:  # the library raises many kinds
+                again = f"Make it again with: reason resume {self.weights.parent.parent}"
+                raise DataError(f"{self.weights} cannot be read: {error}.", again) from error
+            yield from sorted(tensors.items())
 
     def load(self, dtype: torch.dtype) -> Any:
         """The model of transformers, in memory.

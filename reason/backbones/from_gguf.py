@@ -106,7 +106,7 @@ def _config(stated: dict[str, Any], tensors: set[str], where: str) -> dict[str, 
         "vocab_size": 0,  # as many as the embedding has rows, which are not read yet
         "hidden_size": hidden, "num_hidden_layers": value("block_count"), "num_attention_heads": heads,
         "num_key_value_heads": value("attention.head_count_kv", heads), "rope_parameters": rope,
-        "head_dim": value("attention.key_length", value("rope.dimension_count", hidden // heads)),
+        "head_dim": value("attention.key_length", value("rope.dimension_count", hidden // max(heads, 1))),
         "intermediate_size": value("feed_forward_length"), "hidden_act": "silu",
         "max_position_embeddings": value("context_length"),
         "rms_norm_eps": value("attention.layer_norm_rms_epsilon"),

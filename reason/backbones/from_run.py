@@ -17,8 +17,9 @@ from reason.backbones.config import RecursiveConfig
 from reason.backbones.decoder import RecursiveDecoder
 from reason.backbones.shape import Scaling, Shape
 from reason.backbones.tokens import Tokens
+from reason.backbones.weights import read_tensors
 from reason.errors import ConfigError, DataError
-from reason.files import read_json, write_json
+from reason.files import is_locked, read_json, write_json
 
 NETWORK, TOKENIZER, MODEL = "network.json", "tokenizer", "model/model.safetensors"
 
@@ -43,12 +44,13 @@ def read_network(folder: Path) -> tuple[Shape, int, Tokens] | None:
     So a finished run no longer needs its source.
 
     Raises:
-        DataError: a tokenizer that is not the one it was trained with.
+        DataError: files that are damaged, or a tokenizer that is not the one it was trained with.
     """
     if not ((folder / MODEL).is_file() and (folder / NETWORK).is_file() and (folder / TOKENIZER).is_dir()):
         return None
-    info = read_json(folder / NETWORK)
-    return _shape(info["shape"]), info["lora"], _tokens(folder, info, f"run {folder.name}")
+    where = f"run {folder.name}"
+    info = read_file(folder, NETWORK, where, _again(folder))
+    return _shape(info["shape"]), info["lora"], _tokens(folder, info, where)
 
 
 def unrolled(folder: Path, where: str) -> tuple[Shape, Mapping[str, Tensor], Tokens]:
@@ -60,13 +62,15 @@ def unrolled(folder: Path, where: str) -> tuple[Shape, Mapping[str, Tensor], Tok
     """
     identity = read_file(folder, "run.json", where, "It is not the folder of a run.")
     if not (folder / "result.json").is_file():
+        if is_locked(folder / "lock"):
+            raise DataError(f"{where} is running and has no model yet.", "Wait until it has finished.")
         raise DataError(f"{where} is not finished.", f"Finish it with: reason resume {folder}")
     if not (folder / NETWORK).is_file():
         raise ConfigError(
             f"{where} holds no language model that can be a source: it has no {NETWORK}.",
             "Name a run that trained one, such as a run of mor.",
         )
-    info = read_file(folder, NETWORK, where, "Train it again.")
+    info = read_file(folder, NETWORK, where, _again(folder))
     if info["routing"] != "none":
         raise ConfigError(
             f"{where} routes its tokens (mor.routing={info['routing']}): its depth depends on the token, so no "
@@ -78,17 +82,20 @@ def unrolled(folder: Path, where: str) -> tuple[Shape, Mapping[str, Tensor], Tok
     decoder = RecursiveDecoder(config, shape=shape, recursions=info["recursions"], lora=info["lora"])
     _load(decoder, model_file(folder, identity, where), where)
     if not (folder / TOKENIZER / "tokenizer.json").is_file():
-        raise DataError(f"{where} has no tokenizer.", "Restore its folder tokenizer/, or train it again.")
+        raise DataError(f"{where} has no tokenizer.", _again(folder))
     return shape, decoder.float().unrolled(), _tokens(folder, info, where)
 
 
 def _tokens(folder: Path, info: Mapping[str, Any], where: str) -> Tokens:
     """The tokenizer of a run, if it is the one that its network was trained with."""
-    tokens = Tokens.from_folder(folder / TOKENIZER)
+    try:
+        tokens = Tokens.from_folder(folder / TOKENIZER)
+    except DataError as error:
+        raise DataError(error.message, _again(folder)) from error
     if tokens.digest != info.get("tokenizer", tokens.digest):
         raise DataError(
             f"The tokenizer of {where} is not the one that its model was trained with: its ids stand for other text.",
-            f"Restore the files of {folder / TOKENIZER}, or train it again.",
+            _again(folder),
         )
     return tokens
 
@@ -107,11 +114,18 @@ def model_file(folder: Path, identity: dict[str, Any], where: str) -> Path:
 def read_file(folder: Path, name: str, where: str, hint: str) -> dict[str, Any]:
     """A JSON file of a run's folder."""
     try:
-        return read_json(folder / name)
+        found = read_json(folder / name)
+        if not isinstance(found, dict):
+            raise ValueError("it is not an object")
+        return found
     except FileNotFoundError as error:
         raise DataError(f"{where} has no {name}.", hint) from error
     except ValueError as error:
-        raise DataError(f"{folder / name} is not valid JSON: {error}.", "Train it again.") from error
+        raise DataError(f"{folder / name} cannot be used: {error}.", hint) from error
+
+
+def _again(folder: Path) -> str:
+    return f"Make it again with: reason resume {folder}"
 
 
 def _shape(info: dict[str, Any]) -> Shape:
@@ -120,13 +134,12 @@ def _shape(info: dict[str, Any]) -> Shape:
 
 
 def _load(decoder: RecursiveDecoder, file: Path, where: str) -> None:
-    from safetensors.torch import load_file
-
+    owner = file.parent.parent
     try:
-        found = load_file(file)
+        found, _ = read_tensors(file)
         own = {n.removeprefix("decoder."): t for n, t in found.items() if n.startswith("decoder.")}
         decoder.load_state_dict(own)
     except FileNotFoundError as error:
-        raise DataError(f"{where} has no model file.", "Train it again.") from error
+        raise DataError(f"{where} has no model file.", _again(owner)) from error
     except Exception as error:  # the library raises many kinds, also for tensors that do not fit
-        raise DataError(f"{file} cannot be read: {error}.", "Train it again.") from error
+        raise DataError(f"{file} cannot be read: {error}.", _again(owner)) from error

@@ -7,7 +7,8 @@ is ever run, and pickled weights are read as tensors only.
 
 from __future__ import annotations
 
-import json
+import math
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor
 from reason.backbones.shape import Scaling, Shape
 from reason.errors import ConfigError, DataError
 from reason.files import read_json
+from reason.memory import PARSED, Budget
 
 FAMILIES = {  # model_type: how people call it
     "llama": "Llama (including SmolLM)",
@@ -49,6 +51,7 @@ def shape_of(folder: Path, where: str) -> Shape:
     family = stated.get("model_type")
     if family not in FAMILIES:
         raise refuse_family(where, family)
+    _refuse_sizes(stated, stored(folder, where), where)
     from transformers import AutoConfig
 
     try:  # for what the file leaves out, and for the spellings of earlier years
@@ -83,12 +86,25 @@ def stated_config(folder: Path, where: str) -> dict[str, Any]:
             f"Give the file itself: {guess}." if guess else "A model folder has config.json, tokenizer.json "
             "and *.safetensors, as written by save_pretrained of transformers.",
         )  # fmt: skip
+    Budget(file).spend(file.stat().st_size * PARSED)
     try:
         found = read_json(file)
         assert isinstance(found, dict)
-    except (ValueError, AssertionError) as error:
+    except (ValueError, RecursionError, AssertionError) as error:
         raise DataError(f"{file} is not valid JSON: {error}.", AGAIN) from error
     return found
+
+
+def _refuse_sizes(stated: dict[str, Any], stored: dict[str, Stored], where: str) -> None:
+    """What a library makes a list of, before anything looks at it, is held against the weights that there are."""
+    most = {"num_hidden_layers": len(stored), "num_labels": sum(s.count for s in stored.values())}
+    for key, least in most.items():
+        if isinstance(size := stated.get(key, 0), int) and size > least:
+            raise DataError(
+                f"config.json of {where} states {key} {size:,}, but its weights are {len(stored):,} tensors "
+                f"of {most['num_labels']:,} numbers.",
+                "Its files do not belong together; download or save it again.",
+            )
 
 
 def _peculiarities(config: Any, rope: dict[str, Any], shape: Shape) -> Iterator[tuple[bool, str]]:
@@ -156,6 +172,11 @@ class Stored(NamedTuple):
     shape: tuple[int, ...]
     read: Callable[[], Tensor]
 
+    @property
+    def count(self) -> int:
+        """How many numbers it holds."""
+        return math.prod(self.shape)
+
 
 class Weights(Mapping[str, Tensor]):
     """A folder's weights by our names, float32, read from disk each time they are asked for.
@@ -180,6 +201,8 @@ class Weights(Mapping[str, Tensor]):
             raise DataError(
                 f"{where} {problem}.", "Its files do not belong together; download or save it again."
             )
+        count = sum(s.count for s in self._stored.values())
+        Budget(where, share=1.0).spend(4 * count, f"{count:,} weights as float32")
 
     def __getitem__(self, name: str) -> Tensor:
         parts = [self._stored[theirs].read().float() for theirs in self._names[name]]
@@ -245,7 +268,7 @@ def stored(folder: Path, where: str) -> dict[str, Stored]:
 
 def _shards(index: Path, where: str) -> list[Path]:
     try:
-        listed = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        listed = sorted(set(read_json(index)["weight_map"].values()))
         files = [index.parent / name for name in listed]
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise DataError(f"{index} is not a valid index: {error!r}.", AGAIN) from error
@@ -272,5 +295,9 @@ def _safetensors(file: Path) -> dict[str, Stored]:
 
 def _pickled(file: Path) -> dict[str, Stored]:
     """Tensors of a pickle that holds nothing else: anything that could run code is refused."""
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as members:
+            if any(m.compress_type != zipfile.ZIP_STORED for m in members.infolist()):
+                raise ValueError("it is compressed, as torch never writes it")
     found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     return {name: Stored(tuple(tensor.shape), lambda tensor=tensor: tensor) for name, tensor in found.items()}

@@ -26,6 +26,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from reason.datasets.fetch import build_once, cache_dir
 from reason.errors import ConfigError, DataError, unknown
 from reason.files import atomic, read_json, write_json
+from reason.memory import PARSED, Budget
 
 KINDS = ("bpe", "byte", "word")
 RECIPE = 1  # raise it when the same texts would give another tokenizer
@@ -100,6 +101,7 @@ class Tokens:
                 'If transformers can read its tokenizer, create the file with: python -c "from '
                 "transformers import AutoTokenizer as T; T.from_pretrained('FOLDER').save_pretrained('FOLDER')\"",
             )
+        Budget(file).spend(file.stat().st_size * PARSED)
         try:
             tokenizer = Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises nothing narrower

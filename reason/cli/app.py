@@ -16,7 +16,8 @@ from typing import Any
 import typer
 
 from reason import __version__
-from reason.errors import ReasonError
+from reason.errors import ReasonError, writing
+from reason.printable import say
 
 INTERRUPTED, TERMINATED = 130, 143
 
@@ -46,10 +47,18 @@ def guarded(verb: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(verb)
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
-            return verb(*args, **kwargs)
+            with writing("A file"):
+                return verb(*args, **kwargs)
         except ReasonError as error:
             _print_error(error)
             raise typer.Exit(error.exit_code) from None
+        except MemoryError:  # a run says what to lower; here it is data, or tables of many runs
+            _print_error(
+                ReasonError(
+                    "There is not enough memory.", "Close other programs, or ask for fewer runs or less data."
+                )
+            )
+            raise typer.Exit(1) from None
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from None
@@ -63,16 +72,13 @@ def guarded(verb: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _print_error(error: ReasonError) -> None:
+    from rich.text import Text
+
     from reason.cli.output import stderr
 
-    console = stderr()
-    console.print(f"[bold red]error:[/bold red] {_escape(error.message)}", highlight=False, soft_wrap=True)
+    stderr().print(Text.assemble(("error:", "bold red"), f" {error.message}"), soft_wrap=True)
     if error.hint:
-        console.print(_escape(error.hint), highlight=False, soft_wrap=True)
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", "\\[")
+        stderr().print(error.hint, soft_wrap=True)
 
 
 def _version(value: bool) -> None:
@@ -130,6 +136,10 @@ def main() -> None:
                 sys.stdout.flush()
         except BrokenPipeError:
             _reader_has_gone()
+        except OSError as error:
+            say(f"error: The answer cannot be written: {error.strerror}.")
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            raise SystemExit(1) from None
         raise end
 
 

@@ -20,7 +20,7 @@ def evaluate(run: RunName, overrides: Overrides = None, device: Device = None, r
     folder = RunFolder.find(run, runs)
     if folder.status != FINISHED:
         wrong = f"{folder.name} is {folder.status}: it has no model to evaluate yet."
-        raise RunError(wrong, f"Finish it with: reason resume {folder.path}")
+        raise RunError(wrong, folder.unfinished)
     keys = dict(split(word) for word in overrides or [])
     if device is not None:
         keys["hardware.device"] = device

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+import time
+from typing import Annotated
 
 import typer
 
 from reason.cli.arguments import RUNS, Json, Runs
-
-if TYPE_CHECKING:
-    from reason.errors import DamagedRun
 
 KINDS = ("methods", "experiments", "sweeps", "datasets", "backbones", "runs")
 
@@ -22,7 +20,7 @@ def list_(
     runs: Runs = RUNS,
 ) -> None:
     """List methods, experiments, sweeps, datasets, backbones or runs."""
-    from reason.cli.output import emit_json, stderr, stdout
+    from reason.cli.output import emit_json, lines, stderr, stdout
     from reason.errors import unknown
 
     if kind and kind not in KINDS:
@@ -35,13 +33,16 @@ def list_(
         )
     else:
         for k, (columns, rows, _) in shown.items():
-            stdout().print(_table(k, columns, rows))
+            if k == "runs":  # thousands, which a table would take seconds to draw
+                lines(k, [columns, *(rows or [["(none)"]])])
+            else:
+                stdout().print(_table(k, columns, rows))
         if not kind:
             stdout().print(
                 "Start with `reason run latent`. `reason show NAME` explains an entry; `reason list runs` shows your runs."
             )
     for warning in warnings:
-        stderr().print(f"warning: {warning}", markup=False)
+        stderr().print(f"warning: {warning}")
 
 
 def _table(kind: str, columns: list[str], rows: list[list[str]]):
@@ -80,41 +81,20 @@ def _rows(kind: str, runs) -> tuple[list[str], list[list[str]], list[str]]:
 
 def _runs(root) -> tuple[list[str], list[list[str]], list[str]]:
     from reason.tracking.folder import RunFolder
+    from reason.tracking.overview import overviews
 
     rows, problems = [], []
-    for folder in RunFolder.all(root):
-        created, row, problem = _run(folder)
-        rows.append((created, row))
-        problems += [f"{problem.message} {problem.hint}"] if problem else []
-    for folder in RunFolder.leftovers(root):
-        rows.append((0.0, [folder.name, "never started", "", "", ""]))
-        problems.append(
-            f"{folder.name} was left behind by a run that ended before it started. Delete it with: reason rm {folder.name}"
-        )
-    rows.sort(key=lambda r: r[0])  # what has no time of creation comes first
-    return (["run", "status", "depth", "accuracy", "created"], [row for _, row in rows], problems)
-
-
-def _run(folder) -> tuple[float, list[str], DamagedRun | None]:
-    """When a run was created, its row, and what is wrong with its files."""
-    import time
-
-    from reason.errors import DamagedRun
-
-    problem = folder.problem
-    try:
-        created = folder.identity["created"]
-    except DamagedRun:
-        return 0.0, [folder.name, "damaged", "", "", ""], problem
-    try:
-        result = folder.result if folder.identity["kind"] == "run" else None
-    except DamagedRun:
-        result = None
-    try:
-        status = folder.settle()
-    except OSError:  # somebody else's, which cannot be written
-        status = folder.status
-    shown = f"{result.accuracy.name} {result.accuracy.value:.4f}" if result else ""
-    made = time.strftime("%Y-%m-%d %H:%M", time.localtime(created))
-    row = [folder.name, "damaged" if problem else status, str(result.depth) if result else "", shown, made]
-    return created, row, problem
+    for run in sorted(
+        overviews(root), key=lambda run: run.created
+    ):  # what has no time of creation comes first
+        status = "damaged" if run.problem else run.status
+        made = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.created)) if run.kind else ""
+        rows.append([run.name, status, "" if run.depth is None else str(run.depth), run.accuracy, made])
+        problems += [f"{run.problem.message} {run.problem.hint}"] if run.problem else []
+    lost = RunFolder.leftovers(root)
+    problems += [
+        f"{folder.name} was left behind by a run that ended before it started. Delete it with: reason rm {folder.name}"
+        for folder in lost
+    ]
+    rows[:0] = [[folder.name, "never started", "", "", ""] for folder in lost]
+    return ["run", "status", "depth", "accuracy", "created"], rows, problems

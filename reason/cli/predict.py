@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from reason.cli.arguments import RUNS, RunName, Runs
+from reason.printable import json_text
 
 
 def predict(
@@ -49,8 +50,10 @@ def predict(
         except json.JSONDecodeError as error:
             wrong = f"line {number} is not valid JSON: {error.msg} at character {error.pos + 1}"
             answers[number] = {"error": wrong}
+        except RecursionError:
+            answers[number] = {"error": f"line {number} is not a request: it is nested too deeply"}
         except ValueError as error:
             answers[number] = {"error": f"line {number} is not a request: {error}"}
     answers |= dict(zip(places, loaded.predict(requests, depth), strict=True))
     for number in sorted(answers):
-        print(json.dumps(answers[number], ensure_ascii=False))
+        print(json_text(answers[number]))

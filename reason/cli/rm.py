@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from reason.cli.arguments import RUNS, Runs
+from reason.printable import say
 
 
 def rm(
@@ -40,4 +41,4 @@ def rm(
         check_unused(chosen)
         for folder in chosen:
             delete(folder)
-            print(f"deleted {folder.name}", file=sys.stderr)
+            say(f"deleted {folder.name}")

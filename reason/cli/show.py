@@ -21,7 +21,7 @@ def show(
     import dataclasses
 
     from reason import registry
-    from reason.cli.output import emit_json, stdout
+    from reason.cli.output import emit_json, say, stdout
     from reason.engine import config, layers
     from reason.errors import ConfigError
     from reason.tracking.folder import RunFolder
@@ -53,6 +53,8 @@ def show(
             f"To evaluate its model with other settings: reason evaluate {folder.name} KEY=VALUE",
         )
     is_sweep = folder.identity["kind"] == "sweep"
+    if problem := folder.problem:
+        say(f"warning: {problem.message} {problem.hint}")
     if not is_sweep and not json:
         from reason.engine.session import recorded_plan
 
@@ -66,7 +68,7 @@ def show(
         told = {"run": folder.name, "status": folder.status, **folder.identity}
         emit_json(told | {"result": to_json(result) if result else None})
     elif not result:
-        stdout().print(f"{folder.name} is {folder.status}. Resume with: reason resume {folder.path}")
+        stdout().print(f"{folder.name} is {folder.status}. {folder.unfinished}")
     elif is_sweep:
         from reason.cli.sweep import draw_sweep
 
@@ -87,16 +89,20 @@ def _is_run(name: str, runs) -> bool:
 
 
 def _draw_card(plan) -> None:
+    from rich.text import Text
+
     from reason.cli.output import stdout
 
     card = plan.card
     lines = [
-        f"[bold]{card.name}[/bold]  {card.summary}",
+        f"{card.name}  {card.summary}",
         f"paper: {card.paper}",
         f"depth: {card.depth.unit}, {card.depth.least} or more ({card.depth.least} means {card.depth.zero})",
         f"accuracy: {card.units.accuracy} per {card.units.example}; latency per {card.units.latency.removeprefix('one ')}; throughput in {card.units.throughput}",
     ]
-    stdout().print("\n".join(lines), soft_wrap=True)
+    text = Text("\n".join(lines))
+    text.stylize("bold", 0, len(card.name))
+    stdout().print(text, soft_wrap=True)
 
 
 def draw_plan(plan, origin: bool = False) -> None:

@@ -46,9 +46,11 @@ def draw_sweep(folder) -> None:
     metrics = folder.sweep_result.metrics
     stages = metrics.get("stages", 0)
     begun = f" (and {stages} they start from)" if stages else ""
+    hours = metrics.get("lineage_device_hours", metrics.get("device_hours"))
+    spent = "device-hours not known" if hours is None else f"{hours:.4f} device-hours"
     stdout().print(
-        f"{metrics.get('trials', 0)} trials, {metrics.get('trainings', 0)} models trained{begun}, "
-        f"{metrics.get('lineage_device_hours', metrics.get('device_hours', 0)):.4f} device-hours. Folder: {folder.path}",
+        f"{metrics.get('trials', 0)} trials, {metrics.get('trainings', 0)} models trained{begun}, {spent}. "
+        f"Folder: {folder.path}",
         soft_wrap=True,
     )
 

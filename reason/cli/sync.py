@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from reason.cli.arguments import RUNS, Json, Runs
-from reason.cli.output import emit_json, say, show
+from reason.cli.output import emit_json, lines, say
+
+if TYPE_CHECKING:
+    from reason.tracking.mirror import Synced
 
 
 def sync(
@@ -44,7 +47,7 @@ def sync(
         ]  # fmt: skip
         emit_json({"store": shown(uri), "runs": rows})
     elif report:
-        show(_table(report))
+        lines("runs", [["run", "status", "in MLflow"], *map(_line, report)])
     if not as_json:
         same = sum(not s.change and not s.error for s in report)
         updated = len(report) - same - len(failed)
@@ -53,13 +56,8 @@ def sync(
         raise typer.Exit(1)
 
 
-def _table(report: list):
-    from rich.table import Table
-
-    table = Table("run", "status", "in MLflow", box=None)
-    for s in report:
-        parts = ["new"] if s.change.created else []
-        parts += [f"{n} {word}" for n, word in ((s.change.points, "points"), (s.change.files, "files")) if n]
-        parts += s.change.details
-        table.add_row(s.name, s.status, f"failed: {s.error}" if s.error else ", ".join(parts) or "up to date")
-    return table
+def _line(s: Synced) -> list[str]:
+    parts = ["new"] if s.change.created else []
+    parts += [f"{n} {word}" for n, word in ((s.change.points, "points"), (s.change.files, "files")) if n]
+    parts += s.change.details
+    return [s.name, s.status, f"failed: {s.error}" if s.error else ", ".join(parts) or "up to date"]

@@ -32,6 +32,7 @@ from pathlib import Path, PurePosixPath
 from reason.datasets import movielens_100k
 from reason.errors import DataError, unknown
 from reason.files import sha256, write_json
+from reason.printable import say
 
 PATIENCE = 5  # seconds without an answer before an address is given up
 RECEIPT = "SOURCE.json"  # what was fetched, from where, and the sha256 of each file
@@ -322,7 +323,3 @@ def extract(archive: Path, members: Mapping[str, str], folder: Path) -> None:
                         shutil.copyfileobj(packed, f)
     except zipfile.BadZipFile as error:
         raise DataError(f"{archive.name} is not a zip archive: {error}.", "Fetch again.") from error
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

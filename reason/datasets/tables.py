@@ -14,15 +14,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from pyarrow import compute as pc
 from pyarrow import csv as pacsv
 from pyarrow import json as pajson
 from pyarrow import parquet
 
 from reason.datasets.config import InteractionsConfig
 from reason.errors import DataError, nearest
+from reason.memory import Budget
 
 COMPRESSED = (".gz", ".zst", ".bz2", ".lz4")
 TEXT = {".csv": "", ".tsv": "\t", ".txt": "", ".inter": "\t", ".item": "\t"}  # "" = read off the header
@@ -30,6 +33,10 @@ JSON = (".jsonl", ".ndjson")
 PARQUET = (".parquet", ".pq")
 FORMATS = (*TEXT, *JSON, *PARQUET)
 BLOCK = 1 << 24  # bytes that pyarrow parses at a time
+CHUNK = 1 << 22  # bytes unpacked at a time
+BATCH = 4096  # rows of a Parquet file that are taken out at a time
+CELL = 32  # bytes that a cell of a table takes on the way to arrays, besides its text
+AS_TEXT = 2  # bytes that a byte of text takes: as read and as decoded
 
 # The usual names, in the order tried, without case and punctuation.
 USUAL = {
@@ -95,9 +102,49 @@ def suffix(path: Path) -> str:
 
 @contextmanager
 def open_text(path: Path) -> Iterator[io.TextIOWrapper]:
-    """A text file in UTF-8, with or without a byte order mark, also compressed."""
-    with pa.input_stream(str(path)) as stream, io.TextIOWrapper(stream, encoding="utf-8-sig") as text:
+    """A text file in UTF-8, with or without a byte order mark, also compressed.
+
+    Raises:
+        DataError: while it is read, when it turns out to be too large for memory.
+    """
+    with (
+        pa.input_stream(str(path)) as stream,
+        io.BufferedReader(_Counted(stream, Budget(path))) as counted,
+        io.TextIOWrapper(counted, encoding="utf-8-sig") as text,
+    ):
         yield text
+
+
+class _Counted(io.RawIOBase):
+    """A stream that stops where its text no longer fits into memory."""
+
+    def __init__(self, stream: pa.NativeFile, budget: Budget):
+        self._inner, self._budget = stream, budget
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        read = self._inner.read(min(len(buffer), CHUNK))
+        buffer[: len(read)] = read
+        self._budget.spend(len(read) * AS_TEXT)
+        return len(read)
+
+
+def refuse_large(path: Path, separators: bytes) -> None:
+    """Unpack a table once and drop it, to learn whether it fits into memory; a file that surely does is not read.
+
+    Raises:
+        DataError: its text, and a cell for each of ``separators``, do not fit.
+    """
+    budget, packed = Budget(path), path.suffix.lower() in COMPRESSED
+    most = path.stat().st_size * (AS_TEXT + CELL)
+    if most <= budget.limit and not packed:
+        return
+    with pa.input_stream(str(path)) as stream:
+        while chunk := stream.read(CHUNK):
+            cells = sum(chunk.count(s) for s in separators)
+            budget.spend(len(chunk) * AS_TEXT + cells * CELL)
 
 
 def refuse_absent(path: Path, what: str, otherwise: str) -> None:
@@ -164,7 +211,7 @@ class TableFile:
             if path.stat().st_size == 0:
                 raise self._empty()
             self.names = self._names()
-        except (OSError, UnicodeDecodeError, pa.ArrowInvalid) as error:
+        except (OSError, UnicodeDecodeError, pa.ArrowInvalid, csv.Error) as error:
             raise DataError(
                 f"{path} cannot be read: {error}", "Is the file complete, and is its text in UTF-8?"
             ) from error
@@ -197,8 +244,9 @@ class TableFile:
             DataError: a line that does not fit, with its number.
         """
         try:
+            self._refuse_large()
             if self.format in PARQUET:
-                table = parquet.read_table(self.path, columns=columns)
+                table = self._read_parquet(columns)
             elif self.format in JSON:
                 table = self._read_json(columns, as_text)
             else:
@@ -211,6 +259,10 @@ class TableFile:
                 f"{self.path} has a header but no rows.", f"It should hold one {self.row} per line."
             )
         return table
+
+    def _refuse_large(self) -> None:
+        if self.format not in PARQUET:
+            refuse_large(self.path, b"\n:" if self.format in JSON else f"\n{self.delimiter}".encode())
 
     def _read_text(self, columns: list[str], as_text: list[str]) -> pa.Table:
         types = {name: pa.dictionary(pa.int32(), pa.string()) for name in as_text}
@@ -234,6 +286,26 @@ class TableFile:
             table = pajson.read_json(stream, pajson.ReadOptions(block_size=BLOCK), options)
         return table.select(columns)
 
+    def _read_parquet(self, columns: list[str]) -> pa.Table:
+        file, _ = self._parquet(columns)
+        return file.read(columns)
+
+    def _parquet(self, columns: list[str]) -> tuple[parquet.ParquetFile, Budget]:
+        """The file, once its footer has told that ``columns`` fit into memory, and what of that is left.
+
+        Text stays encoded by a dictionary, so that a long one that occurs often is held once.
+        """
+        told, budget = parquet.read_metadata(self.path), Budget(self.path)
+        text = set()
+        for group in map(told.row_group, range(told.num_row_groups)):
+            for column in map(group.column, range(told.num_columns)):
+                if column.path_in_schema.split(".")[0] in columns:
+                    what = f"its footer states {told.num_rows:,} rows"
+                    budget.spend(column.total_uncompressed_size + column.num_values * CELL, what)
+                    if column.physical_type == "BYTE_ARRAY":
+                        text.add(column.path_in_schema)
+        return parquet.ParquetFile(self.path, read_dictionary=sorted(text)), budget
+
     # --- row by row: for long texts, and to find where it trips ---
 
     def walk(self, columns: list[str]) -> Iterator[tuple[int, list[object]]]:
@@ -246,9 +318,12 @@ class TableFile:
         """
         csv.field_size_limit(2**31 - 1)  # the module's own, 131,072, is less than a long document
         try:
+            self._refuse_large()
             if self.format in PARQUET:
                 number = itertools.count(1)
-                for batch in parquet.ParquetFile(self.path).iter_batches(columns=columns):
+                file, budget = self._parquet(columns)
+                for batch in file.iter_batches(columns=columns, batch_size=BATCH):
+                    budget.spend(sum(map(written_out, batch.columns)))
                     for row in zip(*(batch.column(name).to_pylist() for name in columns), strict=True):
                         yield next(number), list(row)
             elif self.format in JSON:
@@ -275,7 +350,7 @@ class TableFile:
     def _object(self, number: int, line: str) -> dict[str, object]:
         try:
             value = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(
                 f"{self.path}, line {number} is not JSON: {error}", "Write one object per line."
             ) from error
@@ -407,7 +482,7 @@ def choose(names: list[str], where: str, role: str, wanted: str, required: bool 
 def encode(table: TableFile, name: str, values: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
     """Codes (M,) int64 and the ids they stand for, in the order described at ``InteractionTable``."""
     if pa.types.is_dictionary(values.type) and not pa.types.is_string(values.type.value_type):
-        values = values.cast(values.type.value_type)
+        values = _undone(table, values)
     if pa.types.is_floating(values.type):
         try:
             values = values.cast(pa.int64())  # whole numbers that a missing value once turned to floats
@@ -447,7 +522,7 @@ def numbers(table: TableFile, name: str, values: pa.ChunkedArray) -> np.ndarray:
         DataError: a value is missing or is neither a number nor a date (with its line).
     """
     if pa.types.is_dictionary(values.type):
-        values = values.cast(values.type.value_type)
+        values = _undone(table, values)
     kind = values.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         values = _parse(table, name, values)
@@ -516,6 +591,7 @@ def read_items(path: Path, wanted: str = "") -> ItemTable:
     table = TableFile(path)
     key = column(table, "item", wanted if wanted in table.names else "")
     data = table.read(table.names, as_text=table.names)
+    Budget(path).spend(sum(written_out(data[name]) for name in table.names))
     columns = {name: [_text(v) for v in data[name].to_pylist()] for name in table.names}
     ids = columns.pop(key)
     if len(set(ids)) < len(ids):
@@ -525,6 +601,27 @@ def read_items(path: Path, wanted: str = "") -> ItemTable:
             f"{table.place(row)}: the item {ids[row]!r} is described twice.", "Keep only one of the rows."
         )
     return ItemTable(ids, columns, column(table, "title", "", required=False))
+
+
+def _undone(table: TableFile, values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Values that stood in a dictionary, each in its own place."""
+    Budget(table.path).spend(written_out(values))
+    return values.cast(values.type.value_type)
+
+
+def written_out(values: pa.Array | pa.ChunkedArray) -> int:
+    """Bytes that ``values`` take once every entry of a dictionary stands where it is used."""
+    if isinstance(values, pa.ChunkedArray):
+        return sum(map(written_out, values.chunks))
+    if isinstance(values, pa.ListArray | pa.LargeListArray):
+        values = values.flatten()
+    if not isinstance(values, pa.DictionaryArray):
+        return values.nbytes + len(values) * CELL
+    words = values.dictionary
+    if pa.types.is_primitive(words.type):
+        return len(values) * (CELL + 8)
+    lengths = pc.call_function("binary_length", [words]).take(values.indices)
+    return (pc.call_function("sum", [lengths]).as_py() or 0) + len(values) * CELL
 
 
 def _text(value: object) -> str:

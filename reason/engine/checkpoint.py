@@ -10,23 +10,23 @@ back. The header of a model's file says which they were by a digest, so that a m
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict as dcp
 from torch.optim import Optimizer
 
+from reason.backbones.weights import digest_of, read_tensors, write_tensors
 from reason.engine.parallel import World
 from reason.errors import RunError
+from reason.files import Altered, read_json, sealed
 
 FORMAT = 1
 KEEP = 2
@@ -35,38 +35,32 @@ _FULL = dcp.StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_froz
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Any], meta: dict[str, Any]) -> None:
-    """One safetensors file with its meaning in the header; shared storage is written once per name."""
-    flat = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    save_file(flat, path, metadata={"reason": json.dumps({"format": FORMAT, **meta})})
+    """One safetensors file with its meaning and its digest in the header."""
+    write_tensors(path, tensors, {"format": FORMAT, **meta})
 
 
-def load_tensors(path: Path, **expected: Any) -> dict[str, Any]:
-    """Read what ``save_tensors`` wrote and check that it is what we think it is.
+def load_tensors(path: Path, **expected: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read what ``save_tensors`` wrote, tensors and meaning, and check that it is what we think it is.
 
     Raises:
-        RunError: absent, corrupt, not ours, or made by another run's configuration.
+        RunError: absent, corrupt, altered, not ours, or made by another run's configuration.
     """
     try:
-        with safe_open(path, framework="pt") as f:
-            header = (f.metadata() or {}).get("reason")
-        tensors = load_file(path)
+        tensors, meta = read_tensors(path)
     except FileNotFoundError as error:
-        raise RunError(f"There is no checkpoint at {path}.", "Train first, or check the path.") from error
-    except (SafetensorError, OSError, ValueError) as error:
-        raise RunError(
-            f"The checkpoint {path} is corrupt: {error}.",
-            "Delete it; `reason resume` then continues from the previous one.",
-        ) from error
-    if header is None:
-        raise RunError(f"{path} was not written by reason.", "Use a run created by `reason run`.")
-    meta = json.loads(header)
+        raise RunError(f"There is no {path}.") from error
+    except Altered as error:
+        raise RunError(f"{path} {error}.") from error
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise RunError(f"{path} is corrupt: {error}.") from error
+    if meta is None:
+        raise RunError(f"{path} was not written by reason.")
     for key, value in {"format": FORMAT, **expected}.items():
         if meta.get(key) != value:
             raise RunError(
-                f"{path} belongs to another configuration: its {key} is {str(meta.get(key))[:12]}, expected {str(value)[:12]}.",
-                "Use the checkpoint with the run that wrote it.",
+                f"{path} belongs to another configuration: its {key} is {str(meta.get(key))[:12]}, expected {str(value)[:12]}."
             )
-    return tensors
+    return tensors, meta
 
 
 def trained_state(network: nn.Module) -> dict[str, Tensor]:
@@ -77,12 +71,8 @@ def trained_state(network: nn.Module) -> dict[str, Tensor]:
 
 def frozen_digest(network: nn.Module) -> str:
     """sha256 over names, types and bytes of the parameters that do not train; "" where all do."""
-    frozen = sorted((n, p) for n, p in network.named_parameters() if not p.requires_grad)
-    whole = hashlib.sha256()
-    for name, p in frozen:
-        whole.update(f"{name} {p.dtype} {tuple(p.shape)}\n".encode())
-        whole.update(p.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return whole.hexdigest() if frozen else ""
+    frozen = [(n, p) for n, p in network.named_parameters() if not p.requires_grad]
+    return digest_of(frozen) if frozen else ""
 
 
 def save_model(network: nn.Module, path: Path, meta: dict[str, Any]) -> None:
@@ -99,7 +89,7 @@ def load_model(network: nn.Module, path: Path, train_hash: str) -> None:
     Raises:
         RunError: absent, corrupt, of another configuration, or names, shapes or frozen weights differ.
     """
-    tensors = load_tensors(path, train_hash=train_hash)
+    tensors, meta = load_tensors(path, train_hash=train_hash)
     own = trained_state(network)
     wrong = sorted(own.keys() ^ tensors.keys()) or [k for k in own if own[k].shape != tensors[k].shape]
     if wrong:
@@ -107,9 +97,7 @@ def load_model(network: nn.Module, path: Path, train_hash: str) -> None:
             f"{path} does not fit this network: {', '.join(wrong[:4])} differ.",
             "The code or the backbone has changed since training; train again.",
         )
-    with safe_open(path, framework="pt") as f:
-        frozen = json.loads(f.metadata()["reason"]).get("frozen", "")
-    if frozen != frozen_digest(network):
+    if meta.get("frozen", "") != frozen_digest(network):
         raise RunError(
             f"{path} was trained on top of different frozen weights.",
             "Restore the model that training started from, or train again.",
@@ -143,7 +131,7 @@ class Checkpoints:
                 meta = {"train_hash": self.train_hash, "step": step}
                 save_tensors(aside / "model.safetensors", model, meta)
                 save_tensors(aside / "optimizer.safetensors", tensors, meta)
-                text = json.dumps({"format": FORMAT, **meta, "optimizer": scalars, **state}, indent=1)
+                text = json.dumps(sealed({"format": FORMAT, **meta, "optimizer": scalars, **state}), indent=1)
                 (aside / "state.json").write_text(text, encoding="utf-8")
                 for file in aside.iterdir():
                     with open(file, "rb") as f:
@@ -163,9 +151,9 @@ class Checkpoints:
         if chosen is None:
             return None
         path = self.folder / chosen
-        model = load_tensors(path / "model.safetensors", train_hash=self.train_hash)
-        tensors = load_tensors(path / "optimizer.safetensors", train_hash=self.train_hash)
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        model, _ = load_tensors(path / "model.safetensors", train_hash=self.train_hash)
+        tensors, _ = load_tensors(path / "optimizer.safetensors", train_hash=self.train_hash)
+        state = read_json(path / "state.json")
         optim = _unflatten_optimizer(tensors, state.pop("optimizer"))
         dcp.set_model_state_dict(wrapped, model, options=_FULL)
         dcp.set_optimizer_state_dict(wrapped, optimizer, optim, options=_FULL)
@@ -188,7 +176,7 @@ class Checkpoints:
         return self.world.same(problem)
 
     def load_best(self, step: int, wrapped: nn.Module) -> None:
-        model = load_tensors(self.folder / f"best-{step}.safetensors", train_hash=self.train_hash)
+        model, _ = load_tensors(self.folder / f"best-{step}.safetensors", train_hash=self.train_hash)
         dcp.set_model_state_dict(wrapped, model, options=_FULL)
 
     def _newest(self) -> str | None:
@@ -198,18 +186,19 @@ class Checkpoints:
         for step in sorted(steps, reverse=True):
             path = self.folder / f"step-{step}"
             try:
-                state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+                state = read_json(path / "state.json")
                 for file in ("model.safetensors", "optimizer.safetensors"):
                     load_tensors(path / file, train_hash=self.train_hash)
                 if (best := state["best_step"]) is not None:
                     load_tensors(self.folder / f"best-{best}.safetensors", train_hash=self.train_hash)
                 return path.name
-            except (RunError, OSError, ValueError, KeyError) as error:
-                problems.append(str(error).splitlines()[0])
+            except (RunError, OSError, ValueError, KeyError, TypeError) as error:
+                text = error.message if isinstance(error, RunError) else f"{path / 'state.json'}: {error}."
+                problems.append(text)
         if problems:
             raise RunError(
                 "No checkpoint of this run can be used: " + " ".join(problems),
-                f"Delete {self.folder} to train from scratch.",
+                f"Delete {self.folder}, then train from scratch with: reason resume {self.folder.parent}",
             )
         return None
 
@@ -220,7 +209,10 @@ class Checkpoints:
             shutil.rmtree(self.folder / f"step-{step}", ignore_errors=True)
         needed = {state.get("best_step")}
         for step in kept:
-            needed.add(json.loads((self.folder / f"step-{step}" / "state.json").read_text())["best_step"])
+            with suppress(
+                OSError, ValueError, KeyError, TypeError
+            ):  # a damaged one is passed over on loading too
+                needed.add(read_json(self.folder / f"step-{step}" / "state.json")["best_step"])
         for path in self.folder.glob("best-*.safetensors"):
             if int(path.stem.split("-")[1]) not in needed:
                 path.unlink(missing_ok=True)

@@ -14,13 +14,20 @@ def costs(folder: RunFolder, owner: RunFolder, devices: int, on_gpu: bool) -> di
 
     ``device_hours`` are the run's own. ``lineage_device_hours`` are what it took to have these numbers: with
     the training of the model that was taken over from ``owner``, and with the stages that the model stands on.
-    GPU-hours are device-hours held on GPUs: 0 on a CPU. What cannot be known any more is left out.
+    GPU-hours are device-hours held on GPUs: 0 on a CPU. What cannot be known any more is left out, also where
+    events were lost: a part of the hours is no answer.
     """
-    own, trained = device_hours(folder, devices)["total"], device_hours(owner, devices)["train"]
-    found = {"device_hours": own, "train_device_hours": trained, "gpu_hours": own if on_gpu else 0.0}
+    if folder.log_problem("events.jsonl") is not None:
+        return {}
+    spent, mine = device_hours(folder, devices), owner.path == folder.path
+    own, trained = spent["total"], spent["train"] if mine else _training(owner, devices)
+    found = {"device_hours": own, "gpu_hours": own if on_gpu else 0.0}
+    if trained is None:
+        return found
+    found["train_device_hours"] = trained
     for name in ("device_hours", "gpu_hours"):
-        if owner.path == folder.path:
-            with suppress(DamagedRun):  # a stage was deleted
+        if mine:
+            with suppress(DamagedRun, KeyError):  # a stage was deleted, or has lost its hours
                 stages = sum(stage.result.metrics[name] for stage in lineage(folder) if stage.result)
                 found[f"lineage_{name}"] = found[name] + stages
         elif (theirs := owner.result) is not None:  # its stages may be gone by now: it says what they cost
@@ -28,6 +35,14 @@ def costs(folder: RunFolder, owner: RunFolder, devices: int, on_gpu: bool) -> di
             training = trained if name == "device_hours" or theirs.gpus else 0.0
             found[f"lineage_{name}"] = found[name] + training + stages
     return found
+
+
+def _training(owner: RunFolder, devices: int) -> float | None:
+    """The device-hours that a run has trained for, by its result where it has one; None where they were lost."""
+    if (result := owner.result) is not None:
+        return result.metrics.get("train_device_hours")
+    lost = owner.log_problem("events.jsonl")
+    return None if lost else device_hours(owner, devices)["train"]
 
 
 def lineage(folder: RunFolder) -> list[RunFolder]:

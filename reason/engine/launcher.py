@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -54,8 +55,10 @@ def launch(work: Callable[..., Any], payload: dict[str, Any], processes: int, th
 
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=processes, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
-        max_restarts=0, start_method="spawn", monitor_interval=0.2,
+        max_restarts=0, start_method="spawn", monitor_interval=0.2, run_id=f"reason-{os.getpid()}",
     )  # fmt: skip
+    # It logs the traceback of a rank that was killed, which is told below in a sentence.
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
     failure = Path(payload["folder"]) / FAILURE
     failure.unlink(missing_ok=True)
     before = os.environ.get("OMP_NUM_THREADS")

@@ -18,7 +18,9 @@ from reason.errors import ConfigError, unknown
 Layer = tuple[str, dict[str, Any]]  # (where it comes from, {dotted key: text})
 
 RECORDED = "recorded run"  # the layer that holds what an earlier run has resolved
-RESERVED_ENVIRONMENT = {"REASON_CACHE"}
+RESERVED_ENVIRONMENT = {"REASON_CACHE", "REASON_DIFF", "REASON_MEMORY_GB"}
+MOST_BYTES = 4_000_000  # of a file
+DEEPEST = 50  # levels of a file; keys nest four
 MOST_NODES = 100_000  # of a file with its anchors written out; the largest experiments file has hundreds
 
 
@@ -174,7 +176,14 @@ def environment_layers(environ: Mapping[str, str]) -> list[Layer]:
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping whose scalars are all text, as written. Not to be changed: it is read once."""
     try:
-        content = _parsed(path, path.stat().st_mtime_ns)
+        told = path.stat()
+        if told.st_size > MOST_BYTES:
+            raise ConfigError(
+                f"{path} has {told.st_size:,} bytes; a file of experiments has at most {MOST_BYTES:,}.",
+                "Is it the right file?",
+            )
+        content = _parsed(path, told.st_mtime_ns)
+        nodes = _nodes(content, {})
     except FileNotFoundError as error:
         raise ConfigError(f"There is no file {path}.", "Check the path given to -c.") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -189,7 +198,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path} is not a mapping of keys to values.", "Write lines of the form `key: value`."
         )
-    if _nodes(content, {}) > MOST_NODES:
+    if nodes > MOST_NODES:
         raise ConfigError(
             f"{path} has more than {MOST_NODES:,} values once its anchors are expanded.",
             "Use fewer references to anchors.",
@@ -218,13 +227,15 @@ def _parsed(path: Path, changed: int) -> Any:
     return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
 
 
-def _nodes(tree: Any, counted: dict[int, int]) -> int:
+def _nodes(tree: Any, counted: dict[int, int], level: int = 0) -> int:
     """Nodes of a tree written out in full. What an anchor shares is counted once and added up often."""
     if not isinstance(tree, (dict, list)):
         return 1
+    if level > DEEPEST:
+        raise RecursionError
     if id(tree) not in counted:
         inside = tree.values() if isinstance(tree, dict) else tree
-        counted[id(tree)] = 1 + sum(_nodes(node, counted) for node in inside)
+        counted[id(tree)] = 1 + sum(_nodes(node, counted, level + 1) for node in inside)
     return counted[id(tree)]
 
 

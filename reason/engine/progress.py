@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from reason import printable
 
 LINE_EVERY_S = 10.0  # without a terminal, at most one progress line per this many seconds
 
@@ -24,6 +27,7 @@ class RunLog:
 
     def say(self, text: str) -> None:
         """One line to the log, and to stderr on rank 0."""
+        text = printable.printable(text)
         self.note(text)
         if self._prints:
             if self._bar is not None:
@@ -34,11 +38,11 @@ class RunLog:
     def note(self, text: str) -> None:
         """To the log alone."""
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-        try:
-            with open(self.path, "a", encoding="utf-8") as f:
-                f.write("".join(f"{stamp} {line}\n" for line in text.splitlines()))
-        except OSError:  # a full disk must not end a run for want of a log line
-            pass
+        with (
+            suppress(OSError),
+            open(self.path, "a", encoding="utf-8") as f,
+        ):  # no run ends for want of a log line
+            f.write("".join(f"{stamp} {line}\n" for line in printable.printable(text).splitlines()))
 
     def progress(self, phase: str, done: float, total: float, text: str = "") -> None:
         """``done`` of ``total`` of a phase. Cheap enough to call at every step."""
@@ -61,9 +65,9 @@ class RunLog:
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
             self._bar = Progress(
-                TextColumn("{task.description}"), BarColumn(bar_width=30),
+                TextColumn("{task.description}", markup=False), BarColumn(bar_width=30),
                 TextColumn("{task.completed:.0f}/{task.total:.0f}"), TimeRemainingColumn(),
-                TextColumn("{task.fields[text]}"), console=Console(stderr=True), transient=True,
+                TextColumn("{task.fields[text]}", markup=False), console=Console(stderr=True), transient=True,
                 refresh_per_second=4,
             )  # fmt: skip
             self._bar.start()
@@ -83,7 +87,7 @@ class RunLog:
 def say(text: str, quiet: bool = False) -> None:
     """One line to stderr, unless ``quiet``."""
     if not quiet:
-        print(text, file=sys.stderr, flush=True)
+        printable.say(text)
 
 
 def _duration(seconds: float) -> str:

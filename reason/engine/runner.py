@@ -7,12 +7,13 @@ says is what happened: the parent derives status and cost from it, never from me
 
 from __future__ import annotations
 
+import shutil
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,10 @@ from reason.engine.launcher import Terminated, launch, signals
 from reason.engine.layers import flatten
 from reason.engine.plan import Plan
 from reason.engine.progress import say
-from reason.errors import ConfigError, ReasonError, RunError
-from reason.files import atomic, write_json
+from reason.errors import FREE_SPACE, ConfigError, ReasonError, RunError, writing
+from reason.files import write_json
 from reason.tracking import provenance
-from reason.tracking.folder import FAILED, FINISHED, KILLED, RunFolder
+from reason.tracking.folder import FAILED, FINISHED, KILLED, LOGS, RunFolder
 from reason.tracking.mirror import Mirror
 
 BEAT_S = 1.0
@@ -44,11 +45,14 @@ def run(
         RunError: it failed; the folder says how far it came.
     """
     from reason.engine.parallel import choose_device
-    from reason.engine.session import load_dataset
+    from reason.engine.session import check_model, load_dataset
     from reason.engine.stages import chain
 
     kind, processes = choose_device(plan.config.hardware)
     _check_batch(plan, processes)
+    if model is not None and sweep is None and plan.card.trains:
+        _ = model.result  # what its training has cost is needed in the end
+        check_model(model)
     stages = chain(plan) if model is None else []
     say(f"{plan.experiment}: {_sentence(plan, kind, processes)}", quiet)
     if stages and stage_of is None:
@@ -73,11 +77,6 @@ def prepare(
     if model is not None and original["train_hash"] != train_hash:
         raise _another_model(plan, model, recorded)
     folder = RunFolder.create(plan.config.runs, plan.experiment, config_hash)
-    with atomic(folder / "config.yaml") as f:
-        f.write(plan.to_yaml())
-    write_json(folder / "origin.json", plan.origin)
-    write_json(folder / "env.json", provenance.capture(Path.cwd()))
-    (folder / "git.diff").write_text(provenance.diff(Path.cwd()), encoding="utf-8")
     identity = {
         "kind": "run", "experiment": plan.experiment, "method": plan.card.name, "version": plan.card.version,
         "config_hash": config_hash, "train_hash": train_hash, "data_digest": data_digest, "sources": sources,
@@ -86,7 +85,16 @@ def prepare(
         "stage_of": stage_of.name if stage_of else None, "stages": original.get("stages", {}), "written": plan.written,
         "created": time.time(), "argv": ["reason", *sys.argv[1:]],
     }  # fmt: skip
-    write_json(folder / "run.json", identity)
+    try:
+        with writing(f"The run folder {folder.path}", f"{FREE_SPACE}, or choose another folder: runs=PATH."):
+            folder.write_config(plan.to_yaml())
+            write_json(folder / "origin.json", plan.origin)
+            write_json(folder / "env.json", provenance.capture(Path.cwd()))
+            (folder / "git.diff").write_text(provenance.diff(Path.cwd()), encoding="utf-8")
+            write_json(folder / "run.json", identity)
+    except BaseException:  # nothing has happened in it yet
+        shutil.rmtree(folder.path, ignore_errors=True)
+        raise
     return folder
 
 
@@ -113,7 +121,8 @@ def _another_model(plan: Plan, model: RunFolder, recorded: Mapping[str, Any]) ->
 
 
 def resume(folder: RunFolder, hardware: Mapping[str, Any] | None = None, *, quiet: bool = False) -> RunFolder:
-    """Go on with a run that was interrupted, killed or failed; a finished one is left as it is.
+    """Go on with a run that was interrupted, killed or failed. A finished one is left as it is, unless files of it
+    are gone or damaged: they are made again.
 
     Args:
         hardware: dotted keys that say where it goes on, if elsewhere than it began.
@@ -122,7 +131,8 @@ def resume(folder: RunFolder, hardware: Mapping[str, Any] | None = None, *, quie
     from reason.engine.session import load_dataset, recorded_plan
     from reason.engine.stages import source_digests
 
-    if folder.status == FINISHED:
+    broken = _broken(folder) if (finished := folder.status == FINISHED) else []
+    if finished and not broken:
         return folder
     plan, identity = recorded_plan(folder, dict(hardware or {})), folder.identity
     kind, processes = choose_device(plan.config.hardware)
@@ -147,12 +157,44 @@ def resume(folder: RunFolder, hardware: Mapping[str, Any] | None = None, *, quie
             f"The configuration of {folder.name} has changed since it started: its config.yaml and its hash differ.",
             "Restore config.yaml, or start a new run.",
         )
-    say(f"Resuming {folder.name}", quiet)
+    say(f"Resuming {folder.name}" + (f": making {', '.join(broken)} again" if broken else ""), quiet)
     if hardware:
-        with atomic(folder / "config.yaml") as f:
-            f.write(plan.to_yaml())
-    execute(folder, plan, kind, processes, quiet=quiet)
+        folder.write_config(plan.to_yaml())
+    with _without_result(folder) if broken else nullcontext():
+        for name in broken:
+            (folder / name).unlink(missing_ok=True)
+        execute(folder, plan, kind, processes, quiet=quiet)
     return folder
+
+
+def _broken(folder: RunFolder) -> list[str]:
+    """What a finished run has made that is gone or damaged, and what has to be made again with it."""
+    from reason.engine.session import MODEL, check_model
+
+    result = folder.result
+    assert result is not None
+    broken = folder.altered(result)
+    if result.training is not None and not broken:  # a run of an earlier version has no checksums
+        try:
+            check_model(folder)
+        except RunError:
+            broken = [MODEL]
+    if any(not name.startswith("rows/") for name in broken):  # a network is built from several files
+        broken = [name for name in {**result.files, MODEL: None} if name not in LOGS]
+    return broken
+
+
+@contextmanager
+def _without_result(folder: RunFolder) -> Iterator[None]:
+    """Within, a finished run is one that is not. If it does not come to its end again, it keeps the result it had."""
+    result, aside = folder / "result.json", folder / ".result.json.before"
+    result.rename(aside)
+    try:
+        yield
+    finally:
+        if not result.exists():
+            aside.rename(result)
+        aside.unlink(missing_ok=True)
 
 
 def execute(folder: RunFolder, plan: Plan, kind: str, processes: int, *, quiet: bool = False) -> None:
@@ -167,9 +209,10 @@ def execute(folder: RunFolder, plan: Plan, kind: str, processes: int, *, quiet: 
     with signals(), folder.lock(), Mirror(folder) as mirror:
         try:
             _make_stages(folder, plan, quiet)
-            folder.event("attempt", device=kind, devices=processes)
-            with _heart(folder):
-                launch(work, payload, processes, threads)
+            with writing(f"The run folder {folder.name}", f"{FREE_SPACE}, then: reason resume {folder.path}"):
+                folder.event("attempt", device=kind, devices=processes)
+                with _heart(folder):
+                    launch(work, payload, processes, threads)
             status = FINISHED
         except (KeyboardInterrupt, Terminated) as error:
             status, problem = KILLED, error
@@ -177,13 +220,12 @@ def execute(folder: RunFolder, plan: Plan, kind: str, processes: int, *, quiet: 
             status, problem = FAILED, error
         except BaseException as error:
             status, problem = FAILED, error
-            with open(folder / "log.txt", "a", encoding="utf-8") as f:
+            with suppress(OSError), open(folder / "log.txt", "a", encoding="utf-8") as f:
                 f.write(traceback.format_exc())
         if (folder / "result.json").exists():
             status, problem = FINISHED, None  # stopped after the last act: nothing was lost
         why = {"why": (str(problem) or type(problem).__name__).splitlines()[0]} if problem is not None else {}
-        folder.event("closed", status=status, **why)
-        mirror.close(status)
+        close(folder, mirror, status, **why)
     if problem is None:
         return
     if status == KILLED and not folder.identity.get("stage_of"):
@@ -195,6 +237,13 @@ def execute(folder: RunFolder, plan: Plan, kind: str, processes: int, *, quiet: 
             f"{type(problem).__name__}: {problem}", f"The traceback is at the end of {folder / 'log.txt'}."
         ) from problem
     raise problem
+
+
+def close(folder: RunFolder, mirror: Mirror, status: str, **why: str) -> None:
+    """Note how an attempt ended, here and in the mirror. Where the disk is full, ``settle`` notes it later."""
+    with suppress(OSError):
+        folder.event("closed", status=status, **why)
+    mirror.close(status)
 
 
 def _make_stages(folder: RunFolder, plan: Plan, quiet: bool) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ import torch
 from torch import nn
 
 from reason import registry
-from reason.engine.checkpoint import load_model, network_state, save_model, trained_state
+from reason.engine.checkpoint import load_model, load_tensors, network_state, save_model, trained_state
 from reason.engine.config import restore
+from reason.engine.memory import enough_memory
 from reason.engine.meter import silent
 from reason.engine.parallel import World, choose_device, threads_of
 from reason.engine.plan import Plan, check_depth
@@ -101,10 +103,11 @@ class Session:
         """Weights that a run trained. A method that trains nothing has its network already.
 
         Raises:
-            RunError: absent, corrupt, or of another configuration.
+            RunError: absent, corrupt, altered, or of another configuration.
         """
         if self.plan.card.trains:
-            load_model(self.network, folder / MODEL, train_hash)
+            with remake(folder):
+                load_model(self.network, folder / MODEL, train_hash)
 
     def calibrate(self, folder: RunFolder, owner: RunFolder) -> None:
         """Fit what the method fits after training, and keep it in ``folder``. Every rank calls.
@@ -125,14 +128,15 @@ class Session:
         Raises:
             RunError: it cannot be read, or was fitted to another model or other data.
         """
-        path, again = folder / CALIBRATION, f"Fit it again with: reason evaluate {folder.name}"
+        path, again = folder / CALIBRATION, f"Fit it again with: reason evaluate {folder.path}"
         if not path.exists():
             return
         try:
             kept = read_json(path)
             fitted = kept["fitted"]
         except (ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{path} is not a valid calibration: {error}", again) from error
+            again = f"Fit it again with: reason resume {folder.path}"
+            raise RunError(f"{path} is not a valid calibration: {error}.", again) from error
         for key, mine in _fitted_to(folder, owner).items():
             if kept.get(key) != mine:
                 what = {"model": "model", "data_digest": "dataset"}[key]
@@ -190,13 +194,13 @@ class LoadedRun:
         s, plan = self.session, self.session.plan
         at: int = plan.config.depth if depth is None else depth
         check_depth(at, plan.config.train_depth, plan.card.depth)
-        with torch.inference_mode():
+        with torch.inference_mode(), enough_memory(plan):
             return s.method.predict(s.ctx, s.network.eval(), requests, at)
 
     def inspect(self, example: str = "") -> list[Figure]:
         """Figures of what happened on one example."""
         s = self.session
-        with torch.no_grad():
+        with torch.no_grad(), enough_memory(s.plan):
             return s.method.inspect(s.ctx, s.network.eval(), example)
 
 
@@ -219,19 +223,37 @@ def open_run(folder: RunFolder) -> LoadedRun:
         RunError: the run is not finished, or its model is gone or does not fit.
     """
     if folder.status != FINISHED:
-        raise RunError(
-            f"{folder.name} is {folder.status}: it has no model yet.",
-            f"Finish it with: reason resume {folder.path}",
-        )
+        raise RunError(f"{folder.name} is {folder.status}: it has no model yet.", folder.unfinished)
     plan = recorded_plan(folder, {"hardware.device": "auto", "hardware.gpus": 0})
     kind, _ = choose_device(plan.config.hardware)
     torch.set_num_threads(threads_of(plan.config.hardware, 1))
     owner = model_owner(folder)
     here = World(0, 1, torch.device(kind))
-    session = Session.begin(plan, here, folder.path, owner=owner.path, with_data=False)
-    session.load_model(owner, folder.identity["train_hash"])
+    with enough_memory(plan):
+        session = Session.begin(plan, here, folder.path, owner=owner.path, with_data=False)
+        session.load_model(owner, folder.identity["train_hash"])
     session.load_calibration(folder, owner)
     return LoadedRun(folder, session)
+
+
+@contextmanager
+def remake(folder: RunFolder) -> Iterator[None]:
+    """Errors about the model that a run has trained say how it is made again, if they say nothing else."""
+    try:
+        yield
+    except RunError as error:
+        error.hint = error.hint or f"Make it again from its checkpoints with: reason resume {folder.path}"
+        raise
+
+
+def check_model(folder: RunFolder) -> None:
+    """Read the model that a run has trained. Costs what reading and hashing the file cost.
+
+    Raises:
+        RunError: absent, corrupt, altered, or of another configuration.
+    """
+    with remake(folder):
+        load_tensors(folder / MODEL, train_hash=folder.identity["train_hash"])
 
 
 def model_owner(folder: RunFolder) -> RunFolder:

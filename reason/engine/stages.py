@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
-from operator import itemgetter
 
 from reason import registry
 from reason.engine.config import resolve
@@ -51,8 +50,9 @@ class Stage:
         return self.plan.hashes(load_dataset(self.plan).digest, source_digests(self.plan))
 
     def _runs(self) -> list[RunFolder]:
-        wanted, hash_of = (self.train_hash, None), itemgetter("train_hash", "trained_by")
-        return [r for r in RunFolder.scan(self.plan.config.runs)[0] if hash_of(r.identity) == wanted]
+        wanted = (self.train_hash, None)
+        root = self.plan.config.runs
+        return RunFolder.scan(root, lambda r: (r["train_hash"], r["trained_by"]) == wanted)[0]
 
 
 def stages_of(plan: Plan, made: Container[str] = ()) -> list[Stage]:

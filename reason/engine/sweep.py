@@ -1,8 +1,9 @@
 """A sweep: a resumable plan of runs, kept as a folder and shown in MLflow as a parent of its trials.
 
 Trials that differ only in depth or evaluation keys share one trained model: the deepest of them
-trains, the others carry ``trained_by``. The plan is a function of the command, so issuing the
-command again finds the same sweep and finishes what is missing.
+trains, the others carry ``trained_by``. A trial that another process is executing is waited for. The
+plan is a function of the command, so issuing the command again finds the same sweep and finishes what
+is missing.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,15 @@ from reason.engine.launcher import Terminated, signals
 from reason.engine.layers import flatten, sweeps
 from reason.engine.plan import Plan
 from reason.engine.progress import say
-from reason.engine.runner import resume, run
-from reason.errors import ConfigError, DamagedRun, ReasonError, RunError, SweepError
-from reason.files import atomic, read_json, write_json
+from reason.engine.runner import close, resume, run
+from reason.errors import FREE_SPACE, ConfigError, DamagedRun, ReasonError, RunError, SweepError, writing
+from reason.files import atomic, write_json
 from reason.tracking import provenance
-from reason.tracking.clock import device_hours
-from reason.tracking.folder import FAILED, FINISHED, INTERRUPTED, KILLED, RunFolder
+from reason.tracking.folder import FAILED, FINISHED, INTERRUPTED, KILLED, RUNNING, RunFolder
 from reason.tracking.mirror import Mirror
 from reason.tracking.result import Result, SweepResult, SweepTrial
+
+WAIT_S = 0.5  # between two looks at a run that another process executes
 
 
 @dataclass
@@ -184,16 +185,18 @@ def sweep(
 
     plan = plan_sweep(name, overrides, files=files, flags=flags, digests_of=digests)
     root = Path(plan.trials[0].plan.config.runs)
-    root.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(root / ".sweeps.lock"):  # the same command started twice is one sweep
-        folder = _same(root, plan) or _make(root, plan, load_dataset(plan.trials[0].plan).digest)
+    with writing(f"The folder {root}", f"{FREE_SPACE}, or choose another folder: runs=PATH."):
+        root.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(root / ".sweeps.lock"):  # the same command started twice is one sweep
+            folder = _same(root, plan) or _make(root, plan, load_dataset(plan.trials[0].plan).digest)
     return _execute(folder, plan, stop_on_error, quiet)
 
 
 def _same(root: Path, plan: SweepPlan) -> RunFolder | None:
     """The sweep that this same command started earlier."""
-    which, wanted = itemgetter("kind", "experiment", "config_hash"), ("sweep", plan.name, plan.digest)
-    return next((f for f in RunFolder.scan(root)[0] if which(f.identity) == wanted), None)
+    same = ("sweep", plan.name, plan.digest)
+    found, _ = RunFolder.scan(root, lambda r: (r["kind"], r["experiment"], r["config_hash"]) == same)
+    return found[0] if found else None
 
 
 def _make(root: Path, plan: SweepPlan, data_digest: str) -> RunFolder:
@@ -211,7 +214,7 @@ def _make(root: Path, plan: SweepPlan, data_digest: str) -> RunFolder:
 
 def resume_sweep(folder: RunFolder, *, stop_on_error: bool = False, quiet: bool = False) -> RunFolder:
     """Finish a sweep from its recorded plan."""
-    recorded = read_json(folder / "plan.json")
+    recorded = folder.plan
     here = {"runs": str(folder.path.parent)}
     trials = [
         Trial(t["varied"], restore(t["experiment"], t["flat"], here), t["train_hash"], t["config_hash"])
@@ -230,15 +233,17 @@ def _recorded(trial: Trial) -> dict[str, Any]:
 def _execute(folder: RunFolder, plan: SweepPlan, stop_on_error: bool, quiet: bool) -> RunFolder:
     from reason.engine.stages import chain
 
-    if folder.status == FINISHED and all(_finished(folder, t) for t in plan.trials):
+    if folder.status == FINISHED and all(_finished(folder, _runs_of(folder, t)) for t in plan.trials):
         say(f"{folder.name}: all {len(plan.trials)} trials are already finished", quiet)
         return folder
     failures: list[Trial] = []
     untrained: dict[str, str] = {}  # train_hash of a model that could not be trained -> why
     models_of = [[*(stage.train_hash for stage in chain(t.plan)), t.train_hash] for t in plan.trials]
     _say_outdated(folder, plan, quiet)
+    fix = f"finish the sweep with: reason resume {folder.path}"
+    full = writing(f"The sweep {folder.name}", f"{FREE_SPACE}, then {fix}")
     folder.settle()
-    with signals(), folder.lock(), Mirror(folder) as mirror:
+    with full, signals(), folder.lock(), Mirror(folder) as mirror:
         folder.event("attempt", device="", devices=0)
         status = KILLED
         try:
@@ -248,7 +253,8 @@ def _execute(folder: RunFolder, plan: SweepPlan, stop_on_error: bool, quiet: boo
                 try:
                     if why := next((untrained[m] for m in models if m in untrained), None):
                         raise RunError(f"The model of this trial could not be trained: {why}")
-                    trial.run = _one(folder, trial, quiet).name
+                    with writing("The run of this trial", f"{FREE_SPACE}, then {fix}"):
+                        trial.run = _one(folder, trial, quiet).name
                 except ReasonError as error:
                     trial.problem = str(error)
                     failures.append(trial)
@@ -259,31 +265,47 @@ def _execute(folder: RunFolder, plan: SweepPlan, stop_on_error: bool, quiet: boo
             results = _results(folder, plan, quiet)
             failures += [t for t in plan.trials if t.run and t.run not in results]
             status = FAILED if failures else FINISHED
-            _write_table(folder, plan, results)
-            if not failures:
-                folder.write_result(_summary(folder, plan, results, quiet))
+            try:
+                _write_table(folder, plan, results)
+                if not failures:
+                    folder.write_result(_summary(folder, plan, results, quiet))
+            except OSError:
+                status = FAILED
+                if not failures:  # those are the more important news
+                    raise
         except (KeyboardInterrupt, Terminated):
             status = KILLED
             raise
         finally:
-            folder.event("closed", status=status)
-            mirror.close(status)
+            close(folder, mirror, status)
     if failures:
         raise SweepError(
             f"{len(failures)} of {len(plan.trials)} trials failed. First error: {failures[0].problem.splitlines()[0]}",
-            f"Fix the cause, then finish the sweep with: reason resume {folder.path}",
+            f"Fix the cause, then {fix}",
         )
     return folder
 
 
 def _one(folder: RunFolder, trial: Trial, quiet: bool) -> RunFolder:
-    """A trial's finished run: found, resumed or executed now."""
-    same = [r for r in _children(folder) if r.identity["config_hash"] == trial.config_hash]
-    if found := _finished(folder, trial, quiet):
-        say(f"  already finished: {found.name}", quiet)
-        return found
-    for child in same:
-        if child.identity["parent"] == folder.name and child.status in (INTERRUPTED, KILLED, FAILED):
+    """A trial's finished run: found, waited for, resumed or executed now."""
+    while True:
+        same = _runs_of(folder, trial)
+        begun = {
+            run: run.status for run in same
+        }  # before the results are looked at, one of which may come meanwhile
+        if found := _finished(folder, same, quiet):
+            say(f"  already finished: {found.name}", quiet)
+            return found
+        running = next((run for run, status in begun.items() if status == RUNNING), None)
+        if running is None:
+            break
+        say(f"  {running.name} is this trial and running in another process; waiting for its result", quiet)
+        while running.status == RUNNING:
+            time.sleep(WAIT_S)
+        if not (running / "result.json").exists():
+            say(f"  {running.name} ended without a result", quiet)
+    for child, status in begun.items():
+        if status in (INTERRUPTED, KILLED, FAILED) and child.identity["parent"] == folder.name:
             return resume(child, quiet=quiet)
     return run(trial.plan, model=_trained(folder, trial.train_hash), sweep=folder, quiet=quiet)
 
@@ -291,36 +313,39 @@ def _one(folder: RunFolder, trial: Trial, quiet: bool) -> RunFolder:
 def _say_outdated(folder: RunFolder, plan: SweepPlan, quiet: bool) -> None:
     """Why a model is trained again that another version of its method has trained: told once."""
     card, wanted = plan.trials[0].plan.card, plan.trials[0].plan
-    for child in _children(folder):
-        version = child.identity.get("version", "unknown")
-        other = child.identity["method"] == card.name and version != card.version
-        if other and not wanted.retrains(flatten(child.config)):
+    others, _ = RunFolder.scan(
+        folder.path.parent,
+        lambda r: r["kind"] == "run" and r["method"] == card.name and r["version"] != card.version,
+    )
+    for other in others:
+        if not wanted.retrains(flatten(other.config)):
+            version = other.identity.get("version", "unknown")
             say(
-                f"  The model of {child.name} is not reused: it was trained with version {version} of {card.name}, "
+                f"  The model of {other.name} is not reused: it was trained with version {version} of {card.name}, "
                 f"and version {card.version} is installed.", quiet,
             )  # fmt: skip
             return
 
 
-def _children(folder: RunFolder) -> list[RunFolder]:
-    """Every run beside the sweep, its own trials and others."""
-    return [r for r in RunFolder.scan(folder.path.parent)[0] if r.identity["kind"] == "run"]
+def _runs_of(folder: RunFolder, trial: Trial) -> list[RunFolder]:
+    """Every run beside the sweep that is this trial, its own and others."""
+    same = ("run", trial.config_hash)
+    return RunFolder.scan(folder.path.parent, lambda r: (r["kind"], r["config_hash"]) == same)[0]
 
 
-def _finished(folder: RunFolder, trial: Trial, quiet: bool = True) -> RunFolder | None:
-    """A finished run with the trial's hash; one of this sweep's own, if there is one."""
-    same = [r for r in _children(folder) if r.identity["config_hash"] == trial.config_hash]
+def _finished(folder: RunFolder, same: list[RunFolder], quiet: bool = True) -> RunFolder | None:
+    """A finished one of the runs of a trial; one of this sweep's own, if there is one."""
     found = (r for r in same if _result(r, quiet))
     return max(found, key=lambda r: r.identity["parent"] == folder.name, default=None)
 
 
 def _trained(folder: RunFolder, train_hash: str) -> RunFolder | None:
     """A finished run that trained the model of this hash."""
-    for r in _children(folder):
-        told = r.identity
-        if told["train_hash"] == train_hash and told["trained_by"] is None and _result(r):
-            return r
-    return None
+    wanted = ("run", train_hash, None)
+    found, _ = RunFolder.scan(
+        folder.path.parent, lambda r: (r["kind"], r["train_hash"], r["trained_by"]) == wanted
+    )
+    return next((r for r in found if _result(r)), None)
 
 
 def _result(run: RunFolder, quiet: bool = True) -> Result | None:
@@ -348,15 +373,15 @@ def _results(folder: RunFolder, plan: SweepPlan, quiet: bool) -> dict[str, Resul
 def _summary(folder: RunFolder, plan: SweepPlan, results: dict[str, Result], quiet: bool) -> SweepResult:
     """The trials of a sweep and the sums over them."""
     runs = {name: RunFolder(folder.path.parent / name) for name in results}
-    spent = {name: device_hours(r, results[name].world_size)["total"] for name, r in runs.items()}
     metrics: dict[str, float] = {
-        "device_hours": sum(spent.values()),
-        "gpu_hours": sum(h for name, h in spent.items() if results[name].gpus),
         "trials": len(plan.trials),
         "trainings": sum(r.training is not None for r in results.values()),
         "stages": len({name for r in results.values() for name in r.stages.values()}),
     }
-    with suppress(DamagedRun):  # a stage was deleted: what it cost is not known any more
+    with suppress(
+        DamagedRun, KeyError
+    ):  # a stage was deleted, or a run has lost its hours: they are not known
+        metrics |= {n: sum(r.metrics[n] for r in results.values()) for n in ("device_hours", "gpu_hours")}
         stages = {s.name: s.result for r in runs.values() for s in lineage(r)}
         for name in ("device_hours", "gpu_hours"):
             metrics[f"lineage_{name}"] = metrics[name] + sum(r.metrics[name] for r in stages.values() if r)

@@ -8,17 +8,19 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from reason.engine.checkpoint import Checkpoints
 from reason.engine.cost import costs
 from reason.engine.evaluation import judge_baselines, judge_depths, report, write_rows
+from reason.engine.memory import enough_memory
 from reason.engine.meter import Stopwatch, device_name, peak_memory_gb
 from reason.engine.parallel import World, world
 from reason.engine.plan import Plan
 from reason.engine.progress import RunLog
 from reason.engine.session import Session, model_owner, recorded_plan
 from reason.engine.trainer import Progress, Trainer
-from reason.errors import ReasonError, RunError
+from reason.errors import FREE_SPACE, ReasonError, RunError, writing
 from reason.methods.base import Evaluation, Ratio
 from reason.tracking.folder import RunFolder
 from reason.tracking.points import PointLog
@@ -33,15 +35,25 @@ def work(payload: dict[str, Any]) -> None:
         run_log = RunLog(folder.path, here.rank, payload["quiet"])
         points = PointLog(folder) if here.is_main else None
         try:
-            result = _execute(plan, here, folder, run_log, points)
-            memory = peak_memory_gb(here)
-            if points:
-                points.close()
-            if result is not None:
-                on_gpu = payload["device"] == "cuda"
-                metrics = costs(folder, model_owner(folder), here.size, on_gpu) | {"peak_memory_gb": memory}
-                metrics, gpus = result.metrics | metrics, here.size if on_gpu else 0
-                folder.write_result(replace(result, metrics=metrics, device=payload["device"], gpus=gpus))
+            with (
+                enough_memory(plan),
+                writing(f"The run folder {folder.name}", f"{FREE_SPACE}, then: reason resume {folder.path}"),
+            ):
+                result = _execute(plan, here, folder, run_log, points)
+                memory = peak_memory_gb(here)
+                if points:
+                    points.close()
+                    _note_lost(points, result, run_log)
+                if result is not None:
+                    on_gpu = payload["device"] == "cuda"
+                    metrics = costs(folder, model_owner(folder), here.size, on_gpu) | {
+                        "peak_memory_gb": memory
+                    }
+                    metrics, gpus = result.metrics | metrics, here.size if on_gpu else 0
+                    if lost := folder.log_problem("events.jsonl"):
+                        run_log.say(f"  warning: {lost.message} Its device-hours are left out.")
+                    told = replace(result, metrics=metrics, device=payload["device"], gpus=gpus)
+                    folder.write_result(replace(told, files=folder.contents()))
             here.barrier()
         except Exception as error:
             if not isinstance(error, ReasonError):
@@ -95,6 +107,13 @@ def _execute(
     )  # fmt: skip
 
 
+def _note_lost(points: PointLog, result: Result | None, run_log: RunLog) -> None:
+    if points.problem:
+        run_log.say(f"  note: {points.problem}")
+        if result is not None and result.training is not None:
+            result.training.notes.append(points.problem)
+
+
 def _phase(folder: RunFolder, here: World, phase: str) -> None:
     if here.is_main:
         folder.event("phase", phase=phase)
@@ -121,8 +140,8 @@ def _train(session: Session, folder: RunFolder, train_hash: str, run_log: RunLog
         run_log.say(f"  note: {note}")
     try:
         session.keep_trained(trainer.wrapped, folder, train_hash)
-    except OSError as error:
-        hint = "Free some disk space, then resume the run with `reason resume`."
+    except (OSError, SafetensorError) as error:
+        hint = f"{FREE_SPACE}, then resume the run with `reason resume`."
         raise RunError(f"The model could not be saved: {error}.", hint) from error
     session.world.barrier()
     run_log.progress("training", 1, 1)

@@ -6,8 +6,10 @@ terminal and as pictures, so no method knows how anything is drawn.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
+
+from reason.printable import printable
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,22 @@ Figure = Table | Lines | HeatMap | Tokens
 _KINDS: dict[type, str] = {Table: "table", Lines: "lines", HeatMap: "heat map", Tokens: "tokens"}
 
 
+def safe(figure: Figure) -> Figure:
+    """The figure with all its text ``printable``: what every drawing begins with."""
+    return replace(figure, **{f.name: _safe(getattr(figure, f.name)) for f in fields(figure)})
+
+
+def _safe(value: Any) -> Any:
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, list | tuple):
+        return [_safe(v) for v in value]
+    return {_safe(k): _safe(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
 def as_dict(figure: Figure) -> dict[str, Any]:
     """The fields of a figure, and its kind under ``kind``: JSON data for `inspect --json`."""
     return {"kind": _KINDS[type(figure)]} | {f.name: getattr(figure, f.name) for f in fields(figure)}
 
 
-__all__ = ["Figure", "HeatMap", "Lines", "Table", "Tokens", "as_dict"]
+__all__ = ["Figure", "HeatMap", "Lines", "Table", "Tokens", "as_dict", "safe"]

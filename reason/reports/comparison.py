@@ -233,7 +233,7 @@ def _baselines(frame: Frame) -> list[Entry]:
                 found[name] = (point, baseline)
     entries = []
     for name, (point, baseline) in sorted(found.items()):
-        rows = read_rows(point.folder / baseline.rows, baseline.accuracy)
+        rows = read_rows(point.folder, point.result, baseline.rows, baseline.accuracy)
         metrics, interval = {k: m.value for k, m in baseline.metrics.items()}, baseline.accuracy.interval
         entries.append(Entry(name, BASELINE, None, [], {0: rows}, interval, metrics=metrics))
     return entries

@@ -19,11 +19,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reason.errors import ConfigError, DamagedRun, ReasonError, RunError, unknown
+from reason.files import Altered, check_content
 from reason.keys import marked, walk
 from reason.tracking.folder import RunFolder
+from reason.tracking.overview import Overview, overviews
 from reason.tracking.result import Judged, Measure, Outcome, Result
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from reason.metrics.statistics import ExampleScores
 
 # Configuration keys that do not tell two configurations of one method apart: they stand in columns
@@ -87,7 +91,7 @@ class Point:
         """
         key = (path, of.column, of.denominator)
         if key not in self.outcomes:
-            self.outcomes[key] = read_rows(self.folder / path, of)
+            self.outcomes[key] = read_rows(self.folder, self.result, path, of)
         return self.outcomes[key]
 
 
@@ -176,11 +180,12 @@ def frames(root: Path | str, names: Sequence[str] = ()) -> list[Frame]:
         ConfigError: a name that fits nothing, nothing finished, or named runs that cannot be
             ranked together (it says which runs differ in what).
     """
-    points, notes = read(root)
-    if names:
-        points = select(points, names, root)
-    points, unreadable = _with_rows(points)
-    notes += unreadable
+    runs = overviews(root)
+    finished = [run for run in runs if run.kind == "run" and run.finished]
+    chosen = select(runs, names, root) if names else finished
+    points, notes = read(chosen)
+    told = {run.name for run in chosen}
+    notes[:0] = [note for run in runs if run.name not in told and (note := _omitted(run))]
     if not points:
         raise ConfigError(
             f"There are no finished runs under {Path(root)}." + ("".join(f"\n{note}" for note in notes)),
@@ -188,7 +193,7 @@ def frames(root: Path | str, names: Sequence[str] = ()) -> list[Frame]:
         )
     sets: dict[str, list[Point]] = {}
     for point in points:
-        sets.setdefault(json.dumps(_what(point), sort_keys=True), []).append(point)
+        sets.setdefault(json.dumps(footing(point), sort_keys=True), []).append(point)
     if len(names) > 1 and len(sets) > 1:
         raise _not_comparable(list(sets.values()))
     ordered = sorted(sets.values(), key=lambda s: -max(p.result.created for p in s))
@@ -198,16 +203,32 @@ def frames(root: Path | str, names: Sequence[str] = ()) -> list[Frame]:
     return found
 
 
-def read(root: Path | str) -> tuple[list[Point], list[str]]:
-    """Every finished run's points, and a note on each run that had to be left out."""
-    sound, damaged = RunFolder.scan(root)
-    points, notes = [], [_left_out(d.run, d) for d in damaged]
-    for folder in sound:
+def read(runs: Sequence[Overview]) -> tuple[list[Point], list[str]]:
+    """The points of finished runs, and a note on each run that had to be left out."""
+    points, notes = [], []
+    for run in runs:
         try:
-            points += _points(folder)
+            points += _points(run.folder)
         except DamagedRun as error:
-            notes.append(_left_out(folder.name, error))
-    return points, notes
+            notes.append(_left_out(run.name, error))
+            continue
+        try:
+            _ = run.folder.origin
+        except DamagedRun as error:
+            notes.append(f"{error.message} Suggested commands leave its settings out. {error.hint}")
+    points, unreadable = _with_rows(points)
+    return points, notes + unreadable
+
+
+def _omitted(run: Overview) -> str:
+    """The note on a run whose results cannot be read; "" where they can."""
+    if run.problem is None or run.kind == "sweep":
+        return ""
+    try:
+        _points(run.folder)
+    except DamagedRun as error:
+        return _left_out(run.name, error)
+    return ""
 
 
 def _left_out(run: str, error: RunError) -> str:
@@ -248,91 +269,117 @@ def _points(folder: RunFolder) -> list[Point]:
     return [Point(folder, result, o, j.depth, config, parent, name) for j, name, o in [*own, *rivals]]
 
 
-def read_rows(path: Path, measure: Measure) -> ExampleScores:
+def read_rows(folder: RunFolder, result: Result, path: str, measure: Measure) -> ExampleScores:
     """The columns ``id`` and those that ``measure`` names, from an Arrow file of rows.
 
     Kept evidence has no ids: its rows are sorted by them, so a row's number stands for its id.
 
     Raises:
-        RunError: the file cannot be read or lacks a column.
+        RunError: the file cannot be read, lacks a column or is not what ``result`` was read from.
+    """
+    import numpy as np
+
+    from reason.metrics.statistics import ExampleScores
+
+    up, down = measure.column, measure.denominator
+    read = read_columns(folder, result, path, {"id", up, *([down] if down else [])})
+    if missing := [c for c in (up, down) if c and c not in read]:
+        raise _no_rows(folder, path, f"has no column {missing[0]}")
+    above, below = (np.asarray(read[c], dtype=float) if c else None for c in (up, down))
+    assert above is not None
+    return ExampleScores(read.get("id", np.arange(len(above))), above, below)
+
+
+def read_columns(folder: RunFolder, result: Result, path: str, names: set[str]) -> dict[str, np.ndarray]:
+    """Those columns called ``names`` that a file of rows has.
+
+    Raises:
+        RunError: the file cannot be read, or is not what ``result`` was read from.
     """
     import numpy as np
     import pyarrow as pa
     from pyarrow import feather
 
-    from reason.metrics.statistics import ExampleScores
-
-    up, down = measure.column, measure.denominator
     try:
-        with pa.ipc.open_file(str(path)) as file:
-            named = ["id"] if "id" in file.schema.names else []
-        table = feather.read_table(path, columns=[*named, up, *([down] if down else [])])
-        columns = [np.asarray(table.column(c).to_numpy(), dtype=float) for c in (up, down) if c]
+        if (whole := result.files.get(path)) is not None:
+            check_content(folder / path, whole)
+        with pa.ipc.open_file(str(folder / path)) as file:
+            there = [n for n in file.schema.names if n in names]
+        table = feather.read_table(folder / path, columns=there) if there else None
+        found = {n: table.column(n) for n in there} if table else {}
+        return {n: np.array(c.to_pylist()) if n == "id" else c.to_numpy() for n, c in found.items()}
+    except Altered as error:
+        raise _no_rows(folder, path, str(error)) from error
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-        raise RunError(
-            f"{path} is not a valid table of rows with the column {up}: {str(error).rstrip('.')}.",
-            f"Evaluate the run again (`reason evaluate {path.parents[1].name}`), or delete it "
-            f"(`reason rm {path.parents[1].name}`).",
-        ) from error
-    ids = np.array(table.column("id").to_pylist()) if named else np.arange(table.num_rows)
-    return ExampleScores(ids, columns[0], columns[1] if down else None)
+        raise _no_rows(folder, path, f"is not a table of rows: {str(error).rstrip('.')}") from error
+
+
+def _no_rows(folder: RunFolder, path: str, what: str) -> RunError:
+    return DamagedRun(folder.name, path, what, f"Make it again with: reason resume {folder.path}")
 
 
 # --- choosing -----------------------------------------------------------------------------------
 
 
-def select(points: Sequence[Point], names: Sequence[str], root: Path | str) -> list[Point]:
-    """The points that ``names`` mean, each once. A name is tried as experiment, method, sweep, run.
+def select(runs: Sequence[Overview], names: Sequence[str], root: Path | str) -> list[Overview]:
+    """The finished runs that ``names`` mean, each once. A name is tried as experiment, method, sweep, run.
 
     Raises:
         ConfigError: a name that means nothing, or nothing that is finished.
     """
-    sweeps = [folder for folder in RunFolder.scan(root)[0] if folder.identity["kind"] == "sweep"]
-    chosen: dict[int, Point] = {}
+    chosen: dict[str, Overview] = {}
     for name in names:
-        found = _called(name, points, sweeps)
+        found = _called(name, runs)
         if not found:
             try:
                 folder = RunFolder.find(name, root)  # a path, or the beginning of a name
             except ConfigError as error:
-                raise _nothing_called(name, points, error) from error
-            found = _called(folder.name, points, sweeps)
+                raise _nothing_called(name, runs, error) from error
+            found = _called(folder.name, runs)
             if not found:
                 if problem := folder.problem:
                     raise problem
                 wrong = f"{folder.name} is {folder.status} and has no results yet."
-                raise ConfigError(wrong, f"Resume with: reason resume {folder.name}")
-        chosen |= {id(p): p for p in found}
+                raise ConfigError(wrong, folder.unfinished)
+        chosen |= {run.name: run for run in found}
     return list(chosen.values())
 
 
-def _called(name: str, points: Sequence[Point], sweeps: Sequence[RunFolder]) -> list[Point]:
-    """The points of the experiment, method, sweep or run of exactly that name.
+def _called(name: str, runs: Sequence[Overview]) -> list[Overview]:
+    """The finished runs of the experiment, method, sweep or run of exactly that name.
 
     A sweep's trials are its children and the runs that it found finished when it came to them.
     """
+    sweeps = {run.name: run for run in runs if run.kind == "sweep" and name in (run.name, run.experiment)}
     trials: set[str] = set()
-    for sweep in sweeps:
-        if name in (sweep.name, sweep.identity["experiment"]):
-            trials |= {p.run for p in points if p.parent == sweep.name}
-            with contextlib.suppress(DamagedRun):  # its own trials are known without its result
-                trials |= {t.run for t in sweep.sweep_result.trials if t.run} if sweep.sweep_result else set()
-    return [p for p in points if name in (p.result.experiment, p.result.method, p.run) or p.run in trials]
+    for sweep in sweeps.values():
+        with contextlib.suppress(DamagedRun):  # its own trials are known without its result
+            result = sweep.folder.sweep_result
+            trials |= {t.run for t in result.trials if t.run} if result else set()
+    return [
+        run for run in runs
+        if (name in (run.experiment, run.method, run.name) or run.name in trials or run.parent in sweeps)
+        and _has_results(run)
+    ]  # fmt: skip
 
 
-def _nothing_called(name: str, points: Sequence[Point], error: ConfigError) -> ConfigError:
+def _has_results(run: Overview) -> bool:
+    return run.kind == "run" and run.finished and not _omitted(run)
+
+
+def _nothing_called(name: str, runs: Sequence[Overview], error: ConfigError) -> ConfigError:
     from reason import registry
 
     if name in registry.names("methods"):
         return ConfigError(f"{name!r} has no finished runs.", f"Start one with: reason run {name}")
     if "beginning of" in error.message:  # several runs begin like that: the folder's answer is better
         return error
-    known = {p.result.experiment for p in points} | {p.result.method for p in points}
-    known |= {p.run for p in points} | {p.parent for p in points if p.parent}
+    finished = [run for run in runs if _has_results(run)]
+    known = {name for run in finished for name in (run.experiment, run.method, run.name, run.parent) if name}
     return unknown("method, experiment, run or sweep", name, known)
 
 
-def _what(point: Point) -> dict[str, Any]:
+def footing(point: Point) -> dict[str, Any]:
     """What must agree before numbers may be ranked, under the names that people know."""
     units, accuracy = point.result.units, point.result.accuracy
     return {
@@ -347,7 +394,7 @@ def _what(point: Point) -> dict[str, Any]:
 
 
 def _not_comparable(sets: list[list[Point]]) -> ConfigError:
-    whats = [_what(members[0]) for members in sets]
+    whats = [footing(members[0]) for members in sets]
     lines = []
     for field_name in whats[0]:
         values: dict[str, list[str]] = {}
@@ -384,7 +431,7 @@ def _grouped(points: list[Point]) -> Frame:
     groups: dict[Key, list[Point]] = {}
     for (key, _), point in sorted(members.items(), key=lambda m: (m[0][0].family, m[0][0].depth, m[0][1])):
         groups.setdefault(key, []).append(point)
-    return Frame(_what(points[0]), groups, notes)
+    return Frame(footing(points[0]), groups, notes)
 
 
 def _key(point: Point, differing: dict[tuple[str, str], list[str]]) -> Key:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from reason.methods.figures import Figure, HeatMap, Lines, Table, Tokens
+from reason.printable import printable
 from reason.reports import formatting
 from reason.reports.output_path import check_output_path
 from reason.reports.svg import chart, key
@@ -104,11 +105,8 @@ def _section(f: Figure, name: str) -> str:
     )
 
 
-_ODD = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")  # what a page may not hold
-
-
 def _text(text: object) -> str:
-    return html.escape(_ODD.sub("\ufffd", str(text)))
+    return html.escape(printable(text))
 
 
 def _note(text: str) -> str:

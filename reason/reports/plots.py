@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reason.errors import ConfigError
-from reason.methods.figures import Figure, HeatMap, Lines, Table, Tokens
+from reason.methods.figures import Figure, HeatMap, Lines, Table, Tokens, safe
 from reason.reports import formatting
 from reason.reports.output_path import check_output_path
 
@@ -273,8 +273,9 @@ def draw_figures(figures: Sequence[Figure], path: Path) -> None:
         raise ConfigError("There is nothing to plot.")
     check_picture(path)
     plt = _pyplot()
+    figures = [safe(f) for f in figures]
     heights = [_height(f) for f in figures]
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(_STYLE | {"text.parse_math": False}):  # a dollar sign in a title is one
         picture = plt.figure(figsize=(9, sum(heights)), layout="constrained")
         parts = picture.subfigures(len(figures), 1, height_ratios=heights, squeeze=False)[:, 0]
         for part, f in zip(parts, figures, strict=True):
@@ -371,7 +372,7 @@ def _draw_tokens(ax: Axes, f: Tokens) -> None:
             share = float(norm(min(max(value, f.low), f.high)))
             ax.add_patch(Rectangle((at, r + 0.08), len(token), 0.84, color=shades(share), linewidth=0))
             ax.text(
-                at + len(token) / 2, r + 0.5, token.replace("$", r"\$"), family="monospace", fontsize=8.5,
+                at + len(token) / 2, r + 0.5, token, family="monospace", fontsize=8.5,
                 ha="center", va="center", color="white" if share < 0.5 else "black",
             )  # fmt: skip
             at += len(token)

@@ -202,10 +202,12 @@ class _RunSummary:
         least, unit = self.result.curve[0], self.result.units.depth
         sides: dict[str, Outcome] = {f"{least.depth} {unit}": least} if judged.depth != least.depth else {}
         sides |= self._rivals(judged)
-        mine = read_rows(self.folder / judged.rows, judged.accuracy)
+        folder = RunFolder(self.folder)
+        mine = read_rows(folder, self.result, judged.rows, judged.accuracy)
         sign = 1 if judged.accuracy.larger_is_better else -1
         for name, side in sides.items():
-            d = paired_difference({0: mine}, {0: read_rows(self.folder / side.rows, side.accuracy)})
+            theirs = read_rows(folder, self.result, side.rows, side.accuracy)
+            d = paired_difference({0: mine}, {0: theirs})
             verdict = "better" if sign * d.value > 0 else "worse"
             verdict = verdict if d.distinguishable else "not distinguishable"
             yield f"{judged.depth} {unit} vs. {name}: {formatting.difference(d)}, {verdict}."
@@ -215,10 +217,12 @@ class _RunSummary:
         parts = []
         if "device_hours" in m:
             parts.append(f"{formatting.number(m['device_hours'])} device-hours")
-            if r.stages:
+            if r.stages and "lineage_device_hours" in m:
                 lineage = formatting.number(m["lineage_device_hours"])
                 parts.append(f"{lineage} including the runs it starts from")
-        if r.gpus:
+        else:
+            parts.append("not known, because events of the run were lost,")
+        if r.gpus and "gpu_hours" in m:
             parts.append(f"{formatting.number(m['gpu_hours'])} GPU-hours")
         said = f"Cost: {', '.join(parts)} on {device(r)}."
         if training is not None and training.stopped == "early":

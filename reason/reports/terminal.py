@@ -16,7 +16,7 @@ from rich.style import Style
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from reason.methods.figures import Figure, HeatMap, Lines, Table, Tokens
+from reason.methods.figures import Figure, HeatMap, Lines, Table, Tokens, safe
 from reason.reports import formatting
 
 _SHADES = " ░▒▓█"
@@ -28,7 +28,9 @@ _COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "red", "white", "brigh
 
 def figure(f: Figure) -> Any:
     """A renderable of one figure."""
-    return {Table: _TableView, Lines: _LinesView, HeatMap: _HeatMapView, Tokens: _TokensView}[type(f)](f)
+    return {Table: _TableView, Lines: _LinesView, HeatMap: _HeatMapView, Tokens: _TokensView}[type(f)](
+        safe(f)
+    )
 
 
 def _coloured(console: Console) -> bool:

@@ -6,6 +6,7 @@ time and compared with what was sent. Absent pieces are left out. MLflow itself 
 
 from __future__ import annotations
 
+import functools
 import getpass
 import json
 import math
@@ -16,6 +17,7 @@ from typing import Any
 
 from reason import registry
 from reason.errors import ReasonError
+from reason.printable import printable
 from reason.tracking.clock import Instant
 from reason.tracking.folder import RunFolder, flat, is_number
 from reason.tracking.result import Result, to_json
@@ -177,17 +179,8 @@ class Description:
     def units(self) -> dict[str, str | None]:
         """What accuracy, depth, latency and throughput mean on this run."""
         measured = self.result.accuracy.name if isinstance(self.result, Result) else None
-        try:
-            card = registry.card("methods", str(self.identity.get("method")))
-        except ReasonError:  # its package is gone; the numbers stand without their units
-            return {"accuracy_metric": measured}
-        return {
-            "accuracy_metric": measured or card.units.accuracy,
-            "unit.depth": card.depth.unit,
-            "unit.example": card.units.example,
-            "unit.latency": card.units.latency,
-            "unit.throughput": card.units.throughput,
-        }
+        units = units_of(str(self.identity.get("method")))
+        return units | {"accuracy_metric": measured or units.get("accuracy_metric")}
 
     def sentence(self) -> str:
         """One readable sentence for the run's page."""
@@ -249,14 +242,36 @@ class Description:
         return found
 
 
+@functools.cache
+def units_of(method: str) -> dict[str, str | None]:
+    """What the card of a method says of its numbers; empty where its package is gone: they stand without units."""
+    try:
+        card = registry.card("methods", method)
+    except ReasonError:
+        return {}
+    return {
+        "accuracy_metric": card.units.accuracy,
+        "unit.depth": card.depth.unit,
+        "unit.example": card.units.example,
+        "unit.latency": card.units.latency,
+        "unit.throughput": card.units.throughput,
+    }
+
+
+def surroundings(method: str) -> list[Any]:
+    """What a description holds that does not stand in the run folder."""
+    return [_user(), units_of(method)]
+
+
 # --- small helpers ----------------------------------------------------------------------------------
 
 
 def _text(value: Any, cap: int) -> str:
-    text = str(value).lower() if isinstance(value, bool) else str(value)
+    text = str(value).lower() if isinstance(value, bool) else printable(value)
     return text if len(text) <= cap else text[: cap - 3] + "..."
 
 
+@functools.cache
 def _user() -> str | None:
     try:
         return getpass.getuser()

@@ -9,31 +9,49 @@
         checkpoints/     the last two states of training    model/        the trained model
         rows/            one row per example of each evaluation, Arrow
         log.txt          what the run said (log-rank1.txt ... for further ranks)
-        alive            touched each second while an attempt goes on; lock: held by whoever executes the run
+        alive            written each second while an attempt goes on, with the sizes of both logs; lock: held by whoever executes the run
         result.json      written last, by rename: if it is there, the run is finished
+    runs/.index-*.jsonl  what was read of runs that have not changed since; may be deleted at any time
 
 Whoever executes a run holds the lock on its folder; the operating system drops it with the
 process, however that ends. So the state of a run needs no bookkeeping: see ``RunFolder.status``.
 
-A file that cannot be read raises ``DamagedRun``, which says how to be rid of the damage. Whoever goes
-over many runs uses ``RunFolder.scan``, so that one damaged folder does not hide the others.
+Every file carries a checksum, or ``result.json`` holds it. A file that cannot be read, or is not what was written,
+raises ``DamagedRun``, which says how to be rid of the damage. Whoever goes
+over many runs uses ``RunFolder.scan``, so that one damaged folder does not hide the others, and what was
+read of runs that have not changed is taken from an index (``reason.tracking.index``).
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from reason.errors import ConfigError, DamagedRun, RunError, nearest
-from reason.files import append_json_lines, read_json, read_json_lines, write_json
+from reason.files import (
+    Altered,
+    append_json_lines,
+    atomic,
+    check_content,
+    check_signature,
+    content,
+    is_locked,
+    json_line,
+    parse_json_line,
+    read_json,
+    read_json_lines,
+    signed,
+    write_json,
+)
 from reason.tracking.clock import Instant
+from reason.tracking.index import Index, names_of, state
 from reason.tracking.result import Kind, Result, SweepResult, from_json, to_json
 
 FINISHED, FAILED, KILLED, RUNNING, INTERRUPTED = "finished", "failed", "killed", "running", "interrupted"
@@ -47,8 +65,18 @@ _MENDS = {
     "result.json": "Delete the file, then run `reason resume {name}`.",
     "origin.json": "Delete the file; only the record of which layer set each key is lost.",
     "env.json": "Delete the file; only the record of the commit, the versions and the machine is lost.",
-    "calibration.json": "Fit it again with `reason evaluate {name}`.",
+    "calibration.json": "`reason resume {name}` fits it again.",
+    "events.jsonl": "What it has cost until now is not known any more; the hours in a result.json are not affected.",
+    "alive": "What it has cost until now is not known any more; the hours in a result.json are not affected.",
+    "metrics.jsonl": "Points of its curves are lost; its results are not affected.",
 }
+LOGS = ("events.jsonl", "metrics.jsonl")
+# What is in a run folder beside what was made by training and judging
+_RECORDS = {
+    "run.json", "config.yaml", "origin.json", "env.json", "git.diff", "result.json", "mlflow.json", "failure.json",
+    "audit.jsonl", "alive",
+}  # fmt: skip
+_NOT_KEPT = re.compile(r"checkpoints/.*|.*\.lock|lock|log.*\.txt|(.*/)?\..*")
 _IDENTITY: dict[str, type | tuple[type, ...]] = {
     "kind": str, "experiment": str, "method": str, "config_hash": str, "train_hash": str, "created": (int, float),
     "parent": (str, type(None)), "trained_by": (str, type(None)),
@@ -92,8 +120,12 @@ class RunFolder:
                     break
                 except FileExistsError:
                     number += 1
-            for inner in INNER:
-                (path / inner).mkdir()
+            try:
+                for inner in INNER:
+                    (path / inner).mkdir()
+            except OSError:  # a full disk: leave no half of a folder
+                shutil.rmtree(path, ignore_errors=True)
+                raise
         except OSError as error:
             raise ConfigError(
                 f"Cannot create a run folder under {root}: {error.strerror or error}.",
@@ -116,8 +148,10 @@ class RunFolder:
         runs = {run.name: run for run in cls.all(root)}
         if name in runs:
             return runs[name]
-        if name == "last" and (sound := cls.scan(root)[0]):
-            return max(sound, key=lambda run: run.identity["created"])
+        if name == "last":
+            created = {n: told["created"] for n, told in cls._identities(root) if isinstance(told, dict)}
+            if created:
+                return runs[max(created, key=created.__getitem__)]
         starts = [run for key, run in runs.items() if key.startswith(name)]
         if len(starts) == 1:
             return starts[0]
@@ -135,30 +169,57 @@ class RunFolder:
     @classmethod
     def all(cls, root: Path | str) -> list[RunFolder]:
         """Every folder under ``root`` that has a run.json, damaged ones too, oldest name first."""
-        return [cls(p) for p in _folders(root) if _is_file(p / "run.json")]
+        folders = [Path(root, name) for name in names_of(root)]
+        return [run for run in map(cls, folders) if run.exists]
 
     @classmethod
-    def scan(cls, root: Path | str) -> tuple[list[RunFolder], list[DamagedRun]]:
-        """The runs under ``root`` whose identity can be read, and what is wrong with the others."""
+    def scan(
+        cls, root: Path | str, wanted: Callable[[dict[str, Any]], bool] = lambda _: True
+    ) -> tuple[list[RunFolder], list[DamagedRun]]:
+        """The runs under ``root`` whose identity can be read, and what is wrong with the others.
+
+        wanted: which of the sound ones, by kind, experiment, method, version (None: not known), config_hash,
+            train_hash, created, parent and trained_by.
+        """
         sound, damaged = [], []
-        for run in cls.all(root):
-            try:
-                _ = run.identity
-                sound.append(run)
-            except DamagedRun as error:
-                damaged.append(error)
+        for name, told in cls._identities(root):
+            if isinstance(told, DamagedRun):
+                damaged.append(told)
+            elif wanted(told):
+                sound.append(cls(Path(root, name)))
         return sound, damaged
+
+    @classmethod
+    def _identities(cls, root: Path | str) -> Iterator[tuple[str, dict[str, Any] | DamagedRun]]:
+        """The name of each run with what ``scan`` can look for in its identity, or with what is wrong with it."""
+        index, names, where = Index.of(root, "identities"), names_of(root), str(root)
+        for name in names:
+            now = state(f"{where}/{name}", ("run.json",))
+            told = index.recall(name, now)
+            if told is None:
+                run = cls(Path(root, name))
+                if not run.exists:
+                    continue
+                try:
+                    identity = run.identity
+                    told = {key: identity.get(key) for key in (*_IDENTITY, "version")}
+                    index.keep(name, now, told)
+                except DamagedRun as error:
+                    told = error
+            yield name, told
+        index.save(names)
 
     @classmethod
     def leftovers(cls, root: Path | str) -> list[RunFolder]:
         """Folders of runs that were killed before they could say who they are: made by us, without run.json."""
-        return [
-            run
-            for run in map(cls, _folders(root))
-            if run.looks_ours
-            and not (run / "run.json").exists()
-            and time.time() - run.path.stat().st_mtime > LEFTOVER_S
-        ]
+        unnamed = [name for name in names_of(root) if not os.path.exists(f"{root}/{name}/run.json")]
+        found = [cls(Path(root, name)) for name in unnamed]
+        return [r for r in found if r.looks_ours and time.time() - r.path.stat().st_mtime > LEFTOVER_S]
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a run, damaged or not: it has a run.json, or may have one in somebody's private folder."""
+        return _is_file(self / "run.json")
 
     @property
     def looks_ours(self) -> bool:
@@ -199,10 +260,11 @@ class RunFolder:
 
         try:
             text = (self / "config.yaml").read_text(encoding="utf-8")
+            check_signature(text)
             config = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         except FileNotFoundError:
             raise self._damaged("config.yaml", "is missing") from None
-        except (OSError, ValueError, yaml.YAMLError) as error:
+        except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
             raise self._damaged("config.yaml", _unreadable(error, "YAML")) from error
         if not isinstance(config, dict) or not text.endswith("\n"):  # YAML cut in two is often still YAML
             raise self._damaged("config.yaml", "is empty" if not text.strip() else "is cut off")
@@ -214,6 +276,11 @@ class RunFolder:
             raise self._damaged("config.yaml", f"has no {absent[0]}")
         return config
 
+    def write_config(self, text: str) -> None:
+        """Write config.yaml, signed."""
+        with atomic(self / "config.yaml") as f:
+            f.write(signed(text))
+
     @property
     def origin(self) -> dict[str, str]:
         """origin.json: the layer that set each dotted key; empty where there is no such file."""
@@ -223,6 +290,17 @@ class RunFolder:
     def env(self) -> dict[str, Any]:
         """env.json: see ``provenance.capture``; empty where there is no such file."""
         return self._object("env.json") or {}
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """plan.json of a sweep.
+
+        Raises:
+            DamagedRun: it cannot be read.
+        """
+        if (told := self._object("plan.json")) is None:
+            raise self._damaged("plan.json", "is missing")
+        return told
 
     @property
     def result(self) -> Result | None:
@@ -251,7 +329,8 @@ class RunFolder:
 
     @property
     def problem(self) -> DamagedRun | None:
-        """The first of its files that cannot be read; None where all can. Rows are not looked at."""
+        """The first of its files that cannot be read, or has lost lines; None where all is well. Rows and models
+        are not looked at."""
         try:
             is_run = self.identity["kind"] == "run"
             _ = self.config if is_run else None
@@ -261,6 +340,39 @@ class RunFolder:
                 self._object(name)
         except DamagedRun as error:
             return error
+        if self.is_locked():  # its logs are being written
+            return None
+        return next(filter(None, (self.log_problem(name, thorough=False) for name in LOGS)), None)
+
+    def log_problem(self, name: str, *, thorough: bool = True) -> DamagedRun | None:
+        """What is wrong with ``events.jsonl`` or ``metrics.jsonl``: lines that were lost or altered.
+
+        A finished run is held against its result. One that is not goes by the checksums of its lines, by the
+        sizes that the last sign of life tells, and by whether that sign can be read.
+
+        Args:
+            thorough: read the log of a finished run, which says more than its size.
+        """
+        lost = self._damaged(name, "has lost lines, or they were changed")
+        size = os.path.getsize(self / name) if (self / name).exists() else 0
+        if (self / "result.json").exists():
+            result = self.result if self.identity["kind"] == "run" else None
+            if (
+                result is None or (whole := result.files.get(name)) is None
+            ):  # a sweep, or of an earlier version
+                return None
+            try:
+                if size < whole["bytes"] or thorough:
+                    check_content(self / name, whole, grows=True)
+                return None
+            except (OSError, ValueError):
+                return lost
+        lines, beat = list(read_json_lines(self / name)), self._last_beat()
+        if None in lines or size < (beat or {}).get(name, 0):
+            return lost
+        open_end = beat == {} and lines and lines[-1].get("event") != "closed"
+        if name == "events.jsonl" and (open_end or any(e.get("unsure") for e in lines)):
+            return self._damaged("alive", "does not tell when the last attempt ended")
         return None
 
     def _object(self, name: str) -> dict[str, Any] | None:
@@ -269,7 +381,7 @@ class RunFolder:
             value = read_json(self / name)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             raise self._damaged(name, _unreadable(error, "JSON", self / name)) from error
         if not isinstance(value, dict):
             raise self._damaged(name, "is not a JSON object")
@@ -283,6 +395,22 @@ class RunFolder:
         """The last act of a run, or of a sweep. After it, it is finished."""
         write_json(self / "result.json", to_json(result))
 
+    def contents(self) -> dict[str, dict[str, Any]]:
+        """What ``Result.files`` holds: the checksums of all that training and judging made, and of the logs."""
+        names = sorted(p.relative_to(self.path).as_posix() for p in self.path.rglob("*") if p.is_file())
+        return {n: content(self / n) for n in names if n not in _RECORDS and not _NOT_KEPT.fullmatch(n)}
+
+    def altered(self, result: Result) -> list[str]:
+        """Those of ``result.files`` that are gone or hold something else; the logs are left out."""
+        found = []
+        for name, whole in result.files.items():
+            try:
+                if name not in LOGS:
+                    check_content(self / name, whole)
+            except (OSError, ValueError):
+                found.append(name)
+        return found
+
     @property
     def status(self) -> str:
         """finished | running | failed | killed | interrupted, from the files and the lock alone."""
@@ -295,17 +423,31 @@ class RunFolder:
             return INTERRUPTED  # closed as finished, but its result was deleted and has to be made again
         return last["status"]
 
+    @property
+    def unfinished(self) -> str:
+        """In a sentence, how a run that is not finished gets to its end."""
+        if self.status == RUNNING:
+            return "Wait until it has finished; `reason list runs` shows its status."
+        return f"Finish it with: reason resume {self.path}"
+
     def settle(self) -> str:
         """The status, once an attempt that ended without a word is closed, at its last sign of life."""
-        status, last = self.status, self._last_of("attempt", "closed")
-        if status in (RUNNING, FAILED, KILLED) or last is None or last["event"] == "closed":
+        status = self.status
+        if status in (RUNNING, FAILED, KILLED) or self.is_closed:
             return status
         closing, sign = FINISHED if status == FINISHED else KILLED, self.last_sign
+        unsure = {"unsure": True} if self._last_beat() == {} else {}
         self.event(
             "closed", status=closing, until=sign.time, until_clock=sign.clock, until_boot=sign.boot,
-            why="the process ended without a message",
+            why="the process ended without a message", **unsure,
         )  # fmt: skip
         return self.status
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the end of the last attempt has been noted, if there was one."""
+        last = self._last_of("attempt", "closed")
+        return last is None or last["event"] == "closed"
 
     def _last_of(self, *names: str) -> dict[str, Any] | None:
         return next((e for e in reversed(self.events()) if e["event"] in names), None)
@@ -337,8 +479,8 @@ class RunFolder:
         whole = data[: data.rfind(b"\n") + 1]
         points = []
         for line in whole.splitlines():
-            with suppress(ValueError):  # a line torn by a kill
-                points.append(json.loads(line))
+            with suppress(ValueError):  # a line that was torn or altered
+                points.append(parse_json_line(line))
         return points, offset + len(whole)
 
     # --- the lock --------------------------------------------------------------------------
@@ -371,44 +513,37 @@ class RunFolder:
             lock.release()
 
     def is_locked(self) -> bool:
-        import filelock
-
-        if not (self / "lock").exists():
-            return False
-        try:
-            with filelock.FileLock(self / "lock", timeout=0):
-                return False
-        except filelock.Timeout:
-            return True
+        return is_locked(self / "lock")
 
     def beat(self) -> None:
-        """Sign of life. ``last_sign`` bounds the cost of an attempt that was killed."""
+        """Sign of life. ``last_sign`` bounds the cost of an attempt that was killed; and the logs were so long."""
         now = Instant.now()
+        sizes = {name: os.path.getsize(self / name) for name in LOGS if (self / name).exists()}
         # Of one length, and without truncating the file first: a reader never finds it empty.
-        content = f"{now.clock:020.3f} {now.boot:<40}\n".encode()
+        line = json_line({"clock": round(now.clock or 0.0, 3), "boot": now.boot, **sizes})
         file = os.open(self / "alive", os.O_WRONLY | os.O_CREAT, 0o600)
         try:
-            os.write(file, content)
+            os.write(file, line.rstrip().ljust(255) + b"\n")
         finally:
             os.close(file)
+
+    def _last_beat(self) -> dict[str, Any] | None:
+        """What ``beat`` wrote, {} where that cannot be read, None where it never did."""
+        try:
+            told = parse_json_line((self / "alive").read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError):
+            return {}
+        return told if isinstance(told, dict) and is_number(told.get("clock")) else {}
 
     @property
     def last_sign(self) -> Instant:
         """When the run last gave a sign of life; the epoch where it never did."""
-        try:
-            seen = os.path.getmtime(self / "alive")
-            clock, _, boot = (self / "alive").read_text(encoding="utf-8", errors="replace").partition(" ")
-        except FileNotFoundError:
+        told = self._last_beat()
+        if told is None:
             return Instant(0.0)
-        try:
-            return Instant(seen, float(clock), boot.strip())
-        except ValueError:
-            return Instant(seen)
-
-
-def _folders(root: Path | str) -> list[Path]:
-    root = Path(root)
-    return [p for p in sorted(root.iterdir()) if p.is_dir()] if root.is_dir() else []
+        return Instant(os.path.getmtime(self / "alive"), told.get("clock"), str(told.get("boot", "")))
 
 
 def _is_file(path: Path) -> bool:
@@ -422,6 +557,8 @@ def _is_file(path: Path) -> bool:
 def _unreadable(error: Exception, form: str, path: Path | None = None) -> str:
     if isinstance(error, OSError):
         return f"cannot be read ({error.strerror or error})"
+    if isinstance(error, Altered):
+        return str(error)
     if path is not None and path.stat().st_size == 0:
         return "is empty"
     return f"is not valid {form}"

@@ -15,9 +15,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,8 +27,10 @@ from typing import TYPE_CHECKING, Any
 
 from reason.errors import DamagedRun, ReasonError
 from reason.files import read_json, write_json
-from reason.tracking.describe import BATCH_CAP, ENTRY_CAP, Description, Point, thinned
-from reason.tracking.folder import FAILED, FINISHED, KILLED, RUNNING, RunFolder
+from reason.printable import say
+from reason.tracking.describe import BATCH_CAP, ENTRY_CAP, Description, Point, surroundings, thinned
+from reason.tracking.folder import FAILED, FINISHED, INTERRUPTED, KILLED, RUNNING, RunFolder
+from reason.tracking.index import Index, State, state
 from reason.tracking.store import (
     check_address,
     damage,
@@ -36,6 +40,7 @@ from reason.tracking.store import (
     patiently,
     prepare,
     reason_of,
+    run_ids,
     shown,
     tracking_uri,
 )
@@ -46,6 +51,17 @@ if TYPE_CHECKING:
 EVERY_S = 5.0  # seconds between two looks at a live run
 CLOSE_S = 10.0  # seconds that the end of a run waits for a store
 ENDED = (FINISHED, FAILED, KILLED)
+STATE = "mlflow.json"  # how far the mirror has come
+_NOT_MIRRORED = {
+    STATE,
+    "mlflow.lock",
+    "lock",
+    "alive",
+    "checkpoints",
+    "model",
+    "catalogue.arrow",
+    "calibration.json",
+}
 
 _warned: set[str] = set()  # stores of which this process has already said that they fail
 
@@ -57,13 +73,20 @@ class Mirror:
         folder: a run or a sweep; it has its ``run.json``.
         uri: the store (default: ``tracking_uri()``).
         every: seconds between two looks at the folder while the run goes on.
+        client: of the store, where it is open already.
     """
 
-    def __init__(self, folder: RunFolder, uri: str | None = None, every: float = EVERY_S):
+    def __init__(
+        self,
+        folder: RunFolder,
+        uri: str | None = None,
+        every: float = EVERY_S,
+        client: MlflowClient | None = None,
+    ):
         self.folder = folder
         self.uri = uri or tracking_uri()
         self._every = every
-        self._client: MlflowClient | None = None
+        self._client = client
         self._open = False  # whether this mirror has seen the store take the whole run
         self._preparing = False  # whether this process is busy itself: loading MLflow, making the file
         self._ending = ""  # the status that the run ended with
@@ -139,7 +162,7 @@ class Mirror:
             return True
         except DamagedRun as error:
             text = f"{error.message} It is not copied to MLflow until that is fixed. {error.hint}"
-            print(text, file=sys.stderr)
+            say(text)
         except Exception as error:  # no failure of a tracker is worth a run
             _warn(self.uri, reason_of(error, self.uri))
         self._open = False
@@ -174,22 +197,18 @@ class Mirror:
         """Tag the trials of this sweep that were mirrored before the store had it."""
         if self.folder.identity["kind"] != "sweep":
             return
-        for child in RunFolder.scan(self.folder.path.parent)[0]:
+        for child in RunFolder.scan(self.folder.path.parent, lambda r: r["parent"] == self.folder.name)[0]:
             state = _state(child)
-            ours = child.identity["parent"] == self.folder.name and state.get("uri") == shown(self.uri)
-            if ours and state.get("parent") != self.run_id:
-                mirror = Mirror(child, self.uri)
-                mirror._client = self._client
-                mirror.advance(child.status)
+            if state.get("uri") == shown(self.uri) and state.get("parent") != self.run_id:
+                Mirror(child, self.uri, client=self._client).advance(child.status)
 
 
 def _warn(uri: str, reason: str) -> None:
     if uri not in _warned:
         _warned.add(uri)
-        print(
+        say(
             f"Warning: the tracking store {shown(uri)} cannot be reached ({reason.rstrip('.')}). "
-            "The run is not affected; copy it to MLflow later with: reason sync",
-            file=sys.stderr,
+            "The run is not affected; copy it to MLflow later with: reason sync"
         )
 
 
@@ -220,6 +239,8 @@ class _Sending:
         return Description(self.folder)
 
     def all(self, status: str) -> Change:
+        if status == INTERRUPTED:  # its result was deleted, and nobody executes it
+            status = KILLED
         self._open(status)
         self._describe()
         self.points()
@@ -236,7 +257,7 @@ class _Sending:
 
     def _keep(self, **news: Any) -> None:
         self.state.update(news)
-        write_json(self.folder / "mlflow.json", self.state)
+        write_json(self.folder / STATE, self.state)
 
     def _open(self, status: str) -> None:
         """Make sure that the store has the run; one that was made elsewhere or lost is made anew."""
@@ -284,9 +305,12 @@ class _Sending:
             return
         from mlflow.entities import Param, RunTag
 
-        there = patiently(lambda: self.client.get_run(self.run_id)).data
-        new_params = [Param(k, v) for k, v in params.items() if k not in there.params]  # they never change
-        new_tags = [RunTag(k, v) for k, v in tags.items() if there.tags.get(k) != v]
+        known: tuple[dict[str, str], dict[str, str]] = ({}, tags)  # a run that was just created has its tags
+        if not self.change.created:
+            there = patiently(lambda: self.client.get_run(self.run_id)).data
+            known = there.params, there.tags
+        new_params = [Param(k, v) for k, v in params.items() if k not in known[0]]  # they never change
+        new_tags = [RunTag(k, v) for k, v in tags.items() if known[1].get(k) != v]
         for some in _batches(new_params, ENTRY_CAP):
             patiently(lambda some=some: self.client.log_batch(self.run_id, params=some))
         for some in _batches(new_tags, ENTRY_CAP):
@@ -339,15 +363,19 @@ class _Sending:
         self._keep(dataset=digest)
 
     def _files(self, ended: bool) -> None:
-        sent = self.state.get("files", {})
-        for name, stamp in self.about.files(ended).items():
-            if sent.get(name) == stamp:
-                continue
-            inner = str(Path(name).parent.as_posix())
-            self.client.log_artifact(self.run_id, str(self.folder / name), None if inner == "." else inner)
-            sent[name] = stamp
-            self.change.files += 1
-            self._keep(files=sent)
+        sent = dict(self.state.get("files", {}))
+        new = {name: stamp for name, stamp in self.about.files(ended).items() if sent.get(name) != stamp}
+        try:
+            for name, stamp in new.items():
+                inner = str(Path(name).parent.as_posix())
+                self.client.log_artifact(
+                    self.run_id, str(self.folder / name), None if inner == "." else inner
+                )
+                sent[name] = stamp
+                self.change.files += 1
+        finally:
+            if new:  # one that is sent twice is the same file
+                self._keep(files=sent)
 
     def _status(self, status: str) -> None:
         closed = status if status in ENDED else None
@@ -386,28 +414,115 @@ def sync(root: Path | str, uri: str | None = None, names: Iterable[str] | None =
         ConfigError: a name that no run has.
     """
     uri = uri or tracking_uri()
-    sound, damaged = RunFolder.scan(root)
-    runs = sorted(sound, key=lambda run: run.identity["kind"] != "sweep")  # parents first
+    sweeps, damaged = RunFolder.scan(root, lambda run: run["kind"] == "sweep")
+    runs = [*sweeps, *RunFolder.scan(root, lambda run: run["kind"] == "run")[0]]  # parents first
+    every = [run.name for run in runs]
     if names is not None:
         wanted = {RunFolder.find(name, root).name for name in names}
-        runs = [run for run in runs if run.name in wanted or run.identity["parent"] in wanted]
+        children, _ = RunFolder.scan(root, lambda run: run["parent"] in wanted)
+        wanted |= {run.name for run in children}
+        runs = [run for run in runs if run.name in wanted]
         damaged = [d for d in damaged if d.run in wanted]
     report = [Synced(d.run, "damaged", Change(), f"{d.file} {d.what}. {d.mend}") for d in damaged]
     if not runs:
         return report
-    open_store(uri)  # fails here, once and clearly, rather than for each run
+    up_to_date = _UpToDate(root, uri)
+    client: MlflowClient | None = None
     for folder in runs:
-        status = ""
+        status = up_to_date.status(folder)
+        if status:
+            report.append(Synced(folder.name, status, Change()))
+            continue
+        if client is None:
+            client = open_store(uri)  # fails here, once and clearly, rather than for each run
         try:
             status = folder.settle()
-            report.append(Synced(folder.name, status, Mirror(folder, uri).advance(status)))
+            up_to_date.look_at(folder)
+            change = Mirror(folder, uri, client=client).advance(status)
+            lost = None if status == RUNNING else folder.log_problem("metrics.jsonl", thorough=bool(change))
+            report.append(Synced(folder.name, status, change, lost.message if lost else ""))
+            if lost is None:
+                up_to_date.note(folder, status)
         except DamagedRun as d:
             report.append(Synced(d.run, "damaged", Change(), f"{d.file} {d.what}. {d.mend}"))
         except Exception as error:  # one bad folder does not hold up the others
             if damaged_store := damage(error, uri):
                 raise damaged_store from error
             report.append(Synced(folder.name, status or "unknown", Change(), reason_of(error, uri)))
+    up_to_date.save(every)
     return report
+
+
+class _UpToDate:
+    """Which runs the store has whole, so that ``sync`` passes them over. An index, never the truth."""
+
+    def __init__(self, root: Path | str, uri: str):
+        self._index, self._uri = Index.of(root, "mirrored"), shown(uri)
+        self._there = run_ids(uri)  # where that is not known, every run is looked at
+        self._told: dict[tuple[str | None, str], str] = {}  # by parent and method, see ``_described``
+        self._before: State | None = None
+
+    def status(self, folder: RunFolder) -> str:
+        """The status of a run that has not changed since the store had all of it, else ""."""
+        kept = self._index.recall(folder.name, self._now(folder)) if self._there else None
+        if (
+            kept is None
+            or kept["run_id"] not in self._there
+            or kept["described"] != self._described(folder, kept)
+        ):
+            return ""
+        # The files of a run say that it is finished, but not that it goes on.
+        return kept["status"] if kept["status"] == FINISHED or folder.status == kept["status"] else ""
+
+    def look_at(self, folder: RunFolder) -> None:
+        """Called before the folder is read."""
+        self._before = self._files(folder)
+
+    def note(self, folder: RunFolder, status: str) -> None:
+        """Called when the store has all that was in the folder when it was looked at."""
+        identity, after, run_id = folder.identity, self._how_far(folder), _state(folder)["run_id"]
+        kept = {
+            "status": status,
+            "run_id": run_id,
+            "method": identity["method"],
+            "parent": identity["parent"],
+        }
+        if status != RUNNING and self._before and after:
+            kept["described"] = self._described(folder, kept)
+            self._index.keep(folder.name, self._before + after, kept)
+
+    def save(self, names: list[str]) -> None:
+        self._index.save(names)
+
+    def _now(self, folder: RunFolder) -> State | None:
+        files, after = self._files(folder), self._how_far(folder)
+        return files + after if files and after else None
+
+    def _how_far(self, folder: RunFolder) -> State | None:
+        """The content of the mirror's own state: it has just been written, too late for its times to tell anything."""
+        try:
+            with open(f"{folder.path}/{STATE}", "rb", buffering=0) as f:
+                return State(f"{zlib.crc32(f.read()):x}", 0.0)
+        except OSError:
+            return None
+
+    def _files(self, folder: RunFolder) -> State | None:
+        """The state of what is mirrored. Of rows and figures that of their folders, as each file is written by rename."""
+        try:
+            names = sorted({n for n in os.listdir(folder.path) if not n.startswith(".")} - _NOT_MIRRORED)
+        except OSError:
+            return None
+        found = state(str(folder.path), names)
+        return found and State(f"{names}{found.text}", found.newest)
+
+    def _described(self, folder: RunFolder, kept: dict[str, Any]) -> str:
+        """A fingerprint of what the store is told of a run that does not stand in its folder."""
+        parent, method = key = kept["parent"], kept["method"]
+        if key not in self._told:  # parents come first, so theirs is known by now
+            there = _state(RunFolder(folder.path.parent / parent)) if parent else {}
+            run_id = there["run_id"] if there.get("uri") == self._uri else None
+            self._told[key] = _fingerprint([self._uri, run_id, surroundings(method)])
+        return self._told[key]
 
 
 def forget(folder: RunFolder) -> bool:
@@ -416,7 +531,7 @@ def forget(folder: RunFolder) -> bool:
     Returns:
         whether that was done; a store that fails is told on stderr, since the folder is what counts.
     """
-    if not (folder / "mlflow.json").exists():
+    if not (folder / STATE).exists():
         return False
     state, uri = _state(folder), tracking_uri()
     if state and shown(uri) != state["uri"]:
@@ -432,7 +547,7 @@ def forget(folder: RunFolder) -> bool:
         client.delete_run(state["run_id"])
     except Exception as error:
         reason = error.message if isinstance(error, ReasonError) else reason_of(error, uri)
-        print(f"{folder.name} could not be deleted from the tracking store: {reason}", file=sys.stderr)
+        say(f"{folder.name} could not be deleted from the tracking store: {reason}")
         return False
     return True
 
@@ -449,7 +564,7 @@ def _runs_of(client: MlflowClient, experiment: str, id_: str) -> list[Any]:
 def _state(folder: RunFolder) -> dict[str, Any]:
     """mlflow.json; empty where there is none, or none that can be read: the store knows its runs by their tags."""
     try:
-        state = read_json(folder / "mlflow.json")
+        state = read_json(folder / STATE)
     except (OSError, ValueError):
         return {}
     whole = isinstance(state, dict) and state.keys() >= {"uri", "experiment", "run_id", "offset", "closed"}

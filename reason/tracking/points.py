@@ -22,7 +22,8 @@ class PointLog:
 
     A point has the mean of the values of its window, the step and the time of the last one. A window
     with a value that is not finite becomes ``"value": null`` with ``"kind"`` nan, inf or -inf: it stays
-    visible, and the file stays JSON. Not for use by several threads at once.
+    visible, and the file stays JSON. Points that cannot be written, as on a full disk, are lost:
+    ``problem`` says how many and why. Not for use by several threads at once.
 
     Args:
         clock: seconds since the epoch.
@@ -33,6 +34,12 @@ class PointLog:
         self._open: dict[str, list[Any]] = {}  # name -> [start, total, count, step, time]
         self._sealed: list[dict[str, Any]] = []
         self._due = clock() + FLUSH_S
+        self._lost, self._why = 0, ""
+
+    @property
+    def problem(self) -> str:
+        """What became of points that could not be written, in words; '' where all were."""
+        return f"{self._lost:,} points of curves could not be written: {self._why}" if self._lost else ""
 
     def log(self, name: str, value: float, step: int) -> None:
         """Add one value to curve ``name`` at ``step``."""
@@ -50,7 +57,7 @@ class PointLog:
             self._write(now)
 
     def flush(self) -> None:
-        """Everything logged so far is on disk when this returns."""
+        """Everything logged so far is on disk when this returns, or counted in ``problem``."""
         self._write(math.inf)
 
     close = flush
@@ -74,5 +81,8 @@ class PointLog:
         for name in [name for name, window in self._open.items() if now - window[0] >= WINDOW_S]:
             self._seal(name, self._open.pop(name))
         points, self._sealed = self._sealed, []
-        self._folder.log_points(points)
+        try:
+            self._folder.log_points(points)
+        except OSError as error:
+            self._lost, self._why = self._lost + len(points), error.strerror or str(error)
         self._due = self._clock() + FLUSH_S

@@ -16,6 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from reason.errors import ConfigError
+
 PACKAGES = (
     *("reason-lab", "torch", "numpy", "mlflow", "transformers", "safetensors", "pyarrow", "pyyaml"),
     *("scikit-learn", "scipy", "matplotlib", "typer", "ray", "optuna", "gguf", "accelerate", "triton"),
@@ -26,12 +28,15 @@ VARIABLES = (
     *("TOKENIZERS_PARALLELISM", "HF_HUB_OFFLINE"),
 )
 DIFF_CAP = 1_000_000  # characters kept of a diff
+DIFF = "REASON_DIFF"
+NOT_KEPT = f"[not kept: {DIFF}=off]\n"
 
 
 def capture(cwd: Path | str = ".") -> dict[str, Any]:
     """Commit, machine and versions as plain JSON values. Absent pieces are None, never guessed.
 
-    ``commit``, ``branch``, ``dirty`` (tracked files changed; None without git), ``python``, ``platform``,
+    ``commit``, ``branch``, ``dirty`` (tracked files changed; None without git), ``diff_kept``
+    (whether REASON_DIFF lets ``diff`` keep the changes), ``python``, ``platform``,
     ``cpu``, ``cores``, ``memory_gb``, ``accelerators`` (names), ``versions``, ``environment``.
     """
     # One git call for all three: `# branch.oid`, `# branch.head`, then a line per changed file.
@@ -43,6 +48,7 @@ def capture(cwd: Path | str = ".") -> dict[str, Any]:
         "commit": None if commit == "(initial)" else commit,
         "branch": None if head.get("head") == "(detached)" else head.get("head"),
         "dirty": None if status is None else bool(re.search(r"^[^#]", status, re.M)),
+        "diff_kept": _keeps_diff(),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cpu": cpu(),
@@ -64,12 +70,31 @@ def versions() -> dict[str, str]:
 
 
 def diff(cwd: Path | str = ".") -> str:
-    """What tracked files differ by from the last commit, or '' outside a checkout. Capped, with a note."""
+    """What tracked files differ by from the last commit, or '' outside a checkout. Capped, with a note.
+
+    Files that git does not track are never looked at. With REASON_DIFF=off nothing is, and ``NOT_KEPT`` stands
+    for the changes, if ``capture`` says that there are any.
+
+    Raises:
+        ConfigError: REASON_DIFF is neither on nor off.
+    """
+    if not _keeps_diff():
+        return NOT_KEPT
     words = ("diff", "HEAD", "--no-color", "--no-ext-diff", "--no-textconv", "--submodule=short")
     text = _git(cwd, *words, "--ignore-submodules=dirty", seconds=10.0) or ""
     if len(text) > DIFF_CAP:
         return text[:DIFF_CAP] + f"\n[truncated: {len(text) - DIFF_CAP} more characters]\n"
     return text
+
+
+def _keeps_diff() -> bool:
+    """Whether uncommitted changes are kept in the run's folder, and so sent to the tracking store."""
+    wish = os.environ.get(DIFF, "").strip().lower()
+    if wish in ("off", "false", "no", "0"):
+        return False
+    if wish in ("", "on", "true", "yes", "1"):
+        return True
+    raise ConfigError(f"{DIFF}={wish} is neither on nor off.", f"With {DIFF}=off, no diff is kept or sent.")
 
 
 # A folder is looked at, not trusted: nothing that its own git configuration names is run. (Submodules

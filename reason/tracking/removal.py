@@ -64,8 +64,8 @@ def check_unused(folders: Sequence[RunFolder]) -> None:
     for folder in folders:
         users = [
             run.name
-            for run in RunFolder.scan(folder.path.parent)[0]
-            if run.identity["trained_by"] == folder.name and run.path.absolute() not in gone
+            for run in RunFolder.scan(folder.path.parent, lambda r, f=folder: r["trained_by"] == f.name)[0]
+            if run.path.absolute() not in gone
         ]
         if users:
             more = f" and {len(users) - 3} more" if len(users) > 3 else ""

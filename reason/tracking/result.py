@@ -126,6 +126,7 @@ class Result:
     params_m: float = 0.0
     info: dict[str, Any] = field(default_factory=dict)  # counts of the data
     created: float = 0.0  # time of day
+    files: dict[str, Any] = field(default_factory=dict)  # of the run folder -> its size and checksum
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -193,11 +194,13 @@ def from_json(kind: type[Kind], value: dict[str, Any]) -> Kind:
 
 def _read(kind: Any, value: Any, at: str) -> Any:
     """JSON data as what ``kind`` declares; ``at`` says where in the file it stands."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if type(value) in _SCALARS.get(kind, ()) or kind is Any:
+        return value
+    origin, arguments, is_dataclass = _form(kind)
     if origin in (types.UnionType, typing.Union):
         (inner,) = (a for a in arguments if a is not type(None))
         return None if value is None else _read(inner, value, at)
-    if isinstance(value, dict) and isinstance(kind, type) and dataclasses.is_dataclass(kind):
+    if isinstance(value, dict) and is_dataclass:
         found = {}
         for key, (declared, needed) in _keys(kind).items():
             where = f"{at}.{key}" if at else key
@@ -210,14 +213,18 @@ def _read(kind: Any, value: Any, at: str) -> Any:
         return {k: _read(arguments[1], v, f"{at}.{k}") for k, v in value.items()}
     if isinstance(value, list) and origin is list:
         return [_read(arguments[0], v, f"{at}[{i}]") for i, v in enumerate(value)]
-    if kind is Any or (kind in _SCALARS and type(value) in _SCALARS[kind]):
-        return value
-    name = "an object" if dataclasses.is_dataclass(kind) or origin is dict else _NAMES.get(kind, "a list")
+    name = "an object" if is_dataclass or origin is dict else _NAMES.get(kind, "a list")
     raise ValueError(f"has a value at {at} that is not {name}")
 
 
 _SCALARS = {str: (str,), bool: (bool,), int: (int,), float: (float, int)}
 _NAMES = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}
+
+
+@functools.cache
+def _form(kind: Any) -> tuple[Any, tuple[Any, ...], bool]:
+    """Of a declared type, its origin, its arguments, and whether it is a dataclass."""
+    return typing.get_origin(kind), typing.get_args(kind), dataclasses.is_dataclass(kind)
 
 
 @functools.cache

@@ -589,3 +589,55 @@ def test_a_pickle_never_runs_code(folder, tmp_path):
     with pytest.raises(DataError, match="cannot be read"):
         open_pretrained(str(folder))
     assert not (tmp_path / "ran").exists()
+
+
+class TestSizesThatCannotBe:
+    """What config.json states is held against the weights before a library makes lists of it."""
+
+    @pytest.mark.parametrize("key", ["num_hidden_layers", "num_labels"])
+    @pytest.mark.parametrize("family", ["llama", "qwen3"])
+    def test_a_billion(self, tmp_path, family, key):
+        saved(tmp_path / "m", theirs(family, **NETWORKS.get(family, {})))
+        told = json.loads((tmp_path / "m" / "config.json").read_text())
+        (tmp_path / "m" / "config.json").write_text(json.dumps(told | {key: 10**9}))
+        import resource
+
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with pytest.raises(DataError, match="1,000,000,000") as caught:
+            open_pretrained(str(tmp_path / "m"))
+        assert "tensors" in caught.value.message
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
+
+    @pytest.mark.parametrize("key", ["vocab_size", "hidden_size", "intermediate_size"])
+    def test_a_width(self, tmp_path, key):
+        saved(tmp_path / "m", theirs("llama"))
+        told = json.loads((tmp_path / "m" / "config.json").read_text())
+        (tmp_path / "m" / "config.json").write_text(json.dumps(told | {key: 10**9, "head_dim": 8}))
+        with pytest.raises(DataError, match="1000000000"):
+            open_pretrained(str(tmp_path / "m"))
+
+    def test_weights_that_do_not_fit_into_memory(self, tmp_path, monkeypatch):
+        saved(tmp_path / "m", theirs("llama"))
+        monkeypatch.setenv("REASON_MEMORY_GB", "0.0001")
+        for at_fault in ("tokenizer.json", "weights as float32"):
+            with pytest.raises(DataError, match="REASON_MEMORY_GB allows"):
+                open_pretrained(str(tmp_path / "m"))
+            if at_fault == "tokenizer.json":
+                (tmp_path / "m" / "tokenizer.json").write_text("{}")
+
+    def test_a_pickle_that_is_compressed(self, tmp_path):
+        import zipfile
+
+        model = theirs("llama")
+        saved(tmp_path / "m", model)
+        (tmp_path / "m" / "model.safetensors").unlink()
+        torch.save(model.state_dict(), tmp_path / "plain.bin")
+        target = tmp_path / "m" / "pytorch_model.bin"
+        with (
+            zipfile.ZipFile(tmp_path / "plain.bin") as plain,
+            zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as packed,
+        ):
+            for member in plain.namelist():
+                packed.writestr(member, plain.read(member))
+        with pytest.raises(DataError, match="compressed"):
+            open_pretrained(str(tmp_path / "m"))

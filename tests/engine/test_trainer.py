@@ -132,7 +132,7 @@ class TestPlan:
         _, session, report = losses([*tiny, "train.epochs=40", "train.patience=2", "train.lr=0.3"])
         assert report.stopped == "early" and report.steps < 40 * 3
         assert report.steps == report.best_step + 2 * 3
-        best = load_tensors(Path(f"work/checkpoints/best-{report.best_step}.safetensors"))
+        best = load_tensors(Path(f"work/checkpoints/best-{report.best_step}.safetensors"))[0]
         assert all(torch.equal(best[f"network.{k}"], v) for k, v in session.network.state_dict().items())
 
     def test_every_example_once_an_epoch(self, tiny):

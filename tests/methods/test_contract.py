@@ -192,10 +192,10 @@ def test_what_is_kept_is_what_was_trained(name, tiny):
     opened = open_run(folder)
     frozen = {n for n, p in opened.session.network.named_parameters() if not p.requires_grad}
     if card.trains:
-        written = load_tensors(model, train_hash=folder.identity["train_hash"])
+        written = load_tensors(model, train_hash=folder.identity["train_hash"])[0]
         assert written.keys() == opened.session.network.state_dict().keys() - frozen
         for kept in (folder / "checkpoints").glob("*/model.safetensors"):
-            assert not {f"network.{n}" for n in frozen} & load_tensors(kept).keys()
+            assert not {f"network.{n}" for n in frozen} & load_tensors(kept)[0].keys()
     if card.trains and frozen:
         with torch.no_grad():
             dict(opened.session.network.named_parameters())[min(frozen)].add_(1)

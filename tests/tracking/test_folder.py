@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -14,7 +13,7 @@ import pytest
 from tracking_samples import RESULT
 
 from reason.errors import ConfigError, DamagedRun, RunError
-from reason.files import write_json
+from reason.files import read_json, write_json
 from reason.tracking.folder import FAILED, FINISHED, INTERRUPTED, KILLED, RUNNING, RunFolder
 
 CREATE = """
@@ -165,7 +164,7 @@ def test_a_broken_result_is_told(make):
         folder.write_result(replace(RESULT, metrics={"accuracy": float("nan")}))
     assert (folder / "result.json").read_text() == "{"
     write_json(folder / "result.json", {})
-    assert json.loads((folder / "result.json").read_text()) == {}
+    assert read_json(folder / "result.json") == {}
 
 
 def test_run_folders_are_for_their_owner_alone(root):

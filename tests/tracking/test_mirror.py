@@ -19,7 +19,7 @@ from tracking_samples import CONFIG, RESULT, curve
 
 from reason.files import read_json, write_json
 from reason.tracking import mirror as mirror_module
-from reason.tracking.folder import KILLED, RunFolder
+from reason.tracking.folder import FINISHED, INTERRUPTED, KILLED, RunFolder
 from reason.tracking.mirror import Mirror, forget, sync
 from reason.tracking.result import SweepResult
 from reason.tracking.store import StoreError, open_store
@@ -154,6 +154,14 @@ def test_an_interrupted_run_is_closed_in_folder_and_store(uri, make, root):
     assert abs(run.info.end_time - folder.last_sign.time * 1000) <= 1
     sync(root, uri)
     assert len([e for e in folder.events() if e["event"] == "closed"]) == 1
+
+
+def test_a_run_whose_result_was_deleted_does_not_run_for_ever_in_the_store(uri, make, root):
+    folder = make()
+    folder.event("attempt")
+    folder.event("closed", status=FINISHED)
+    sync(root, uri)
+    assert folder.status == INTERRUPTED and run_of(uri, folder).info.status == "KILLED"
 
 
 def test_children_are_found_by_their_parent(uri, make, root):

@@ -8,6 +8,9 @@ import socket
 import subprocess
 import time
 
+import pytest
+
+from reason.errors import ConfigError
 from reason.tracking import provenance
 
 
@@ -124,3 +127,25 @@ def test_nothing_that_a_folder_names_is_run(tmp_path):
     assert facts["branch"] == "trunk" and facts["dirty"] is True and "-one\n+two\n" in text and "+nib" in text
     subprocess.run(["git", "status"], cwd=place, capture_output=True)
     assert ran.exists(), "the programs are named rightly: a plain git runs them"
+
+
+def test_a_diff_can_be_kept_out(tmp_path, monkeypatch):
+    checkout(tmp_path)
+    (tmp_path / "a.txt").write_text("password\n")
+    assert provenance.capture(tmp_path)["diff_kept"] is True
+    monkeypatch.setenv("REASON_DIFF", "off")
+    assert provenance.diff(tmp_path) == provenance.NOT_KEPT
+    facts = provenance.capture(tmp_path)
+    assert facts["dirty"] is True and facts["diff_kept"] is False
+    monkeypatch.setenv("REASON_DIFF", "of")  # a slip must not send it
+    with pytest.raises(ConfigError, match="neither on nor off"):
+        provenance.diff(tmp_path)
+
+
+def test_what_git_does_not_track_is_not_in_a_diff(tmp_path):
+    checkout(tmp_path)
+    (tmp_path / ".gitignore").write_text("ignored.env\n")
+    (tmp_path / ".env").write_text("TOKEN=s3cret\n")
+    (tmp_path / "ignored.env").write_text("TOKEN=s3cret\n")
+    (tmp_path / "a.txt").write_text("two\n")
+    assert "+two" in provenance.diff(tmp_path) and "s3cret" not in provenance.diff(tmp_path)

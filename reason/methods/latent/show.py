@@ -133,7 +133,7 @@ def _given(config: Any, catalogue: Catalogue, text: str, length: int) -> Example
     hint = 'Write it as {"history": ["id", "id"]}, oldest first.'
     try:
         given = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"The example is no JSON object: {error}.", hint) from error
     if set(given) != {"history"}:
         raise DataError(f"The example has the keys {', '.join(map(json.dumps, given))}.", hint)

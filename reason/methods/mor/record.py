@@ -7,7 +7,6 @@ depths take every token through the same steps again, whatever decided them befo
 from __future__ import annotations
 
 import base64
-import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from reason.backbones.generation import Sampling
+from reason.backbones.weights import digest_of
 from reason.errors import DataError
 from reason.files import append_json_lines
 from reason.methods.mor.cache import MoRCache
@@ -32,12 +32,7 @@ REQUIRED = ("model", "kv", "cap", "sampling", "stop", "prompt", "written", "stop
 
 def model_digest(model: MixtureOfRecursions) -> str:
     """SHA-256 of the names, types and values of all weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        whole = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {whole.dtype} {tuple(whole.shape)}\n".encode())
-        digest.update(memoryview(whole.flatten().view(torch.uint8).numpy()))
-    return digest.hexdigest()
+    return digest_of(model.state_dict().items())
 
 
 def trace_again(

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from reason.errors import ConfigError, ReasonError, RunError
+from reason.errors import ReasonError
 from reason.methods.base import Cohort
 from reason.metrics.statistics import Difference, ExampleScores, holm, paired_differences
 from reason.reports.comparison import ALPHA, BASE, METHOD, RIVAL, Comparison, Entry, _labels, compare_frame
-from reason.reports.frame import Frame, Key, Point, frames
+from reason.reports.frame import Frame, Key, Point, footing, read, read_columns
+from reason.tracking.overview import overviews
 
 # Columns whose mean is told at every depth where the rows have them, and what it says.
 MEANS = {
@@ -247,18 +248,8 @@ def _order(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 def _columns(point: Point, names: set[str]) -> dict[str, np.ndarray]:
     """Those of the columns that the rows of a run have, as floats."""
-    import pyarrow as pa
-    from pyarrow import feather
-
-    path = point.folder / point.entry.rows
-    try:
-        with pa.ipc.open_file(str(path)) as file:
-            there = [n for n in file.schema.names if n in names]
-        table = feather.read_table(path, columns=there) if there else None
-        return {n: np.asarray(table.column(n).to_numpy(), dtype=float) for n in there} if table else {}
-    except (OSError, pa.ArrowException, ValueError) as error:
-        wrong = f"{path} is not a valid table of rows: {error}"
-        raise RunError(wrong, "Evaluate the run again (`reason evaluate RUN`).") from error
+    read = read_columns(point.folder, point.result, point.entry.rows, names)
+    return {name: np.asarray(column, dtype=float) for name, column in read.items()}
 
 
 def _is_policy(outcome: Outcome) -> bool:
@@ -302,11 +293,8 @@ def _attach(policy: Outcome, evidence: Evidence) -> None:
 def bases_elsewhere(root: Path | str, frame: Frame) -> list[str]:
     """Experiments under ``root`` whose base runs belong to the data of ``frame`` but were not named."""
     known = {(k.method, k.backbone) for k in frame.groups}
-    try:
-        others = frames(root)
-    except ConfigError:
-        return []
-    return sorted({
-        k.experiment for other in others if other.what == frame.what
-        for k in other.groups if k.train_depth == 0 and (k.method, k.backbone) in known
-    })  # fmt: skip
+    bases = [
+        run for run in overviews(root)
+        if run.train_depth == 0 and (run.method, run.backbone) in known and run.data_digest == frame.what["data digest"]
+    ]  # fmt: skip
+    return sorted({p.result.experiment for p in read(bases)[0] if footing(p) == frame.what})
