@@ -13,7 +13,9 @@ times are CPU seconds of that thread, so neighbours do not count. Measured on th
 
     python benchmarks/particle_decode.py [--quick] [--particles 32]
 
---quick times the small Llama only (4 layers, width 128, 257 tokens); otherwise smollm2-135m too.
+--quick times the small Llama only (4 layers, width 128, 257 tokens); otherwise smollm2-135m too, with the instructions that
+search-and-learn gives a model in front of the question. What calling it chunk by chunk costs is a matter of how
+long a prefix is against a chunk: 1 + (prefix / chunk) x (speed of decoding / speed of reading), about.
 """
 
 from __future__ import annotations
@@ -89,15 +91,31 @@ def main() -> int:
 
 
 QUESTION = "Natalia sold clips to 48 friends in April, and half as many in May. How many clips did she sell?"
+SYSTEM = """Solve the following math problem efficiently and clearly:
+
+- For simple problems (2 steps or fewer): provide a concise solution with minimal explanation.
+- For complex problems (3 steps or more): use this step-by-step format:
+
+## Step 1: [Concise description]
+[Brief explanation and calculations]
+
+## Step 2: [Concise description]
+[Brief explanation and calculations]
+
+...
+
+Regardless of the approach, always conclude with: Therefore, the final answer is: $\\boxed{answer}$. I hope it is correct."""
 
 
 def work(name: str, particles: int) -> Work:
     if name == "small Llama":
         tokens = Tokens.train([], "byte", 0)
         causal = Causal(CausalConfig(context=512, init_std=0.2), tokens=tokens)
-        return Work(causal, tokens.prompt(QUESTION), particles, 10, 9, 1)
+        asked = f"{QUESTION} Write one operation a line, and the answer in the last line.\n"
+        return Work(causal, tokens.prompt(asked), particles, 10, 9, 1)
     causal = Causal(CausalConfig(source=name))
-    return Work(causal, causal.tokens.chat([{"role": "user", "content": QUESTION}]), particles, 3, 16, 1)
+    said = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": QUESTION}]
+    return Work(causal, causal.tokens.chat(said), particles, 2, 16, 1)
 
 
 def measure(name: str, job: Work, repeats: int) -> dict[str, float]:

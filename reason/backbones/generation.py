@@ -221,7 +221,7 @@ def boxed(text: bytes | bytearray) -> bool:
 # --- texts in a batch -----------------------------------------------------------------------------------
 
 
-@dataclass
+@dataclass(eq=False)
 class Row:
     """A text in the cache, as long as it is open. It can be continued once; for more, fork it.
 
@@ -245,7 +245,7 @@ class Row:
         return replace(self, number=number, text=self.text[: self.told], busy=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Chunk:
     """What a text was continued by.
 
