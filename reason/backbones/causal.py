@@ -86,6 +86,8 @@ class CausalSource:
             )  # fmt: skip
         except Exception as error:  # whatever a file of somebody else's writing can lead a library to
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            if "ignore_mismatched_sizes" in first:
+                first = "its weights have other sizes than its config.json states."
             raise DataError(f"{self.where} cannot be opened by transformers: {first}", AGAIN) from error
         finally:
             if bar:
