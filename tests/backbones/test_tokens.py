@@ -394,13 +394,12 @@ def test_templates_and_names_are_saved_and_transformers_reads_them(tmp_path):
 @pytest.mark.parametrize("way", ["text", "list", "file"])
 def test_templates_are_found_wherever_transformers_puts_them(way, tmp_path):
     chatty().save(tmp_path)
-    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    config = {"eos_token": END, "bos_token": {"content": "<s>", "special": True}}
     if way != "file":
         (tmp_path / "chat_template.jinja").unlink()
         (tmp_path / "additional_chat_templates/tool_use.jinja").unlink()
         named = [{"name": "default", "template": CHAT}, {"name": "tool_use", "template": "t"}]
         config["chat_template"] = CHAT if way == "text" else named
-    config["bos_token"] = {"content": "<s>", "special": True}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     tokens = Tokens.from_folder(tmp_path)
     assert tokens.templates["default"] == CHAT and tokens.named["bos_token"] == "<s>"
