@@ -362,7 +362,8 @@ class _Layer(CacheLayerMixin):
 
     def copy(self, source: Tensor, target: Tensor, columns: int) -> None:
         for x in self.storage:
-            x[target, :, :columns] = x[source, :, :columns]
+            seen = x.narrow(2, 0, columns)
+            seen.index_copy_(0, target, seen.index_select(0, source))
 
     def grow(self) -> None:
         """To the size of the plan."""
