@@ -33,7 +33,6 @@ recursive = BackboneCard(
     kind="recursive decoder",
     Config=RecursiveConfig,
     target="reason.backbones.decoder:RecursiveDecoder",
-    opened="reason.backbones.pretrained:opened",
 )
 
 causal = BackboneCard(

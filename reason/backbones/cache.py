@@ -23,8 +23,10 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from reason.errors import ConfigError, DataError
 
 IDLE = 0.25  # share of computed rows that may be idle
+CHECKED = 8  # tokens of a text that a model is tried out with
 PAGE = 64  # columns that storage grows by, at least
-LOGITS = 2**26  # logits held at once while given tokens are read
+TOKENS = 2**16  # tokens read in one pass at most, where they are no more than one text
+LOGITS = 2**26  # logits held at once, likewise
 
 Ids = Sequence[int]
 
@@ -58,9 +60,12 @@ class CachedLM(Protocol):
         ...
 
     def read(self, rows: Sequence[int], texts: Sequence[Ids], keep: bool) -> Iterator[State]:
-        """For each of n different rows the states (m, ...) after each of the m tokens that follow it.
+        """For each of n rows the states (m, ...) after each of the m tokens that follow it.
 
-        keep: append them; else the rows stay as they are.
+        keep: append them, to rows that are all different; else the rows stay as they are.
+
+        Raises:
+            DataError: a text would become longer than the context.
         """
         ...
 
@@ -85,7 +90,7 @@ class RowCache:
     """
 
     def __init__(self, model: Any, context: int):
-        self.model, self._context = model, context
+        self.model, self.context = model, context
         weight = model.get_input_embeddings().weight
         self.device, self.dtype = weight.device, weight.dtype
         self._plan = _Plan()
@@ -99,13 +104,9 @@ class RowCache:
         self._name = "cache" if "cache" in parameters else "past_key_values"
         self._last = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
         self.moved = 0  # rows that were copied or moved
-        if not getattr(model, "_rows_checked", False):
+        if context >= CHECKED and not getattr(model, "_rows_checked", False):
             self._check()
             model._rows_checked = True
-
-    @property
-    def context(self) -> int:
-        return self._context
 
     def length(self, row: int) -> int:
         """Tokens of a row."""
@@ -123,7 +124,7 @@ class RowCache:
                 )
         rows = self._allocate(len(texts), max(map(len, texts), default=0))
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # rows of a pass have similar lengths
-        for group in _groups(order, [len(text) - 1 for text in texts], LOGITS // 256):
+        for group in _groups(order, [len(text) - 1 for text in texts], TOKENS):
             if len(texts[group[-1]]) > 1:
                 self._append([rows[i] for i in group], [texts[i][:-1] for i in group], True, self._last)
         return rows, self.step(rows, torch.tensor([text[-1] for text in texts], device=self.device))
@@ -152,7 +153,7 @@ class RowCache:
 
     def read(self, rows: Sequence[int], texts: Sequence[Ids], keep: bool) -> Iterator[State]:
         vocab = self.model.get_input_embeddings().weight.shape[0]
-        for group in _groups(range(len(rows)), list(map(len, texts)), LOGITS // vocab):
+        for group in _groups(range(len(rows)), list(map(len, texts)), min(TOKENS, LOGITS // vocab)):
             mine = [texts[i] for i in group]
             with torch.inference_mode():
                 logits, hidden = self._append([rows[i] for i in group], mine, keep)
@@ -220,10 +221,10 @@ class RowCache:
         start = torch.from_numpy(past).to(self.device)
         steps = torch.arange(m, device=self.device)
         columns = start[:, None] + steps  # (n, m)
-        old = torch.arange(before, device=self.device) < start[:, None]  # (n, before)
-        seen = torch.cat(
-            [old[:, None].expand(-1, m, -1), (steps[:, None] >= steps).expand(len(rows), -1, -1)], 2
-        )
+        seen = (steps[:, None] >= steps)[None]  # (1 or n, m, keys)
+        if before:
+            old = torch.arange(before, device=self.device) < start[:, None]
+            seen = torch.cat([old[:, None].expand(-1, m, -1), seen.expand(len(rows), -1, -1)], 2)
         mask = torch.zeros(seen.shape, device=self.device, dtype=self.dtype)
         mask.masked_fill_(~seen, torch.finfo(self.dtype).min)
         self._plan.read(torch.from_numpy(slots).to(self.device), before, columns if keep else None)
@@ -281,7 +282,7 @@ class RowCache:
     def _check(self) -> None:
         """Refuse a model that is not itself with this cache: another kind of layer, positions or masks of its own."""
         vocab = self.model.get_input_embeddings().weight.shape[0]
-        a, b = ([(7 * i + k) % vocab for i in range(n)] for k, n in ((1, 7), (3, 4)))
+        a, b = ([(7 * i + k) % vocab for i in range(n)] for k, n in ((1, CHECKED - 1), (3, 4)))
         name = type(self.model).__name__
         refused = ConfigError(
             f"{name} cannot be decoded with a cache of rows: its layers keep something other than keys and values, or "
@@ -361,7 +362,8 @@ class _Layer(CacheLayerMixin):
 
     def copy(self, source: Tensor, target: Tensor, columns: int) -> None:
         for x in self.storage:
-            x[target, :, :columns] = x[source, :, :columns]
+            seen = x.narrow(2, 0, columns)
+            seen.index_copy_(0, target, seen.index_select(0, source))
 
     def grow(self) -> None:
         """To the size of the plan."""

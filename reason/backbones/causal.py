@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
+from transformers.utils import logging
 
 from reason.backbones.cache import RowCache
 from reason.backbones.config import CausalConfig
@@ -79,6 +80,8 @@ class CausalSource:
             model = _empty(self.folder, self.where, dtype)
             _fill(model, dict(self.tensors()), self.where)
             return model
+        bar = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 str(self.folder), local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=dtype,
@@ -86,7 +89,12 @@ class CausalSource:
             )  # fmt: skip
         except Exception as error:  # whatever a file of somebody else's writing can lead a library to
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            if "ignore_mismatched_sizes" in first:
+                first = "its weights have other sizes than its config.json states."
             raise DataError(f"{self.where} cannot be opened by transformers: {first}", AGAIN) from error
+        finally:
+            if bar:
+                logging.enable_progress_bar()
         model, said = loaded
         for kind_, what in (
             ("missing_keys", "has no weights named"),

@@ -106,6 +106,8 @@ def draw(logits: Tensor, sampling: Sampling, uniform: np.ndarray) -> Drawn:
     if sampling.greedy:
         tokens = logits.argmax(-1)
         known = _known(logits, tokens)
+        if known.isnan().any():
+            raise _no_numbers()
         return Drawn(tokens, torch.zeros_like(known), known)
     share, order = _shares(logits, sampling)
     mass = share.cumsum(-1, dtype=torch.float64)
@@ -135,10 +137,7 @@ def _shares(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | None]:
     """Unnormalised probabilities (n, V) float32, 0 for tokens that are never drawn; and which tokens they are of."""
     top = logits.amax(-1, keepdim=True)
     if not torch.isfinite(top).all():
-        raise RunError(
-            "The model returned logits that are not numbers.",
-            "Its weights are damaged, or its precision is too low: use float32.",
-        )
+        raise _no_numbers()
     share = ((logits - top) / sampling.temperature).exp_()
     if sampling.top_p == 1 and not sampling.top_k:
         return share, None
@@ -150,6 +149,13 @@ def _shares(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | None]:
         before = mass - share  # of those that are more probable: 0 for the first
         share.masked_fill_(before >= sampling.top_p * mass[:, -1:] - 1e-9, 0)
     return share, order
+
+
+def _no_numbers() -> RunError:
+    return RunError(
+        "The model returned logits that are not numbers.",
+        "Its weights are damaged, or its precision is too low: use float32.",
+    )
 
 
 def _known(logits: Tensor, tokens: Tensor) -> Tensor:
@@ -215,7 +221,7 @@ def boxed(text: bytes | bytearray) -> bool:
 # --- texts in a batch -----------------------------------------------------------------------------------
 
 
-@dataclass
+@dataclass(eq=False)
 class Row:
     """A text in the cache, as long as it is open. It can be continued once; for more, fork it.
 
@@ -230,15 +236,16 @@ class Row:
     last: int  # its last token
     written: int = 0  # tokens behind the prompt
     text: bytearray = field(default_factory=bytearray)  # of these, without the token that ended it
+    told: int = 0  # bytes of it that are in chunks, and not of one in the making
     ended: bool = False
     busy: bool = False  # being continued
 
     def copy(self, number: int) -> Row:
         """The same text in another row."""
-        return replace(self, number=number, text=bytearray(self.text))
+        return replace(self, number=number, text=self.text[: self.told], busy=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Chunk:
     """What a text was continued by.
 
@@ -295,7 +302,7 @@ class _Writing:
         self, row: Row, key: Any, stream: int, tick: int, sampling: Sampling, stop: _Bytes, limit: int
     ):
         self.row, self.key, self.stream, self.tick, self.sampling = row, key, stream, tick, sampling
-        self.stop, self.limit, self.mark = stop, limit, len(row.text)
+        self.stop, self.limit, self.mark = stop, limit, row.told
         self.tokens: list[int] = []
         self.logp: list[float] = []
         self.model_logp: list[float] = []
@@ -368,17 +375,21 @@ class Batch:
             count = 0 if written is None else written[i]
             row = Row(number, len(ids), *_kept(state, i), int(ids[-1]), count)
             for k in range(len(ids) - count, len(ids)):
-                row.text += self._piece(int(ids[k - 1]), int(ids[k]))
+                row.text += self._piece(int(ids[k - 1]) if k else None, int(ids[k]))
+            row.told = len(row.text)
             rows.append(row)
         return rows
 
     def fork(self, rows: Sequence[Row]) -> list[Row]:
-        """Copies of rows that are not being continued."""
-        numbers = self.lm.fork([row.number for row in rows])
+        """Copies of rows. Of one that is being continued: as it was before."""
+        numbers = self.lm.fork([row.number for row in rows], [row.length for row in rows])
         return [row.copy(number) for row, number in zip(rows, numbers, strict=True)]
 
     def close(self, rows: Iterable[Row]) -> None:
         """Forget rows that are not being continued."""
+        rows = list(rows)
+        if any(row.busy for row in rows):
+            raise ValueError("A text that is being continued cannot be closed.")
         self.lm.close([row.number for row in rows])
 
     # --- continuing -------------------------------------------------------------------------------------
@@ -445,6 +456,8 @@ class Batch:
         Raises:
             DataError: longer than the context.
         """
+        if any(row.busy for row in rows):
+            raise ValueError("A text that is being continued cannot be scored.")
         nothing = Given(np.zeros(0), np.zeros(0), torch.zeros(0, 0))
         found = [nothing] * len(rows)
         asked = [i for i, text in enumerate(texts) if len(text)]
@@ -549,7 +562,7 @@ class Batch:
         row.logits, row.hidden, row.last = logits, hidden, w.tokens[-1]
         row.length, row.written = row.length + count, row.written + count
         row.ended = end not in ("separator", "cap")
-        row.busy = False
+        row.busy, row.told = False, len(row.text)
         begun = len(_begun(row.text[: w.mark]))  # bytes of a character that the last chunk has left
         text = bytes(row.text[w.mark - begun :])
         if not row.ended:

@@ -196,8 +196,9 @@ def test_numbers_that_mean_nothing_are_refused():
     ):  # fmt: skip
         with pytest.raises(ConfigError):
             make()
-    with pytest.raises(RunError, match="not numbers"):
-        draw(torch.tensor([[0.0, float("nan")]]), Sampling(1.0), np.zeros(1))
+    for sampling in (Sampling(), Sampling(1.0), Sampling(1.0, 0.9)):
+        with pytest.raises(RunError, match="not numbers"):
+            draw(torch.tensor([[0.0, float("nan")]]), sampling, np.zeros(1))
 
 
 # --- equal to decoding alone ----------------------------------------------------------------------------
@@ -524,8 +525,24 @@ def test_a_row_is_continued_once_at_a_time():
     batch = batch_of()
     (row,) = batch.open([prompt_of(3)])
     batch.extend(row, 1, Sampling(1.0), Stop(length=3))
-    with pytest.raises(ValueError, match="being continued"):
-        batch.extend(row, 2, Sampling(1.0), Stop(length=3))
+    for act in (
+        lambda: batch.extend(row, 2, Sampling(1.0), Stop(length=3)), lambda: batch.close([row]),
+        lambda: batch.score([row], [[1]], Sampling(1.0)),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="being continued"):
+            act()
+
+
+def test_a_fork_in_the_middle_of_a_chunk_is_the_text_before_it():
+    batch, ask = batch_of(eos=()), (stream(2), Sampling(1.0), Stop(length=9))
+    (row,) = batch.open([prompt_of(5)])
+    batch.extend(row, *ask, key="first")
+    for _ in range(4):
+        batch.tick()
+    (copy,) = batch.fork([row])
+    batch.extend(copy, *ask, key="copy")
+    chunks = {chunk.key: chunk for chunk in batch.drain()}
+    assert chunks["first"].tokens == chunks["copy"].tokens and chunks["first"].text == chunks["copy"].text
 
 
 # --- models that are not what they should be ------------------------------------------------------------
