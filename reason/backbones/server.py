@@ -63,6 +63,7 @@ class _Text:
 
     ids: list[int]
     prompt: str  # as it is sent; "" where ids are sent
+    size: int  # tokens as the server counts them
     written: int = 0  # tokens behind the prompt
     text: bytearray = field(default_factory=bytearray)  # of these
     ended: bool = False
@@ -153,7 +154,9 @@ class Server:
                     "Shorten the text, or use a model with a longer context.",
                 )
             cut = len(ids) - count
-            rows.append(_Text(ids, self._prompt(ids[:cut]), count, bytearray(self._spelt(ids, cut))))
+            rows.append(
+                _Text(ids, self._prompt(ids[:cut]), len(ids), count, bytearray(self._spelt(ids, cut)))
+            )
         return rows
 
     def fork(self, rows: Sequence[_Text]) -> list[_Text]:
@@ -174,7 +177,7 @@ class Server:
             ConfigError: top-k, of a server that has no such parameter.
             ValueError: a text that is over, or has no room for a token.
         """
-        room = self.context - len(row.ids)
+        room = self.context - row.size
         if stop.length is not None:
             room = min(room, stop.length - row.written)
         if row.ended or row.busy or room < 1:
@@ -300,6 +303,9 @@ class Server:
                 sizes = np.cumsum([len(name) for name in names])
                 logps = logps[: int(np.searchsorted(sizes, kept)) + 1]
         row.ids += tokens
+        row.size = max(len(row.ids), int(usage.get("prompt_tokens") or 0) + len(tokens))
+        if end in ("separator", "cap") and row.size >= self.context:
+            end = "length"
         row.written, row.busy, row.ended = row.written + len(tokens), False, end not in ("separator", "cap")
         if len(logps) != len(tokens):  # the server cut the text in another way: their sum is right
             total = logps.sum() if len(logps) else np.nan
@@ -318,7 +324,7 @@ class Server:
         last = row.ids[-1]
         for token in given:
             tokens.append(int(token))
-            if token in self.eos:
+            if token in self.eos or (len(tokens) == len(given) and token == _stopped_at(choice)):
                 return tokens, len(given), "eos"
             piece = self.tokens.piece_of(last, token)
             row.text += piece
@@ -453,8 +459,11 @@ class Server:
         letters = [c for c in choice["text"] if c != HALF]
         if letters:
             letter = letters[len(letters) // 2]
-            stopped = ask(names, prompt, stop=[letter])
-            found = replace(found, kept=letter in stopped["text"], told=_stopped_at(stopped) == letter)
+            try:
+                stopped = ask(names, prompt, retries=2, stop=[letter])
+                found = replace(found, kept=letter in stopped["text"], told=_stopped_at(stopped) == letter)
+            except RunError as error:
+                self.notes.append(f"The server cannot be asked to stop at a text: {error.message}")
         return replace(found, seeded=self._samples(found, prompt, count))
 
     def _samples(self, found: Abilities, prompt: str | list[int], count: int) -> bool:

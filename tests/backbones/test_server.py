@@ -249,6 +249,54 @@ def test_a_text_longer_than_the_context_is_refused_before_it_is_sent():
         assert not one.scripted.asked
 
 
+def test_a_text_ends_where_the_server_counts_it_full():
+    """Its tokens may be more than ours, by one that it puts in front."""
+    scripted = Scripted("kept", length=12)
+    with server(scripted, context=0) as one:
+        complete = scripted.complete
+
+        def longer(body):
+            found = complete(body)
+            found["usage"]["prompt_tokens"] += 2
+            assert found["usage"]["prompt_tokens"] + body["max_tokens"] <= 14
+            return found
+
+        scripted.complete = longer
+        row, ends = one.open([[1, 2]])[0], []
+        while not row.ended:
+            one.extend(row, 1, SAMPLING, Stop(separators=("a", "b", ",", ";", "{", "}")), tick=len(ends))
+            while one.active:
+                ends += [c.end for c in one.tick()]
+        assert ends == ["separator"] * 7 + ["length"] and len(row.ids) == 10
+
+
+def test_an_end_that_only_the_server_knows_is_one():
+    scripted = Scripted()
+    with server(scripted) as one:
+        complete = scripted.complete
+
+        def ended(body):
+            found = complete(body)
+            choice = found["choices"][0]
+            choice |= {"token_ids": [1, 5], "text": "a", "finish_reason": "stop", "stop_reason": 5}
+            return found
+
+        scripted.complete = ended
+        found = chunk(one, stop=Stop())
+        assert (found.end, found.text, found.tokens) == ("eos", "a", [1, 5])
+
+
+def test_a_server_that_falls_over_stop_strings_is_asked_for_none():
+    def fragile(handler, body, scripted=Scripted("kept")):
+        return handler.say(500, b"") if "stop" in body else handler.say(200, scripted.complete(body))
+
+    scripted = Scripted("kept")
+    scripted.faults.extend([fragile] * 10_000)
+    with server(scripted) as one:
+        assert not one.abilities.stops and any("cannot be asked to stop" in note for note in one.notes)
+        assert chunk(one).tokens
+
+
 # --- who it is ------------------------------------------------------------------------------------------
 
 
