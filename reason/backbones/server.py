@@ -304,7 +304,7 @@ class Server:
                 logps = logps[: int(np.searchsorted(sizes, kept)) + 1]
         row.ids += tokens
         row.size = max(len(row.ids), int(usage.get("prompt_tokens") or 0) + len(tokens))
-        if end in ("separator", "cap") and row.size >= self.context:
+        if end in ("separator", "cap") and (len(tokens) >= asked.limit or row.size >= self.context):
             end = "length"
         row.written, row.busy, row.ended = row.written + len(tokens), False, end not in ("separator", "cap")
         if len(logps) != len(tokens):  # the server cut the text in another way: their sum is right
@@ -360,8 +360,6 @@ class Server:
         drawn = drawn or len(tokens)
         if end is None and stopped:
             end = "eos"
-        elif end in (None, "separator") and min(drawn, len(tokens)) >= asked.limit:
-            end = "length"
         elif end is None:
             end = "cap" if drawn >= asked.ends.chunk else "length"
         if end == "eos" or not tokens:
