@@ -16,7 +16,7 @@ import codecs
 import hashlib
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -253,19 +253,21 @@ class Chunk:
     text: what they spell, without that token. A character that is not complete is in the chunk that completes it.
     logp: (m,) float64 log-probability of each token under the distribution that it was drawn from.
     model_logp: (m,) under the model itself: at temperature 1, without top-p or top-k.
-    hidden: (D,) float32 what the head reads at the last token.
+    hidden: (D,) float32 what the head reads at the last token; None where the writer does not see it.
     tick: what the next chunk of the same stream begins with.
+    drawn: tokens that it took, those behind its end too, which a writer may have drawn in vain.
     """
 
-    row: Row
+    row: Any  # of its writer
     key: Any  # as given
     tokens: list[int]
     text: str
     logp: np.ndarray
     model_logp: np.ndarray
-    hidden: Tensor
+    hidden: Tensor | None
     end: End
     tick: int
+    drawn: int
 
     @property
     def finished(self) -> bool:
@@ -279,6 +281,32 @@ class Given(NamedTuple):
     logp: np.ndarray  # (m,) float64 log-probability of each under the distribution that tokens are drawn from
     model_logp: np.ndarray  # (m,) under the model itself: at temperature 1, without top-p or top-k
     hidden: Tensor  # (m, D) float32 what the head reads at each
+
+
+class Writer(Protocol):
+    """Continues many texts at once: ``Batch`` by a model in this process, ``server.Server`` by one elsewhere.
+
+    A row is a text that only its writer understands. For what the methods do, see ``Batch``.
+
+    context: tokens that a text can have. active: texts that are being continued. stepwise: whether a tick draws one
+    token for each of these; else it waits for whole chunks, for a moment, and may return none.
+    """
+
+    stepwise: bool
+
+    @property
+    def context(self) -> int: ...
+    @property
+    def active(self) -> int: ...
+    def open(self, texts: Sequence[Ids], written: Sequence[int] | None = None) -> list[Any]: ...
+    def fork(self, rows: Sequence[Any]) -> list[Any]: ...
+    def close(self, rows: Iterable[Any]) -> None: ...
+    def extend(
+        self, row: Any, stream: int, sampling: Sampling, stop: Stop, *, tick: int = 0, key: Any = None
+    ) -> None: ...
+    def tick(self) -> list[Chunk]: ...
+    def score(self, rows: Sequence[Any], texts: Sequence[Ids], sampling: Sampling) -> list[Given]: ...
+    def abandon(self, rows: Collection[Any]) -> None: ...
 
 
 class _Writing:
@@ -299,7 +327,7 @@ class _Writing:
     )
 
     def __init__(
-        self, row: Row, key: Any, stream: int, tick: int, sampling: Sampling, stop: _Bytes, limit: int
+        self, row: Row, key: Any, stream: int, tick: int, sampling: Sampling, stop: Ends, limit: int
     ):
         self.row, self.key, self.stream, self.tick, self.sampling = row, key, stream, tick, sampling
         self.stop, self.limit, self.mark = stop, limit, row.told
@@ -308,13 +336,39 @@ class _Writing:
         self.model_logp: list[float] = []
 
 
-class _Bytes(NamedTuple):
+class Ends(NamedTuple):
     """``Stop``, as it is looked for."""
 
     separators: list[bytes]
     strings: list[bytes]
     boxed: bool
     chunk: float
+
+    @classmethod
+    def of(cls, stop: Stop) -> Ends:
+        return cls(
+            [s.encode() for s in stop.separators], [s.encode() for s in stop.strings], stop.boxed,
+            float("inf") if stop.chunk is None else stop.chunk,
+        )  # fmt: skip
+
+    def reached(self, text: bytearray, size: int, mark: int, count: int, limit: float) -> End | None:
+        """Why a chunk ends behind its last token, if it does.
+
+        Args:
+            text: with that token, whose bytes are the last ``size``.
+            mark: where in ``text`` the chunk begins. count: its tokens. limit: tokens that there is room for.
+        """
+        for s in self.strings:
+            if text.find(s, max(0, len(text) - size - len(s) + 1)) >= 0:
+                return "stop"
+        if self.boxed and text.find(b"}", len(text) - size) >= 0 and boxed(text):
+            return "boxed"
+        if count >= limit:
+            return "length"
+        for s in self.separators:
+            if text.find(s, max(mark, len(text) - size - len(s) + 1)) >= 0:
+                return "separator"
+        return "cap" if count >= self.chunk else None
 
 
 class Batch:
@@ -332,14 +386,21 @@ class Batch:
         eos: all tokens that end a text.
     """
 
+    stepwise = True
+
     def __init__(self, lm: CachedLM, tokens: Tokens, eos: Collection[int]):
         self.lm, self.tokens, self.eos = lm, tokens, frozenset(eos)
         self._active: list[_Writing] = []
         self._joining: list[_Writing] = []
         self._logits: Tensor | None = None  # of the active
         self._piece = tokens.piece_of
-        self._stops: dict[Stop, _Bytes] = {}
+        self._stops: dict[Stop, Ends] = {}
         self.drawn = self.read = self.passes = 0  # tokens drawn, tokens read otherwise, passes for the former
+
+    @property
+    def context(self) -> int:
+        """Tokens that a text can have."""
+        return self.lm.context
 
     @property
     def active(self) -> int:
@@ -414,10 +475,7 @@ class Batch:
         row.busy = True
         looked = self._stops.get(stop)
         if looked is None:
-            looked = self._stops[stop] = _Bytes(
-                [s.encode() for s in stop.separators], [s.encode() for s in stop.strings], stop.boxed,
-                float("inf") if stop.chunk is None else stop.chunk,
-            )  # fmt: skip
+            looked = self._stops[stop] = Ends.of(stop)
         self._joining.append(_Writing(row, key, stream, tick, sampling, looked, room))
 
     @torch.no_grad()
@@ -538,21 +596,7 @@ class Batch:
                 text = row.text
                 text += piece
                 size = len(piece)
-                for s in stop.strings:
-                    if text.find(s, max(0, len(text) - size - len(s) + 1)) >= 0:
-                        end = "stop"
-                if end is None and stop.boxed and b"}" in piece and boxed(text):
-                    end = "boxed"
-                if end is None and len(w.tokens) >= w.limit:
-                    end = "length"
-                if end is None:
-                    for s in stop.separators:
-                        if text.find(s, max(w.mark, len(text) - size - len(s) + 1)) >= 0:
-                            end = "separator"
-                            break
-                    else:
-                        if len(w.tokens) >= stop.chunk:
-                            end = "cap"
+                end = stop.reached(text, size, w.mark, len(w.tokens), w.limit)
             if end is not None:
                 ended.append((i, end))
         return ended
@@ -563,14 +607,16 @@ class Batch:
         row.length, row.written = row.length + count, row.written + count
         row.ended = end not in ("separator", "cap")
         row.busy, row.told = False, len(row.text)
-        begun = len(_begun(row.text[: w.mark]))  # bytes of a character that the last chunk has left
-        text = bytes(row.text[w.mark - begun :])
-        if not row.ended:
-            text = text[: len(text) - len(_begun(text))]
         return Chunk(
-            row, w.key, w.tokens, text.decode("utf-8", "replace"), np.array(w.logp), np.array(w.model_logp),
-            hidden.float(), end, w.tick + count,
+            row, w.key, w.tokens, spelt(row.text, w.mark, row.ended), np.array(w.logp), np.array(w.model_logp),
+            hidden.float(), end, w.tick + count, count,
         )  # fmt: skip
+
+
+def spelt(text: bytearray, mark: int, ended: bool) -> str:
+    """The text of a chunk that begins at ``mark``, with what the one before has left of a character."""
+    own = bytes(text[mark - len(_begun(text[:mark])) :])
+    return own[: len(own) - (0 if ended else len(_begun(own)))].decode("utf-8", "replace")
 
 
 def _begun(text: bytes | bytearray) -> bytes:

@@ -171,7 +171,7 @@ class Tokens:
         Raises:
             DataError: as ``encode``.
         """
-        front = self._front
+        front = self.front
         if not front and self.tokenizer.id_to_token(self.eos) == END:
             front = [self.eos]
         return [*front, *self.encode([text])[0][0]]
@@ -235,7 +235,7 @@ class Tokens:
                 "The tokenizer has unused ids in between, which new tokens would take.",
                 "Use another tokenizer.",
             )
-        for cached in ("digest", "_json", "_front", "_special", "_verbatim"):
+        for cached in ("digest", "_json", "front", "_special", "_verbatim"):
             self.__dict__.pop(cached, None)
         self._pieces.clear()
         return ids
@@ -280,7 +280,7 @@ class Tokens:
         return ids
 
     @cached_property
-    def _front(self) -> list[int]:
+    def front(self) -> list[int]:
         """Special tokens that the tokenizer puts in front of a text."""
         if self._json.get("post_processor") is None:
             return []

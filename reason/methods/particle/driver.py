@@ -15,9 +15,9 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from torch import Tensor
 
-from reason.backbones.generation import Batch, Chunk, Row, Sampling, Stop
+from reason.backbones.generation import Chunk, Sampling, Stop, Writer
 from reason.datasets.problems import Problem
-from reason.errors import DataError, RunError
+from reason.errors import DataError, ReasonError, RunError
 from reason.methods.particle.lineage import Node
 from reason.methods.particle.requests import Algorithm, Answer, Extend, Halted, Splice
 
@@ -27,7 +27,7 @@ class Prefix(NamedTuple):
 
     problem: Problem
     node: Node
-    hidden: Tensor  # (D,) what the policy's head reads at the last token
+    hidden: Tensor | None  # (D,) what the policy's head reads at the last token; None: a server does not tell
 
 
 class Reward(Protocol):
@@ -75,10 +75,10 @@ class _Job:
     task: Task
     algorithm: Algorithm[Any]
     ledger: Ledger = field(default_factory=Ledger)
-    rows: dict[Node, Row] = field(default_factory=dict)  # of unfinished nodes, not being continued
-    writing: list[Row] = field(default_factory=list)  # being continued
+    rows: dict[Node, Any] = field(default_factory=dict)  # of unfinished nodes, not being continued
+    writing: list[Any] = field(default_factory=list)  # being continued
     children: list[Node] = field(default_factory=list)  # of the request that is being answered
-    hidden: dict[Node, Tensor] = field(default_factory=dict)  # of children
+    hidden: dict[Node, Tensor | None] = field(default_factory=dict)  # of children
     scored: bool | str = True
     left: int = 0  # chunks that are still being written
     result: Any = None
@@ -89,7 +89,7 @@ class Driver:
     """Runs tasks.
 
     Args:
-        batch: of the policy.
+        batch: of the policy, or a server that has it.
         sampling: how tokens are drawn; a greedy request is greedy anyway.
         stop: what ends a chunk and a text.
         reward: None: for algorithms that ask for none.
@@ -100,7 +100,7 @@ class Driver:
 
     def __init__(
         self,
-        batch: Batch,
+        batch: Writer,
         sampling: Sampling,
         stop: Stop,
         reward: Reward | None = None,
@@ -112,7 +112,7 @@ class Driver:
         self.batch, self.sampling, self.stop, self.reward = batch, sampling, stop, reward
         self.steps, self.width, self.halted = steps, width, halted
         self._jobs: dict[_Job, None] = {}
-        self._roots: dict[str, Row] = {}  # of problems at work
+        self._roots: dict[str, Any] = {}  # of problems at work
         self._users: Counter[str] = Counter()  # tasks of each problem that have not ended
 
     def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
@@ -120,7 +120,8 @@ class Driver:
 
         Raises:
             DataError: a prompt that leaves no room for an answer.
-            RunError: a reward that is none.
+            RunError: a reward that is none, or a server that fails. What has ended is handed out first; where it is
+                the server, the tasks at work are halted, and hand out what they have, too.
         """
         queue = deque(tasks)
         self._check(queue)
@@ -140,14 +141,18 @@ class Driver:
                 budget = job.task.budget
                 if reason := halt or ("out of tokens" if budget and job.ledger.drawn >= budget else ""):
                     self._halt(job, reason)
-            if self.batch.active:
-                self._tick()
+            try:
+                if self.batch.active:
+                    self._tick()
+            except ReasonError:
+                yield from self._ended()
+                raise
             yield from self._ended()
 
     # --- a job's life -----------------------------------------------------------------------------------
 
     def _check(self, tasks: Iterable[Task]) -> None:
-        context = self.batch.lm.context
+        context = self.batch.context
         for task in tasks:
             if len(task.prompt) >= context:
                 raise DataError(
@@ -221,13 +226,13 @@ class Driver:
                 key=(job, i, node),
             )
 
-    def _rows(self, job: _Job, nodes: Sequence[Node], last: bool) -> list[Row]:
+    def _rows(self, job: _Job, nodes: Sequence[Node], last: bool) -> list[Any]:
         """A row for each node, none of them twice.
 
         last: the job's rows are theirs to continue, and those that are not wanted are closed.
         """
         wanted = Counter(nodes)
-        source: dict[Node, Row] = {}
+        source: dict[Node, Any] = {}
         for node in wanted:
             if node.parent is None:
                 source[node] = self._roots[job.task.problem.id]
@@ -244,7 +249,7 @@ class Driver:
         self.batch.close(job.rows.values())
         job.rows = {}
         copies = [node for node in wanted for _ in range(wanted[node] - (node in free))]
-        rows: dict[Node, list[Row]] = {node: [row] for node, row in free.items()}
+        rows: dict[Node, list[Any]] = {node: [row] for node, row in free.items()}
         for node, row in zip(copies, self.batch.fork([source[node] for node in copies]), strict=True):
             rows.setdefault(node, []).append(row)
         job.ledger.forked += len(copies)
@@ -252,11 +257,20 @@ class Driver:
 
     def _tick(self) -> None:
         """A token more for everybody, and answers to the requests that it completes."""
-        for job in self._jobs:
-            job.ledger.drawn += job.left
+        if self.batch.stepwise:
+            for job in self._jobs:
+                job.ledger.drawn += job.left
         complete = []
-        for chunk in self.batch.tick():
+        try:
+            chunks = self.batch.tick()
+        except ReasonError as error:
+            for job in [job for job in self._jobs if not job.ended]:
+                self._halt(job, f"failed: {error.message}")
+            raise
+        for chunk in chunks:
             job, i, parent = chunk.key
+            if not self.batch.stepwise:
+                job.ledger.drawn += chunk.drawn
             job.children[i] = child = self._child(parent, chunk)
             job.hidden[child] = chunk.hidden
             if child.finished:
@@ -306,7 +320,7 @@ class Driver:
     def _splice(self, job: _Job, request: Splice) -> list[Node | None]:
         """``path`` behind each prefix: one pass over its tokens, with the keys that the prefix has."""
         length = sum(len(step.tokens) for step in request.path)
-        limit = min(self.stop.length or self.batch.lm.context, self.batch.lm.context - len(job.task.prompt))
+        limit = min(self.stop.length or self.batch.context, self.batch.context - len(job.task.prompt))
         fit = [
             i
             for i, prefix in enumerate(request.prefixes)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from reason.errors import unknown
+from reason.errors import ConfigError, unknown
 from reason.methods.particle.lineage import Node
 
 KINDS = ("prob", "exp", "logit", "ratio", "self_certainty")
@@ -52,6 +52,11 @@ class Potential:
     def base(self, node: Node) -> float:
         """At temperature 1."""
         if self.kind == "self_certainty":
+            if math.isnan(node.log_p):
+                raise ConfigError(
+                    "The potential self_certainty needs the probabilities of the policy's tokens, and its server tells none.",
+                    "Use a server that gives logprobs, or another potential.",
+                )
             return self._logit(math.exp(node.log_p / max(len(node.tokens), 1)))
         reward = node.reward
         if not 0 <= reward <= 1:  # NaN too
