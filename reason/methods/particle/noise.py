@@ -86,32 +86,35 @@ class Channel:
         step = np.array([prefix.node.step for prefix in prefixes])
         signs = np.where(alive, 1.0, -1.0)
         if noise.flips:
-            u = np.array([self._uniform(p.problem.id, p.node.id, "flip") for p in prefixes])
+            u = self._uniforms([(p.problem.id, p.node.id, "flip") for p in prefixes])
             signs = np.where(u < noise.flips, -signs, signs)
         logits = signs * noise.margins(step)
         if noise.sigma:
             fading = 0.5 ** ((step - 1) / noise.half_life) if noise.half_life else 1.0
-            logits = logits + noise.sigma * fading * np.array(
-                [self._path(p.problem.id, p.node) for p in prefixes]
-            )
+            logits = logits + noise.sigma * fading * self._along_paths(prefixes)
         logits = noise.scale * logits
         if noise.bias:
-            logits = logits + noise.bias * np.array(
-                [self._normal(p.problem.id, "", "bias") for p in prefixes]
-            )
+            logits = logits + noise.bias * self._normals([(p.problem.id, "", "bias") for p in prefixes])
         if noise.bonus:
             logits = logits + noise.bonus * np.array([self._tempting(p.node) for p in prefixes])
         return logits
 
-    def _path(self, problem: str, node: Node) -> float:
-        """z of a node: an autoregressive process along its path."""
-        known = self._paths.get(node)
-        if known is None:
-            known, above, rho = self._normal(problem, node.id, "noise"), node.parent, self.noise.rho
+    def _along_paths(self, prefixes: Sequence[Prefix]) -> np.ndarray:
+        """(n,) z: an autoregressive process along each path."""
+        rho, paths = self.noise.rho, self._paths
+        new: dict[Node, str] = {}
+        for problem, node, _ in prefixes:
+            above: Node | None = node
+            while above is not None and above.parent is not None and above not in paths and above not in new:
+                new[above] = problem.id
+                above = above.parent if rho else None
+        own = self._normals([(problem, node.id, "noise") for node, problem in new.items()])
+        for node, z in sorted(zip(new, own.tolist(), strict=True), key=lambda pair: pair[0].step):
+            above = node.parent
             if rho and above is not None and above.parent is not None:
-                known = rho * self._path(problem, above) + math.sqrt(1 - rho * rho) * known
-            self._paths[node] = known
-        return known
+                z = rho * paths[above] + math.sqrt(1 - rho * rho) * z
+            paths[node] = z
+        return np.array([paths[prefix.node] for prefix in prefixes])
 
     def _tempting(self, node: Node) -> bool:
         noise = self.noise
@@ -119,9 +122,10 @@ class Channel:
             word in node.text for word in noise.keywords
         )
 
-    def _normal(self, problem: str, prefix: str, purpose: str) -> float:
-        return float(ndtri(max(self._uniform(problem, prefix, purpose), 2.0**-54)))
+    def _normals(self, names: Sequence[tuple[str, str, str]]) -> np.ndarray:
+        return ndtri(np.maximum(self._uniforms(names), 2.0**-54))
 
-    def _uniform(self, problem: str, prefix: str, purpose: str) -> float:
-        key = np.array([stream(self.noise.seed, problem, prefix, purpose)], np.uint64)
-        return float(uniforms(key, np.zeros(1, np.int64))[0])
+    def _uniforms(self, names: Sequence[tuple[str, str, str]]) -> np.ndarray:
+        """(n,) one number for each (problem, prefix, purpose)."""
+        keys = np.array([stream(self.noise.seed, *name) for name in names], np.uint64)
+        return uniforms(keys, np.zeros(len(keys), np.int64))
