@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import expit
 from torch import Tensor
 
 from reason.backbones.source import folder_of
@@ -107,15 +108,9 @@ def check_potential(aggregation: str, potential: str) -> None:
 def aggregate(log_odds: np.ndarray, aggregation: str) -> float:
     """The reward, in [0, 1], of a prefix whose steps have these scores (t,)."""
     if aggregation in ("last", "model"):
-        return float(_sigmoid(log_odds[-1]))
-    r = _sigmoid(log_odds)
+        return float(expit(log_odds[-1]))
+    r = expit(log_odds)
     return float({"min": np.min, "mean": np.mean, "prod": np.prod}[aggregation](r))
-
-
-def _sigmoid(z: np.ndarray) -> np.ndarray:
-    from scipy.special import expit
-
-    return expit(z)
 
 
 class ProcessRewardModel:
@@ -138,8 +133,8 @@ class ProcessRewardModel:
         self.model, self.tokens, self.reading, self.where = model.eval(), tokens, reading, where
         self.seen, self.rows, self.most = seen, rows, most
         self.read = self.passes = 0  # tokens, and passes over them
-        special = tokens.tokenizer.token_to_id(reading.separator)
-        self._special = special if special is not None and reading.separator else None
+        added = {token.content: i for i, token in tokens.tokenizer.get_added_tokens_decoder().items()}
+        self._special = added.get(reading.separator)  # a token that no text spells
         self._log_odds = self._reader()
 
     @torch.inference_mode()
@@ -191,7 +186,7 @@ class ProcessRewardModel:
         if len(set(at)) != len(steps):
             raise RunError(
                 f"{self.where} scores {len(set(at))} of {len(steps)} steps of problem {prefix.problem.id!r} at step "
-                f"{prefix.node.step}: its tokenizer joins separators {self.reading.separator!r}.",
+                f"{prefix.node.step}: its tokenizer joins {self.reading.separator!r} with what is beside it.",
                 "Name the separator that the model was trained with, best a token of its own.",
             )
         return ids, at
@@ -362,12 +357,15 @@ def open_prm(
 def load(folder: Path, where: str, kind: str, dtype: torch.dtype) -> Any:
     """The model of transformers with a head of this kind."""
     import transformers
+    from transformers.utils import logging
 
     opener = {
         "tokens": transformers.AutoModelForTokenClassification,
         "causal": transformers.AutoModelForCausalLM,
         "sequence": transformers.AutoModelForSequenceClassification,
     }[kind]
+    bar = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     try:
         model, said = opener.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=dtype,
@@ -379,6 +377,9 @@ def load(folder: Path, where: str, kind: str, dtype: torch.dtype) -> Any:
             f"{where} cannot be opened as a reward model ({kind}): {first}",
             "Models with code of their own are not opened; save it with save_pretrained of transformers.",
         ) from error
+    finally:
+        if bar:
+            logging.enable_progress_bar()
     if missing := sorted(map(str, said.get("missing_keys") or ())):
         raise DataError(
             f"{where} has no weights named {missing[0]}: it was not trained as a reward model of kind {kind!r}.",

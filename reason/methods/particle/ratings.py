@@ -188,7 +188,7 @@ class Simulated:
         said = {}
         for prefix, good in zip(prefixes, right.tolist(), strict=True):
             name = key_of(prefix)
-            u = uniforms(np.array([stream(self.seed, name)], np.uint64), np.zeros(1, np.int64))[0]
+            u = float(uniforms(np.array([stream(self.seed, name)], np.uint64), np.zeros(1, np.int64))[0])
             said[name] = good == (u < (self.accuracy.sensitivity if good else self.accuracy.specificity))
         return said
 

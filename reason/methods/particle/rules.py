@@ -31,7 +31,8 @@ BEFORE = re.compile(
     r"(?:[-+*/^%!\\}_<>)]|\b(?:of|half|twice|double|times|plus|minus|percent|sqrt|log))\s*$", re.IGNORECASE
 )
 AFTER = re.compile(
-    r"[\^%!_{\[<>]|\\(?![)\]])|(?:mod|million|thousand|hundred|billion|percent|remainder|[a-z])\b", re.IGNORECASE
+    r"[\^%!_{\[<>]|\\(?![)\]])|(?:mod|million|thousand|hundred|billion|percent|remainder|[a-z])\b",
+    re.IGNORECASE,
 )
 CALCULATION = re.compile(r"[\d)]\s*[-+*/]")
 MODULUS = re.compile(r"\bmod(?:ulo)?\s+(\d{1,9})\b")
