@@ -6,13 +6,15 @@ Three kinds are in use, all of them opened by transformers, without code of the 
     causal      a language model, read at the probability of a token such as "+" against "-" (Math-Shepherd, RLHFlow)
     sequence    a sequence classifier: one score for all that it has read (outcome reward models)
 
-A prefix is read once, in one pass that gives the scores of all its steps, and its reward is remembered; a reward is a function
-of the prefix alone. Scores are log-odds in float64 until the end, so that a sure one does not become 1.
+A prefix is read once and its reward is remembered; a reward is a function of the prefix alone. Where the text of a prefix is how that
+of a longer one begins, and the model is a decoder, only new steps are read: keys and values of prefixes are kept. Scores are
+log-odds in float64 until the end, so that a sure one does not become 1.
 """
 
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ import torch
 from scipy.special import expit
 from torch import Tensor
 
+from reason.backbones.cache import RowCache
 from reason.backbones.source import folder_of
 from reason.backbones.tokens import Tokens
 from reason.errors import ConfigError, DataError, RunError, unknown
@@ -121,6 +124,7 @@ class ProcessRewardModel:
         reading: how it is asked.
         seen: fingerprints of problems that it is known to be trained on.
         rows, most: prefixes of a pass at most, and their tokens.
+        keep: prefixes whose keys and values are kept, those last used; 0 = none.
 
     Raises:
         ConfigError: a token or label that it does not have.
@@ -128,7 +132,7 @@ class ProcessRewardModel:
 
     def __init__(
         self, model: Any, tokens: Tokens, reading: Reading, *, seen: frozenset[str] = frozenset(), rows: int = 64,
-        most: int = 32_768, where: str = "the reward model",
+        most: int = 32_768, keep: int = 256, where: str = "the reward model",
     ):  # fmt: skip
         self.model, self.tokens, self.reading, self.where = model.eval(), tokens, reading, where
         self.seen, self.rows, self.most = seen, rows, most
@@ -136,6 +140,8 @@ class ProcessRewardModel:
         added = {token.content: i for i, token in tokens.tokenizer.get_added_tokens_decoder().items()}
         self._special = added.get(reading.separator)  # a token that no text spells
         self._log_odds = self._reader()
+        self._keep, self._kept = keep, OrderedDict[tuple[str, str], _Kept]()
+        self._cache = self._row_cache() if keep else None
 
     @torch.inference_mode()
     def __call__(self, prefixes: Sequence[Prefix]) -> np.ndarray:
@@ -151,17 +157,14 @@ class ProcessRewardModel:
     def step_scores(self, prefixes: Sequence[Prefix]) -> list[np.ndarray]:
         """For each prefix the log-odds (t,) that its steps are right: one for each, or one in all (model, sequence)."""
         asked = [self._asked(prefix) for prefix in prefixes]
-        found: list[np.ndarray] = [np.zeros(0)] * len(prefixes)
-        for group in self._groups([len(ids) for ids, _ in asked]):
-            log_odds = self._pass([asked[i] for i in group])
-            for i, z in zip(group, log_odds, strict=True):
-                bad = np.flatnonzero(~np.isfinite(z))
-                if len(bad):
-                    raise RunError(
-                        f"{self.where} gave {z[bad[0]]} for problem {prefixes[i].problem.id!r}, step {bad[0] + 1}.",
-                        "Its weights are damaged, or its precision is too low: use float32.",
-                    )
-                found[i] = z
+        found = self._anew(asked) if self._cache is None else self._further(self._cache, prefixes, asked)
+        for prefix, z in zip(prefixes, found, strict=True):
+            bad = np.flatnonzero(~np.isfinite(z))
+            if len(bad):
+                raise RunError(
+                    f"{self.where} gave {z[bad[0]]} for problem {prefix.problem.id!r}, step {bad[0] + 1}.",
+                    "Its weights are damaged, or its precision is too low: use float32.",
+                )
         return found
 
     # --- what it is given -------------------------------------------------------------------------------
@@ -265,6 +268,14 @@ class ProcessRewardModel:
                 group.append(i)
         return groups
 
+    def _anew(self, asked: Sequence[tuple[list[int], list[int]]]) -> list[np.ndarray]:
+        """Scores of whole texts."""
+        found: list[np.ndarray] = [np.zeros(0)] * len(asked)
+        for group in self._groups([len(ids) for ids, _ in asked]):
+            for i, z in zip(group, self._pass([asked[i] for i in group]), strict=True):
+                found[i] = z
+        return found
+
     def _pass(self, asked: Sequence[tuple[list[int], list[int]]]) -> list[np.ndarray]:
         longest = max(len(ids) for ids, _ in asked)
         tokens = torch.zeros(len(asked), longest, dtype=torch.int64)
@@ -280,6 +291,69 @@ class ProcessRewardModel:
             self._log_odds(row[torch.tensor(at, device=device)])
             for row, (_, at) in zip(out, asked, strict=True)
         ]
+
+    def _row_cache(self) -> RowCache | None:
+        """A cache, where prefixes begin with the tokens of shorter ones and the model can go on from them."""
+        reading = self.reading
+        if (
+            self._special is None
+            or reading.kind == "sequence"
+            or reading.aggregation == "model"
+            or reading.turns
+        ):
+            return None
+        if reading.kind == "tokens":
+            if not hasattr(self.model, "score"):  # what decoders call their head
+                return None
+            self.model.get_output_embeddings = lambda: self.model.score
+        try:
+            return RowCache(self.model, self._context)
+        except ConfigError:  # it looks ahead, or keeps something else: it is read whole
+            return None
+
+    def _further(
+        self, cache: RowCache, prefixes: Sequence[Prefix], asked: Sequence[tuple[list[int], list[int]]]
+    ) -> list[np.ndarray]:
+        """Scores of texts, of which only what is new is read."""
+        fronts = {p.problem.fingerprint: p.problem for p in prefixes if not self._longest(p)}
+        if fronts:
+            texts = [self._front(problem.text) for problem in fronts.values()]
+            for name, row, ids in zip(fronts, cache.open(texts)[0], texts, strict=True):
+                self._kept[name, _ROOT] = _Kept(row, ids, np.zeros(0))
+            self.read += sum(map(len, texts))
+        begun = [self._longest(prefix) for prefix in prefixes]
+        rest = [ids[len(kept.ids) :] for (ids, _), kept in zip(asked, begun, strict=True)]  # type: ignore[union-attr]
+        found = [kept.scores for kept in begun]  # type: ignore[union-attr]
+        longer = sorted((i for i in range(len(rest)) if rest[i]), key=lambda i: len(rest[i]))
+        for first in range(0, len(longer), self.rows):
+            group = longer[first : first + self.rows]
+            befores = [len(begun[i].ids) for i in group]  # type: ignore[union-attr]
+            rows = cache.fork([begun[i].row for i in group], befores)  # type: ignore[union-attr]
+            states = cache.read(rows, [rest[i] for i in group], keep=True)
+            self.read, self.passes = self.read + sum(len(rest[i]) for i in group), self.passes + 1
+            for i, row, before, state in zip(group, rows, befores, states, strict=True):
+                ids, at = asked[i]
+                new = torch.tensor([k - before for k in at if k >= before], device=state.logits.device)
+                found[i] = np.concatenate([found[i], self._log_odds(state.logits[new])])
+                key = prefixes[i].problem.fingerprint, prefixes[i].node.id
+                if prefixes[i].node.finished or key in self._kept:
+                    cache.close([row])
+                else:
+                    self._kept[key] = _Kept(row, ids, found[i])
+        while len(self._kept) > self._keep:
+            cache.close([self._kept.popitem(last=False)[1].row])
+        return found
+
+    def _longest(self, prefix: Prefix) -> _Kept | None:
+        """The longest beginning of a prefix that is kept."""
+        name, node = prefix.problem.fingerprint, prefix.node
+        while node is not None:
+            key = (name, node.id if node.parent else _ROOT)
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+            node = node.parent
+        return None
 
     def _reader(self) -> Callable[[Tensor], np.ndarray]:
         """Turns outputs (t, labels or vocabulary) into log-odds (t,) of right against wrong."""
@@ -321,6 +395,18 @@ class ProcessRewardModel:
                 "Name the token that the model was trained to answer with.",
             )
         return int(ids[0])
+
+
+_ROOT = ""
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A prefix that was read: its row in the cache, its tokens, the scores of its steps."""
+
+    row: int
+    ids: list[int]
+    scores: np.ndarray
 
 
 def _against_rest(x: Tensor, good: int) -> np.ndarray:

@@ -186,8 +186,9 @@ def test_the_batch_makes_no_difference_and_what_was_read_is_not_read_again(folde
     for kind, reading in (
         ("tokens", MARKED), ("causal", Reading("causal", "min", "<step>", "+", "-")), ("sequence", Reading("sequence", "model")),
     ):  # fmt: skip
-        alone = [open_prm(str(folders[kind]), reading)([one])[0] for one in several]
         together = open_prm(str(folders[kind]), reading)
+        single = ProcessRewardModel(together.reward.model, together.reward.tokens, reading, keep=0)
+        alone = [single([one])[0] for one in several]
         np.testing.assert_allclose(together(several), alone, rtol=1e-4)
         read = together.reward.read
         again = [prefix(*STEPS[:k], *["8\n"] * j) for k in (1, 2, 3) for j in range(4)]
@@ -197,9 +198,40 @@ def test_the_batch_makes_no_difference_and_what_was_read_is_not_read_again(folde
         Tokens.from_folder(folders["tokens"]),
         MARKED,
         rows=2,
+        keep=0,
     )
     np.testing.assert_allclose(cut(several), open_prm(str(folders["tokens"]), MARKED)(several), rtol=1e-4)
     assert cut.passes == 6
+
+
+@pytest.mark.parametrize("keep", [256, 3])
+@pytest.mark.parametrize("kind", ["tokens", "causal"])
+def test_only_new_steps_are_read(folders, kind, keep):
+    """A tree of prefixes, round by round: copies diverge, some lineages end, others are given up."""
+    reading = Reading(kind, "min", "<step>", *(("+", "-") if kind == "causal" else ()))
+    make = lambda keep: ProcessRewardModel(  # noqa: E731
+        load(folders[kind], "it", kind, torch.float32), Tokens.from_folder(folders[kind]), reading, keep=keep
+    )
+    kept, whole = make(keep), make(0)
+    assert kept._cache is not None and whole._cache is None
+    rng = np.random.default_rng(0)
+    problems = [PROBLEM, Problem("q", "c+d+e?")]
+    rows = [(p, Node(None)) for p in problems for _ in range(3)]
+    front, total = sum(len(kept._front(p.text)) for p in problems), 0
+    for t in range(5):
+        rows = [rows[i] for i in rng.integers(0, 3, 6) + np.repeat([0, 3], 3)]
+        rows = [(p, n) if n.finished else (p, Node(n, [t, k], "abcdefgh"[: 1 + (t + k) % 8] + "\n\n", finish="eos" * (k == t)))
+                for k, (p, n) in enumerate(rows)]  # fmt: skip
+        prefixes = [Prefix(p, n, None) for p, n in rows if not (n.finished and n.step <= t)]  # type: ignore[arg-type]
+        total += sum(len(p.node.text.strip()) + 1 for p in [*prefixes, prefixes[0]])
+        prefixes.append(prefixes[0])
+        np.testing.assert_allclose(kept(prefixes), whole(prefixes), rtol=1e-4)
+        for a, b in zip(kept.step_scores(prefixes[:1]), whole.step_scores(prefixes[:1]), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    assert len(kept._cache._slot) == len(kept._kept) <= keep  # no row is lost
+    if keep == 256:
+        assert kept.read <= front + total + 5 * 9  # and those of ``step_scores`` that were finished
+        assert kept.read < whole.read / 2
 
 
 def test_text_that_looks_like_a_separator_is_text(folders):

@@ -255,6 +255,8 @@ def test_rules_count_what_is_broken():
     assert rules.broken(plain, path("3+4=7\n", finish="eos")) == ["there is no answer"]
     assert not rules.broken(plain, path("answer 7", finish="eos"))
     assert Rules(line=r"(redo )?\d.*|answer .*").broken(plain, path("hm\n")) == ["'hm' is out of form"]
+    assert rules.broken(problem(), path("7+5=13\n"))
+    assert not rules.broken(problem(), path("7+5=13\n", "redo 7+5=12\n"))
     modular = Problem("m", "(90+9) mod 97", "2")
     assert not rules.broken(modular, path("90+9=2\n")) and rules.broken(plain, path("90+9=2\n"))
     with pytest.raises(ConfigError, match="pattern"):
