@@ -8,6 +8,7 @@ an error that a lineage keeps. u is standard normal too, one for each problem. f
 a keyword in it: what a policy could learn to exploit.
 
 All of it is a function of (seed, problem, prefix), so equal prefixes get equal rewards, whoever asks and when.
+Particles that write the same therefore share their noise: it does not average out over them.
 """
 
 from __future__ import annotations
