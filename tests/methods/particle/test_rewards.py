@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -367,7 +367,8 @@ def answered(algorithm, of: Problem, reward, alike: bool):
         return end.value
 
 
-def accuracy(sigma: float, alike: bool, trials: int = 150) -> dict[str, float]:
+@cache
+def accuracy(sigma: float, alike: bool, trials: int = 120) -> dict[str, float]:
     """How often the particle of the highest last reward is right: best-of-8, and a filter of 8."""
     right: dict[str, list[bool]] = {"best": [], "filter": []}
     config = smc.Filter(8, Potential("logit"), "multinomial", 1.0)

@@ -143,7 +143,7 @@ def test_solutions_are_graded_by_the_answer_they_state():
         solved(Problem("p", ""), right)
 
 
-def train(head: ValueHead, found: Rollouts, steps: int = 300) -> None:
+def train(head: ValueHead, found: Rollouts, steps: int = 200) -> None:
     optimizer = torch.optim.Adam(head.parameters(), lr=0.02)
     rng = np.random.default_rng(0)
     for _ in range(steps):
