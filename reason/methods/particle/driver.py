@@ -34,7 +34,7 @@ class Reward(Protocol):
     """Judges prefixes, finished ones too. The same prefix always gets the same reward."""
 
     def __call__(self, prefixes: Sequence[Prefix]) -> np.ndarray:
-        """(n,) in [0, 1], or (n, m) for an ensemble of m, combined elsewhere."""
+        """(n,) in [0, 1]; or (n, 1 + m): the reward, and what each of m members of an ensemble said."""
         ...
 
 
@@ -305,14 +305,17 @@ class Driver:
             found = self.reward([Prefix(job.task.problem, node, job.hidden[node]) for job, node in pairs])
             if len(found) != len(pairs):
                 raise RunError(f"The reward gave {len(found)} scores for {len(pairs)} prefixes.")
-            for (job, node), reward in zip(pairs, found, strict=True):
+            found = np.asarray(found, np.float64)
+            for (job, node), (reward, *members) in zip(
+                pairs, found.reshape(len(pairs), -1).tolist(), strict=True
+            ):
                 if not 0 <= reward <= 1:
                     raise RunError(
                         f"The reward of problem {job.task.problem.id!r}, step {node.step}, is {reward:g}; it must lie "
                         f"between 0 and 1. The prefix ends: {node.text[-60:]!r}",
                         "Check the reward model: its precision, and the token that its scores are read at.",
                     )
-                node.reward = float(reward)
+                node.reward, node.members = reward, members
                 job.ledger.judged += 1
         for job, _ in asked:
             job.hidden = {}

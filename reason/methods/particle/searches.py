@@ -14,12 +14,12 @@ from reason.methods.particle.lineage import Node
 from reason.methods.particle.requests import Algorithm, Draws, Extend, Halted, Slots
 
 
-def samples(root: Node, count: int, draws: Draws) -> Algorithm[list[Node]]:
-    """``count`` whole solutions, drawn independently; only finished ones get a reward."""
+def samples(root: Node, count: int, draws: Draws, scored: bool | str = "finished") -> Algorithm[list[Node]]:
+    """``count`` whole solutions, drawn independently; as a rule only finished ones get a reward."""
     slots = Slots(root, count, draws)
     try:
         while moved := slots.unfinished():
-            yield from slots.extend(moved, "finished")
+            yield from slots.extend(moved, scored)
     except Halted:
         pass
     return slots.nodes
