@@ -1,4 +1,4 @@
-"""Pictures: comparisons in three panels, and the four figures that methods return.
+"""Pictures: comparisons in three panels, and the figures that methods return.
 
 matplotlib is imported when something is drawn, and drawn without a display. Colours are Okabe and
 Ito's, told apart by every kind of eye; shape and line tell the same a second time.
@@ -261,7 +261,7 @@ def _set_apart(families: list[list[Entry]], cost: str) -> dict[int, float]:
     return at
 
 
-# --- the four figures ---------------------------------------------------------------------------
+# --- figures ------------------------------------------------------------------------------------
 
 
 def draw_figures(figures: Sequence[Figure], path: Path) -> None:

@@ -9,17 +9,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import test_driver as lm
 import toys
 
 from reason.datasets.problems import Problem
 from reason.errors import ConfigError, DataError
 from reason.methods.particle import smc
 from reason.methods.particle.audit import Recipe, Trail, replay, write
+from reason.methods.particle.driver import Task
 from reason.methods.particle.lineage import Node
 from reason.methods.particle.potentials import Potential
 from reason.methods.particle.requests import Draws, Halted
 from reason.methods.particle.selection import Candidates
 
+model = lm.model  # the fixture: a tiny language model behind the real cache
 PROBLEM = Problem("p1", "what is it?", "7")
 DRAWS = Draws(3, "p1")
 MULTINOMIAL = smc.Filter(6, Potential("prob"), "multinomial", 1.0)
@@ -280,3 +283,18 @@ def test_sizes_are_modest(log):
     particles = sum(row["event"] == "particle" for row in rows)
     assert log.stat().st_size / particles < 700
     assert np.isfinite([row["W"] for row in rows if row["event"] == "particle"]).all()
+
+
+def test_runs_of_a_language_model_are_replayed(model, tmp_path):
+    """Through the driver, the cache and the splices of a real decoder; several problems at once, one cut short."""
+    path = tmp_path / "audit.jsonl"
+    names = ("filter", "ancestors", "tempered ancestors", "islands")
+    recipes = [replace(RECIPES[name], draws=Draws(1, f"p{i}")) for i, name in enumerate(names)]
+    tasks = [Task(lm.problem(i), lm.prompt(i), recipe.run, key=recipe) for i, recipe in enumerate(recipes)]
+    tasks[3] = replace(tasks[3], budget=25)
+    for outcome in lm.driver(model).run(tasks):
+        write(path, outcome.task.problem, outcome.task.key, outcome.result)
+    found = {r.problem["id"]: r for r in replay(path)}
+    assert len(found) == 4 and all(r.exact for r in found.values()), [r.findings for r in found.values()]
+    assert found["p3"].trail is not None
+    assert {p[0].status for p in found["p3"].trail.chains} == {"out of tokens"}

@@ -17,7 +17,9 @@ from reason.methods.particle.audit import Recipe, replay, write
 from reason.methods.particle.lineage import Node, Population, Round
 from reason.methods.particle.potentials import Potential
 from reason.methods.particle.requests import Draws
+from reason.methods.particle.selection import Candidates
 from reason.methods.particle.show import figures
+from reason.methods.particle.traces import trace
 
 ROOT = Node(None)
 ASKED, SUM = problem()
@@ -165,3 +167,24 @@ def test_figures_are_json_and_a_replayed_log_shows_the_same(tmp_path):
     write(tmp_path / "a", ASKED, recipe, trail)
     again = replay(tmp_path / "a")[0].trail
     assert again is not None and figures(ASKED, again.chains[0]) == drawn
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_trace_is_the_lineage_as_plain_data(seed):
+    population = solved(seed=seed)[1].chains[0][0]
+    candidates = Candidates.of_populations([population])
+    told = json.loads(
+        json.dumps(trace(ASKED, population, candidates.answer(0, candidates.select("majority"))))
+    )
+    spans = told["spans"]
+    assert all(span["parent"] < i for i, span in enumerate(spans))
+    for span in spans:
+        before = spans[span["parent"]]["end"] if span["parent"] >= 0 else 0
+        assert span["start"] == before and span["end"] - before == len(span["text"])
+    ends = [span for span in spans if "weight" in span["attributes"]]
+    assert sum(span["attributes"]["weight"] for span in ends) == pytest.approx(1.0)
+    assert sum(span["attributes"]["descendants"] for span in ends) == 12
+    roots = [span for span in spans if span["parent"] < 0]
+    assert sum(span["attributes"]["descendants"] for span in roots) == 12
+    assert told["tokens"] == max(span["end"] for span in spans)
+    assert told["inputs"] == {"problem": SUM.question} and told["outputs"]["answer"] == str(SUM.answer)
