@@ -433,7 +433,14 @@ def _draw_tree(ax: Axes, f: Tree) -> None:
                 color=GREY, ha="right" if inner else "left", va="top" if inner else "center",
             )  # fmt: skip
     if any(value is not None for value in f.values):
-        bar = ax.get_figure().colorbar(ScalarMappable(norm, shades), ax=ax, pad=0.01)  # pyright: ignore
+        bar = ax.get_figure().colorbar(  # pyright: ignore
+            ScalarMappable(norm, shades),
+            ax=ax,
+            pad=0.01,
+            aspect=15,
+            shrink=min(1.0, 12 / rows),
+            anchor=(0.0, 1.0),
+        )
         bar.set_label(f.legend)
 
 

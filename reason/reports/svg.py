@@ -93,7 +93,9 @@ def places(f: Tree) -> list[tuple[int, int]]:
 
 
 def clipped(text: str, longest: int = _LONGEST) -> str:
-    return text if len(text) <= longest else text[: longest - 1] + "…"
+    """How it begins and how it ends, where it is longer."""
+    half = (longest - 1) // 2
+    return text if len(text) <= longest else f"{text[: longest - 1 - half]}…{text[len(text) - half :]}"
 
 
 def tree(f: Tree, shade: Callable[[float], int], escape: Callable[[object], str]) -> str:

@@ -27,7 +27,8 @@ from reason.methods.particle.selection import Answer, Candidates, judge
 from reason.methods.particle.smc import pooled
 
 MOST_NODES = 300  # of a tree; with more, dropped branches are told by their number alone
-KEPT = 2  # dropped branches that are drawn behind a prefix
+KEPT = 2  # dropped branches that are drawn behind a prefix that lives
+LABEL = 90  # characters of a step in it
 SOLUTIONS = 12  # listed
 WIDTH = 240  # characters of a solution
 
@@ -109,7 +110,6 @@ def _lineage(problem: Problem, population: Population, right: _Right, alive: Ali
         "Lineage", [-1], [_line(problem.text)], [None], [len(population.nodes)], [""], 0.0, 1.0, "reward of the prefix",
         _fate(population, died, alive),
     )  # fmt: skip
-    kept = KEPT if len(nodes) <= MOST_NODES else 0
     waiting: list[tuple[Node | None, int, Node]] = [(None, 0, node) for node in _order(children, None, count)]
     waiting.reverse()
     told: dict[Node | None, int] = {}
@@ -117,13 +117,13 @@ def _lineage(problem: Problem, population: Population, right: _Right, alive: Ali
         above, parent, node = waiting.pop()
         lives = count.get(node, 0)
         if not lives:
+            kept = KEPT if len(nodes) <= MOST_NODES and (above is None or count.get(above)) else 0
+            gone = sum(not count.get(c, 0) for c in children[above])
             told[above] = told.get(above, 0) + 1
-            if told[above] == kept + 1:
-                others = sum(not count.get(c, 0) for c in children[above]) - kept
-                if others > 1 or not kept:
-                    _add(tree, parent, f"{others} {'more' if kept else 'branches'}", None, 0, "dropped")
-                    continue
-            elif told[above] > kept:
+            if gone > kept + 1 and told[above] > kept:
+                if told[above] == kept + 1:
+                    label = f"{gone - kept} more" if kept else f"all {gone}"
+                    _add(tree, parent, label, None, 0, "dropped")
                 continue
         place = _add(tree, parent, _line(node.text) or "(end)", node.reward, lives, marks(node))
         waiting += [(node, place, child) for child in reversed(_order(children, node, count))]
@@ -217,7 +217,12 @@ def _fate(population: Population, died: Extinction | None, alive: Alive | None) 
 
 
 def _line(text: str) -> str:
-    return " ".join(text.split())
+    """In one line; of a long one how it begins and how it ends."""
+    return _cut(" ".join(text.split()), LABEL // 2, LABEL // 2)
+
+
+def _cut(line: str, head: int, tail: int) -> str:
+    return line if len(line) <= head + tail else f"{line[:head]} … {line[-tail:]}"
 
 
 # --- the rounds ---------------------------------------------------------------------------------------
@@ -300,12 +305,12 @@ def _solutions(pool: Population, right: _Right) -> Table:
     rows: list[list[Any]] = []
     for (solution, finish), group in order[:SOLUTIONS]:
         said = stated(solution) if finish else None
-        text = " / ".join(filter(None, (_line(line) for line in solution.split("\n"))))
+        text = " / ".join(filter(None, (" ".join(line.split()) for line in solution.split("\n"))))
         verdict = " ".join(filter(None, [said, right.said(said)])) if said else "none"
         rewards = [node.reward for node, _ in group if not np.isnan(node.reward)]
         rows.append([
             sum(weight for _, weight in group), len(group), max(rewards, default=None), verdict,
-            finish or "unfinished", text[:WIDTH] + "…" * (len(text) > WIDTH),
+            finish or "unfinished", _cut(text, WIDTH // 3, WIDTH * 2 // 3),
         ])  # fmt: skip
     note = f"The {SOLUTIONS} heaviest of {len(order)}." if len(order) > SOLUTIONS else ""
     return Table("Solutions", ["weight", "particles", "reward", "answer", "end", "solution"], rows, note)

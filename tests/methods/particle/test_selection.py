@@ -179,6 +179,24 @@ def test_rivals_on_nested_prefixes_are_those_of_shorter_lists():
     assert (found[16]["oracle"] >= found[16]["best_of_n"]).all()
 
 
+def test_beams_and_subtrees_answer_by_their_best():
+    """Lists of different lengths, of finished solutions alone."""
+    toy = toys.stopping()
+    found = [
+        toy.run(search(ROOT, 8, 4, Draws(seed, "p")))
+        for search in (searches.beam, searches.dvts)
+        for seed in range(10)
+    ]
+    for nodes in found:
+        for node in nodes:
+            node.text = f"answer {len(node.path)}\n"
+    c = Candidates.of(found)
+    picked = c.select("argmax_last")
+    for p, nodes in enumerate(found):
+        answer = c.answer(p, picked)
+        assert answer.node is not None and answer.node.reward == max(node.reward for node in nodes)
+
+
 def test_oracle_chooses_a_right_one_where_there_is_any():
     lists = [[end("1"), end("2"), end("")], [end("4"), end("5")]]
     problems = [Problem("a", "", "2"), Problem("b", "", "7")]
