@@ -82,7 +82,8 @@ class Round:
 
     nodes: (N) after the chunk. log_weights: (N,) unnormalised, before resampling. ess: effective sample size of these.
     temperature: by which they were flattened for resampling (1 = not). ancestors: (N,) slots that the next round's
-    particles were copied from; None where nothing was resampled.
+    particles were copied from; None where nothing was resampled. spliced: with ancestor sampling, (N) what the
+    reference's future came to behind each particle; None where it cannot follow.
     """
 
     nodes: tuple[Node, ...]
@@ -90,6 +91,7 @@ class Round:
     ess: float
     temperature: float = 1.0
     ancestors: np.ndarray | None = None
+    spliced: tuple[Node | None, ...] = ()
 
     @property
     def survivors(self) -> int:

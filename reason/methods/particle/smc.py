@@ -92,20 +92,21 @@ def sweep(
             chosen_by = normalized(log_weights / temperature)
             keep = n - 1 if reference is not None else None
             ancestors = resample(chosen_by, n, draws.uniforms("resample", t), config.scheme, keep)
+            spliced: tuple[Node | None, ...] = ()
             if reference is not None and ancestor_sampling and t < len(future):
-                future, ancestors[-1] = yield from _new_past(
+                future, ancestors[-1], spliced = yield from _new_past(
                     slots.nodes, log_weights, future, t, config, draws
                 )
-            rounds[-1] = replace(record, temperature=temperature, ancestors=ancestors)
+            rounds[-1] = replace(record, temperature=temperature, ancestors=ancestors, spliced=spliced)
             slots.nodes = [slots.nodes[a] for a in ancestors]
-            log_weights = _leftover(weights, chosen_by)[ancestors]
+            log_weights = leftover(weights, chosen_by)[ancestors]
     except Halted as halt:
         status = str(halt)
     log_z += log_mean(log_weights)
     return Population(tuple(slots.nodes), log_weights, log_z, tuple(rounds), status)
 
 
-def _leftover(weights: np.ndarray, chosen_by: np.ndarray) -> np.ndarray:
+def leftover(weights: np.ndarray, chosen_by: np.ndarray) -> np.ndarray:
     """(N,) log-weights that offspring begin with: 0 where they were chosen by weight, else what that left out."""
     if chosen_by is weights or np.array_equal(chosen_by, weights):
         return np.zeros(len(weights))
@@ -116,7 +117,7 @@ def _leftover(weights: np.ndarray, chosen_by: np.ndarray) -> np.ndarray:
 def _new_past(
     nodes: Sequence[Node], log_weights: np.ndarray, future: list[Node], t: int, config: Filter, draws: Draws
 ):  # fmt: skip
-    """Draw the prefix that the reference continues after step ``t``: its path from there on, and the slot."""
+    """Draw the prefix that the reference continues after step ``t``: its path from there on, the slot, and all there were."""
     rest = future[t:]
     spliced = yield Splice(list(nodes), rest)
     log_p = np.full(len(nodes), -np.inf)
@@ -125,7 +126,7 @@ def _new_past(
             steps = last.path[t:]
             log_p[slot] = log_weights[slot] + sum(step.log_p + config.potential(step) for step in steps)
     chosen = int(resample(normalized(log_p), 1, draws.uniforms("ancestor", t), "multinomial")[0])
-    return spliced[chosen].path, chosen
+    return spliced[chosen].path, chosen, tuple(spliced)
 
 
 # --- several sweeps ---------------------------------------------------------------------------------
