@@ -22,14 +22,15 @@ from transformers.utils import logging
 
 from reason.backbones.cache import RowCache
 from reason.backbones.config import CausalConfig
-from reason.backbones.from_run import MODEL, model_file, read_file
+from reason.backbones.from_run import MODEL, again, model_file, read_file
 from reason.backbones.generation import Batch
-from reason.backbones.llama import AGAIN, stated_config, stored
+from reason.backbones.llama import AGAIN, refuse_sizes, stated_config, stored
 from reason.backbones.source import folder_of, kind, run_of
 from reason.backbones.tokens import Tokens
-from reason.backbones.weights import read_tensors
+from reason.backbones.weights import digest_of, read_tensors
 from reason.errors import ConfigError, DataError
-from reason.files import write_json
+from reason.files import Altered, is_locked, write_json
+from reason.memory import Budget
 
 FOLDER = "causal"  # in a run's folder
 VOLATILE = {"transformers_version", "_name_or_path", "torch_dtype", "dtype", "use_cache", "architectures"}
@@ -52,9 +53,7 @@ class CausalSource:
         kept = {k: v for k, v in config.items() if k not in VOLATILE}
         digest = hashlib.sha256(json.dumps([kept, self.tokens.templates], sort_keys=True).encode())
         digest.update(self.tokens.digest.encode())
-        for name, tensor in self.tensors():
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+        digest.update(digest_of(self.tensors()).encode())
         return digest.hexdigest()
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -63,12 +62,7 @@ class CausalSource:
             found = stored(self.weights, self.where)
             yield from ((name, found[name].read()) for name in sorted(found))
         else:
-            try:
-                tensors, _ = read_tensors(self.weights)
-            except Exception as error:  # the library raises many kinds
-                again = f"Make it again with: reason resume {self.weights.parent.parent}"
-                raise DataError(f"{self.weights} cannot be read: {error}.", again) from error
-            yield from sorted(tensors.items())
+            yield from _read(self.weights).items()
 
     def load(self, dtype: torch.dtype) -> Any:
         """The model of transformers, in memory.
@@ -323,7 +317,7 @@ def _check_kind(folder: Path, where: str) -> None:
 
 
 def _check_files(folder: Path, where: str) -> None:
-    """Refuse a folder without safetensors, and one whose config asks for far more than its files hold."""
+    """Refuse a folder without safetensors, a config that asks for far more than they hold, and what memory cannot hold."""
     if not any(folder.glob("*.safetensors")):
         pickled = any(folder.glob("*.bin"))
         raise DataError(
@@ -331,39 +325,31 @@ def _check_files(folder: Path, where: str) -> None:
             "Save it with save_pretrained of transformers, or download model.safetensors.",
         )
     found = stored(folder, where)
-    try:
-        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-        text = config.get_text_config(decoder=True)
-        layers, width = int(text.num_hidden_layers), int(text.hidden_size)
-    except Exception as error:
-        raise DataError(f"config.json of {where} cannot be read: {error}.", AGAIN) from error
-    largest = max((max(tensor.shape, default=0) for tensor in found.values()), default=0)
-    if layers > len(found) or width > largest:
-        raise DataError(
-            f"{where} has weights for fewer layers or smaller ones than its config.json states "
-            f"({layers:,} layers of width {width:,}).",
-            "Its files do not belong together; download or save it again.",
-        )
+    refuse_sizes(stated_config(folder, where), found, where)
+    count = sum(tensor.count for tensor in found.values())
+    Budget(where, share=1.0).spend(4 * count, f"{count:,} weights as float32")
 
 
 def _of_run(folder: Path, offline: bool) -> CausalSource:
     where = f"run {folder.name}"
     identity = read_file(folder, "run.json", where, "It is not the folder of a run.")
     if not (folder / "result.json").is_file():
+        if is_locked(folder / "lock"):
+            raise DataError(f"{where} is running and has no model yet.", "Wait until it has finished.")
         raise DataError(f"{where} is not finished.", f"Finish it with: reason resume {folder}")
     if not (folder / FOLDER).is_dir():
         raise ConfigError(
             f"{where} holds no causal language model: it has no folder {FOLDER}.",
             "Name a run that was made with backbone=causal.",
         )
-    origin = read_file(folder / FOLDER, "origin.json", where, "Train it again.")
+    origin = read_file(folder / FOLDER, "origin.json", where, again(folder))
     tokens = Tokens.from_folder(folder / FOLDER)
     file = model_file(folder, identity, where)
     if file.is_file() and _prefix(file, folder / FOLDER, where) is not None:
         return CausalSource(folder / FOLDER, file, tokens, where)
     if origin["source"]:  # its weights were not trained
         return open_source(origin["source"], offline)
-    raise DataError(f"{where} has no {MODEL} with a language model in it.", "Train it again.")
+    raise DataError(f"{where} has no {MODEL} with a language model in it.", again(folder))
 
 
 def _prefix(file: Path, folder: Path, where: str) -> str | None:
@@ -374,9 +360,19 @@ def _prefix(file: Path, folder: Path, where: str) -> str | None:
         with safe_open(str(file), framework="pt") as opened_file:
             names = set(opened_file.keys())
     except (OSError, SafetensorError) as error:
-        raise DataError(f"{file} cannot be read: {error}.", "Train it again.") from error
+        raise DataError(f"{file} cannot be read: {error}.", again(file.parent.parent)) from error
     wanted = _wanted(folder, where)
     return _common_prefix(names, wanted)
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    """The weights of a run, if they are those that were written."""
+    from safetensors import SafetensorError
+
+    try:
+        return read_tensors(file)[0]
+    except (OSError, ValueError, SafetensorError, Altered) as error:
+        raise DataError(f"{file} cannot be read: {error}.", again(file.parent.parent)) from error
 
 
 def _wanted(folder: Path, where: str) -> set[str]:

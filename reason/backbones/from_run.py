@@ -49,7 +49,7 @@ def read_network(folder: Path) -> tuple[Shape, int, Tokens] | None:
     if not ((folder / MODEL).is_file() and (folder / NETWORK).is_file() and (folder / TOKENIZER).is_dir()):
         return None
     where = f"run {folder.name}"
-    info = read_file(folder, NETWORK, where, _again(folder))
+    info = read_file(folder, NETWORK, where, again(folder))
     return _shape(info["shape"]), info["lora"], _tokens(folder, info, where)
 
 
@@ -70,7 +70,7 @@ def unrolled(folder: Path, where: str) -> tuple[Shape, Mapping[str, Tensor], Tok
             f"{where} holds no language model that can be a source: it has no {NETWORK}.",
             "Name a run that trained one, such as a run of mor.",
         )
-    info = read_file(folder, NETWORK, where, _again(folder))
+    info = read_file(folder, NETWORK, where, again(folder))
     if info["routing"] != "none":
         raise ConfigError(
             f"{where} routes its tokens (mor.routing={info['routing']}): its depth depends on the token, so no "
@@ -82,7 +82,7 @@ def unrolled(folder: Path, where: str) -> tuple[Shape, Mapping[str, Tensor], Tok
     decoder = RecursiveDecoder(config, shape=shape, recursions=info["recursions"], lora=info["lora"])
     _load(decoder, model_file(folder, identity, where), where)
     if not (folder / TOKENIZER / "tokenizer.json").is_file():
-        raise DataError(f"{where} has no tokenizer.", _again(folder))
+        raise DataError(f"{where} has no tokenizer.", again(folder))
     return shape, decoder.float().unrolled(), _tokens(folder, info, where)
 
 
@@ -91,11 +91,11 @@ def _tokens(folder: Path, info: Mapping[str, Any], where: str) -> Tokens:
     try:
         tokens = Tokens.from_folder(folder / TOKENIZER)
     except DataError as error:
-        raise DataError(error.message, _again(folder)) from error
+        raise DataError(error.message, again(folder)) from error
     if tokens.digest != info.get("tokenizer", tokens.digest):
         raise DataError(
             f"The tokenizer of {where} is not the one that its model was trained with: its ids stand for other text.",
-            _again(folder),
+            again(folder),
         )
     return tokens
 
@@ -124,7 +124,7 @@ def read_file(folder: Path, name: str, where: str, hint: str) -> dict[str, Any]:
         raise DataError(f"{folder / name} cannot be used: {error}.", hint) from error
 
 
-def _again(folder: Path) -> str:
+def again(folder: Path) -> str:
     return f"Make it again with: reason resume {folder}"
 
 
@@ -134,12 +134,11 @@ def _shape(info: dict[str, Any]) -> Shape:
 
 
 def _load(decoder: RecursiveDecoder, file: Path, where: str) -> None:
-    owner = file.parent.parent
     try:
         found, _ = read_tensors(file)
         own = {n.removeprefix("decoder."): t for n, t in found.items() if n.startswith("decoder.")}
         decoder.load_state_dict(own)
     except FileNotFoundError as error:
-        raise DataError(f"{where} has no model file.", _again(owner)) from error
+        raise DataError(f"{where} has no model file.", again(file.parent.parent)) from error
     except Exception as error:  # the library raises many kinds, also for tensors that do not fit
-        raise DataError(f"{file} cannot be read: {error}.", _again(owner)) from error
+        raise DataError(f"{file} cannot be read: {error}.", again(file.parent.parent)) from error

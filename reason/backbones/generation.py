@@ -539,7 +539,10 @@ class Batch:
         if self._logits is not None:
             self._logits = self._logits[torch.tensor(left, device=self._logits.device)] if left else None
         self._lists()
-        self.close([row for row in rows if row.busy])
+        left_behind = [row for row in rows if row.busy]
+        for row in left_behind:
+            row.busy = False
+        self.close(left_behind)
 
     # --- inside -----------------------------------------------------------------------------------------
 

@@ -51,7 +51,7 @@ def shape_of(folder: Path, where: str) -> Shape:
     family = stated.get("model_type")
     if family not in FAMILIES:
         raise refuse_family(where, family)
-    _refuse_sizes(stated, stored(folder, where), where)
+    refuse_sizes(stated, stored(folder, where), where)
     from transformers import AutoConfig
 
     try:  # for what the file leaves out, and for the spellings of earlier years
@@ -95,13 +95,13 @@ def stated_config(folder: Path, where: str) -> dict[str, Any]:
     return found
 
 
-def _refuse_sizes(stated: dict[str, Any], stored: dict[str, Stored], where: str) -> None:
+def refuse_sizes(stated: dict[str, Any], found: dict[str, Stored], where: str) -> None:
     """What a library makes a list of, before anything looks at it, is held against the weights that there are."""
-    most = {"num_hidden_layers": len(stored), "num_labels": sum(s.count for s in stored.values())}
+    most = {"num_hidden_layers": len(found), "num_labels": sum(s.count for s in found.values())}
     for key, least in most.items():
         if isinstance(size := stated.get(key, 0), int) and size > least:
             raise DataError(
-                f"config.json of {where} states {key} {size:,}, but its weights are {len(stored):,} tensors "
+                f"config.json of {where} states {key} {size:,}, but its weights are {len(found):,} tensors "
                 f"of {most['num_labels']:,} numbers.",
                 "Its files do not belong together; download or save it again.",
             )

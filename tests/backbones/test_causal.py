@@ -258,9 +258,15 @@ def test_broken_folders_are_refused(tmp_path):
     broken("pickle", lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "pickles")
     broken("config", lambda f: (f / "config.json").write_text("{"), "not valid JSON")
     broken("torn", lambda f: (f / "model.safetensors").write_bytes(b"\x00" * 99), "cannot be read")
-    broken("many", lambda f: change(f / "config.json", num_hidden_layers=10**9), "fewer layers")
     broken(
-        "wide", lambda f: change(f / "config.json", hidden_size=2**40, num_attention_heads=4), "smaller ones"
+        "many",
+        lambda f: change(f / "config.json", num_hidden_layers=10**9),
+        "states num_hidden_layers 1,000,000,000",
+    )
+    broken(
+        "wide",
+        lambda f: change(f / "config.json", hidden_size=2**40, num_attention_heads=4),
+        "weights have other sizes",
     )
     broken(
         "one more",

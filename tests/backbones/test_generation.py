@@ -354,7 +354,7 @@ def test_given_tokens_are_scored_as_they_would_have_been_drawn(sampling):
     paths = [chunk.tokens for chunk in sorted(batch.drain(), key=lambda chunk: chunk.key)]
     paths = [paths[0], paths[1][:2], paths[2]]
     found = batch.score([*rows, rows[0], rows[0]], [*paths, paths[1], []], sampling)
-    for n, path, (ours, theirs) in zip((4, 11, 2, 4), [*paths, paths[1]], found, strict=False):
+    for n, path, (ours, theirs, _) in zip((4, 11, 2, 4), [*paths, paths[1]], found, strict=False):
         ids = prompt_of(n, n) + path
         with torch.no_grad():
             logits = MODEL(input_ids=torch.tensor([ids])).logits[0].double().numpy()

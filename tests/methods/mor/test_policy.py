@@ -67,7 +67,7 @@ def test_beginnings_scores_and_states():
     (part,) = batch.open([ids[:9]], [3], [row])
     torch.testing.assert_close(part.logits, logits[8], atol=1e-4, rtol=1e-4)
     for _ in range(2):  # the row stays as it is
-        ((ours, known),) = batch.score([part], [ids[9:]], Sampling(1.0))
+        ((ours, known, _),) = batch.score([part], [ids[9:]], Sampling(1.0))
         want = logits.double().log_softmax(-1)[range(8, len(ids) - 1), ids[9:]]
         np.testing.assert_allclose(known, want, atol=1e-4)
         np.testing.assert_allclose(ours, want, atol=1e-4)

@@ -132,12 +132,12 @@ def test_particle_gibbs_and_its_splices_do_too(model):
     config = smc.Filter(3, sharp, "multinomial", 1.0)
     for ancestor_sampling in (False, True):
         several = [
-            Task(problem(0), prompt(0), lambda root, s=s, a=ancestor_sampling: smc.gibbs(root, config, Draws(s, "p0"), 12, a))
-            for s in range(80)
+            Task(problem(0), prompt(0), lambda root, s=s, a=ancestor_sampling: smc.gibbs(root, config, Draws(s, "p0"), 8, a))
+            for s in range(50)
         ]  # fmt: skip
         found = []
         for outcome in driver(model).run(several):
-            pooled = smc.pooled(outcome.result[3:])
+            pooled = smc.pooled(outcome.result[2:])
             found.append(pooled.weights @ features([node.all_tokens for node in pooled.nodes]))
         mean, error = np.mean(found, 0), np.std(found, 0) / np.sqrt(len(found))
         assert (np.abs(mean - exact) < 4.5 * error + 0.02).all(), (ancestor_sampling, mean, exact, error)
