@@ -294,7 +294,9 @@ def replay(path: Path | str) -> list[Replay]:
             line = None
         whole = isinstance(line, dict) and "event" in line
         if whole:
-            line.pop("crc", None)  # of the line alone; the running sums below know of lines that are missing, too
+            line.pop(
+                "crc", None
+            )  # of the line alone; the running sums below know of lines that are missing, too
         if not blocks or (whole and line["event"] == "header"):
             blocks.append([])
             torn.append([])
