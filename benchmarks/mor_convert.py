@@ -23,7 +23,7 @@ from torch import Tensor
 
 from reason.backbones.config import RecursiveConfig
 from reason.backbones.decoder import RecursiveDecoder
-from reason.backbones.pretrained import CausalLM, open_causal
+from reason.backbones.pretrained import Pretrained, open_pretrained
 from reason.backbones.source import settle
 from reason.methods.mor.config import Init, MorConfig
 from reason.methods.mor.convert import Layout, Teacher, convert
@@ -46,7 +46,7 @@ def main() -> int:
     )
     parser.add_argument("--text", default=statistics.__file__, help="a file of text; Python's own by default")
     args = parser.parse_args()
-    causal = open_causal(settle(args.source))
+    causal = open_pretrained(settle(args.source))
     read = Path(args.text).read_text(encoding="utf-8")
     ids = torch.tensor([causal.tokens.encode([read])[0][0][: LENGTHS["loss"] + 1]])
     tokens = ids[:, : LENGTHS["logits"]]
@@ -89,13 +89,13 @@ def main() -> int:
     return 0 if result["holds"] else 1
 
 
-def decoder(causal: CausalLM, recursions: int, init: Init = "stepwise", lora: int = 0) -> RecursiveDecoder:
+def decoder(causal: Pretrained, recursions: int, init: Init = "stepwise", lora: int = 0) -> RecursiveDecoder:
     layout = Layout.of(causal.shape.layers, "middle_cycle", recursions, init)
     return convert(causal, layout, partial(RecursiveDecoder, RecursiveConfig()), lora)
 
 
 def network(
-    causal: CausalLM, recursions: int, routing: str, init: Init = "stepwise", lora: int = 0
+    causal: Pretrained, recursions: int, routing: str, init: Init = "stepwise", lora: int = 0
 ) -> MixtureOfRecursions:
     config = MorConfig(routing=routing)  # pyright: ignore[reportArgumentType]
     return MixtureOfRecursions(decoder(causal, recursions, init, lora), config, 0.02, Teacher(causal)).eval()

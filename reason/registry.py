@@ -28,6 +28,12 @@ def names(kind: str) -> list[str]:
     return list(_entries(kind))
 
 
+def parted(kind: str, name: str) -> tuple[str, str]:
+    """NAME and PART of NAME:PART, where NAME is registered; else ``name`` and ''."""
+    head, _, part = name.partition(":")
+    return (head, part) if part and head in _entries(kind) else (name, "")
+
+
 def card(kind: str, name: str) -> Any:
     """The card called ``name``.
 

@@ -1,7 +1,7 @@
 """Networks that methods work on, and what they share. Here stand only the cards: importing this is cheap."""
 
 from reason.backbones.base import BackboneCard
-from reason.backbones.config import Bert4recConfig, RecursiveConfig, SasrecConfig, UnisrecConfig
+from reason.backbones.config import Bert4recConfig, CausalConfig, RecursiveConfig, SasrecConfig, UnisrecConfig
 
 sasrec = BackboneCard(
     name="sasrec",
@@ -33,4 +33,13 @@ recursive = BackboneCard(
     kind="recursive decoder",
     Config=RecursiveConfig,
     target="reason.backbones.decoder:RecursiveDecoder",
+)
+
+causal = BackboneCard(
+    name="causal",
+    summary="Language model of transformers, unmodified: opened from any source, or a small Llama from scratch.",
+    kind="causal lm",
+    Config=CausalConfig,
+    target="reason.backbones.causal:Causal",
+    opened="reason.backbones.causal:opened",
 )

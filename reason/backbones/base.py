@@ -14,3 +14,4 @@ class BackboneCard:
     kind: str  # "sequence encoder", "causal lm", "recursive decoder"
     Config: type  # dataclass with `name` first; comments give units and source
     target: str  # "module:Class", called as Class(config, **sizes) -> nn.Module
+    opened: str = "reason.backbones.pretrained:opened"  # called as f(source, offline): what a source holds, with its digest

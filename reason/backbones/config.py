@@ -88,13 +88,11 @@ class UnisrecConfig(EncoderConfig):
 
 
 @dataclass
-class RecursiveConfig:
-    """Of ``reason.backbones.decoder.RecursiveDecoder``. With a source, its sizes, its tokenizer and whether its
+class DecoderConfig:
+    """Sizes that every language model from scratch has. With a source, its sizes, its tokenizer and whether its
     embedding is tied are its own, and the keys that say so here go unread."""
 
-    name: str = key(
-        "recursive", f"{NAME}; recursive applies a block of Llama-style layers repeatedly (arXiv 2507.10524)"
-    )
+    name: str = key("", NAME)
     source: str = key(
         "", "initial weights: folder, .gguf, hub id, run:NAME or smollm2-135m; empty = random", path="settled"
     )
@@ -102,8 +100,7 @@ class RecursiveConfig:
     heads: int = key(6, "query heads; hidden divided by heads must be an even whole number")
     kv_heads: int = key(2, "key and value heads (grouped-query attention); must divide heads")
     ffn: int = key(512, "inner width F of the SwiGLU feed-forward network")
-    layers: int = key(8, "layers that a token passes through when it takes every recursion")
-    sharing: Scheme = key("middle_cycle", "which layers share their weights (arXiv 2507.10524, table 5)")
+    layers: int = key(8, "layers that a token passes through")
     context: int = key(256, "context length in training, in tokens")
     rope_theta: float = key(10000.0, "base of the rotary position embedding frequencies")
     tied: bool = key(True, "use the token embedding as the output layer too")
@@ -133,9 +130,33 @@ class RecursiveConfig:
                 "Use backbone.vocab=257 or more, or backbone.tokenizer=word for data made of few symbols.",
             )
 
+
+@dataclass
+class RecursiveConfig(DecoderConfig):
+    """Of ``reason.backbones.decoder.RecursiveDecoder``."""
+
+    name: str = key(
+        "recursive", f"{NAME}; recursive applies a block of Llama-style layers repeatedly (arXiv 2507.10524)"
+    )
+    layers: int = key(8, "layers that a token passes through when it takes every recursion")
+    sharing: Scheme = key("middle_cycle", "which layers share their weights (arXiv 2507.10524, table 5)")
+
     def shape(self, vocab: int) -> Shape:
         """The sizes of a network from scratch whose tokenizer has ``vocab`` tokens."""
         return Shape(
             vocab=vocab, hidden=self.hidden, layers=self.layers, heads=self.heads, kv_heads=self.kv_heads,
             head_dim=self.hidden // self.heads, ffn=self.ffn, tied=self.tied, rope_theta=self.rope_theta,
         )  # fmt: skip
+
+
+@dataclass
+class CausalConfig(DecoderConfig):
+    """Of ``reason.backbones.causal.Causal``. The context of a model with a source is its own too."""
+
+    name: str = key("causal", f"{NAME}; causal is a language model of transformers, unmodified")
+    hidden: int = key(128, "width D of the residual stream")
+    heads: int = key(4, "query heads; hidden divided by heads must be an even whole number")
+    ffn: int = key(352, "inner width F of the SwiGLU feed-forward network")
+    layers: int = key(4, "layers that a token passes through")
+    context: int = key(256, "tokens that a text can have, its prompt among them")
+    dtype: Literal["float32", "bfloat16"] = key("float32", "number format of the weights")

@@ -375,7 +375,7 @@ class RecursiveDecoder(nn.Module):
         """Take over the weights of a vanilla network, whose layers are named ``layers.0.``, ``layers.1.`` ...
 
         Args:
-            tensors: as ``reason.backbones.pretrained.Causal`` has them.
+            tensors: as ``reason.backbones.pretrained.Pretrained`` has them.
             origins: for each physical layer, those of the other network it becomes the mean of, or none to
                 leave it as it is; None gives each the one of its number.
         """

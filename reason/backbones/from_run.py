@@ -49,7 +49,7 @@ def read_network(folder: Path) -> tuple[Shape, int, Tokens] | None:
     if not ((folder / MODEL).is_file() and (folder / NETWORK).is_file() and (folder / TOKENIZER).is_dir()):
         return None
     where = f"run {folder.name}"
-    info = _read_file(folder, NETWORK, where, _again(folder))
+    info = read_file(folder, NETWORK, where, again(folder))
     return _shape(info["shape"]), info["lora"], _tokens(folder, info, where)
 
 
@@ -60,7 +60,7 @@ def unrolled(folder: Path, where: str) -> tuple[Shape, Mapping[str, Tensor], Tok
         ConfigError: a run that trained no language model, or one that routes its tokens.
         DataError: no run, an unfinished one, or files are missing or broken.
     """
-    identity = _read_file(folder, "run.json", where, "It is not the folder of a run.")
+    identity = read_file(folder, "run.json", where, "It is not the folder of a run.")
     if not (folder / "result.json").is_file():
         if is_locked(folder / "lock"):
             raise DataError(f"{where} is running and has no model yet.", "Wait until it has finished.")
@@ -70,7 +70,7 @@ def unrolled(folder: Path, where: str) -> tuple[Shape, Mapping[str, Tensor], Tok
             f"{where} holds no language model that can be a source: it has no {NETWORK}.",
             "Name a run that trained one, such as a run of mor.",
         )
-    info = _read_file(folder, NETWORK, where, _again(folder))
+    info = read_file(folder, NETWORK, where, again(folder))
     if info["routing"] != "none":
         raise ConfigError(
             f"{where} routes its tokens (mor.routing={info['routing']}): its depth depends on the token, so no "
@@ -80,9 +80,9 @@ def unrolled(folder: Path, where: str) -> tuple[Shape, Mapping[str, Tensor], Tok
     shape = _shape(info["shape"])
     config = RecursiveConfig(sharing=info["sharing"])
     decoder = RecursiveDecoder(config, shape=shape, recursions=info["recursions"], lora=info["lora"])
-    _load(decoder, _owner(folder, identity, where), where)
+    _load(decoder, model_file(folder, identity, where), where)
     if not (folder / TOKENIZER / "tokenizer.json").is_file():
-        raise DataError(f"{where} has no tokenizer.", _again(folder))
+        raise DataError(f"{where} has no tokenizer.", again(folder))
     return shape, decoder.float().unrolled(), _tokens(folder, info, where)
 
 
@@ -91,27 +91,28 @@ def _tokens(folder: Path, info: Mapping[str, Any], where: str) -> Tokens:
     try:
         tokens = Tokens.from_folder(folder / TOKENIZER)
     except DataError as error:
-        raise DataError(error.message, _again(folder)) from error
+        raise DataError(error.message, again(folder)) from error
     if tokens.digest != info.get("tokenizer", tokens.digest):
         raise DataError(
             f"The tokenizer of {where} is not the one that its model was trained with: its ids stand for other text.",
-            _again(folder),
+            again(folder),
         )
     return tokens
 
 
-def _owner(folder: Path, identity: dict[str, Any], where: str) -> Path:
-    """The folder that holds the model: that of the run which trained it."""
+def model_file(folder: Path, identity: dict[str, Any], where: str) -> Path:
+    """Where the weights are: in the folder of the run which trained them. identity: run.json."""
     name = identity.get("trained_by")
     if name is not None and not (folder.parent / name).is_dir():
         raise DataError(
             f"The model of {where} belongs to {name}, which is not in the same folder.",
             f"Copy {name} into {folder.parent} too.",
         )
-    return folder if name is None else folder.parent / name
+    return (folder if name is None else folder.parent / name) / MODEL
 
 
-def _read_file(folder: Path, name: str, where: str, hint: str) -> dict[str, Any]:
+def read_file(folder: Path, name: str, where: str, hint: str) -> dict[str, Any]:
+    """A JSON file of a run's folder."""
     try:
         found = read_json(folder / name)
         if not isinstance(found, dict):
@@ -123,7 +124,7 @@ def _read_file(folder: Path, name: str, where: str, hint: str) -> dict[str, Any]
         raise DataError(f"{folder / name} cannot be used: {error}.", hint) from error
 
 
-def _again(folder: Path) -> str:
+def again(folder: Path) -> str:
     return f"Make it again with: reason resume {folder}"
 
 
@@ -132,13 +133,12 @@ def _shape(info: dict[str, Any]) -> Shape:
     return dataclasses.replace(Shape(**info), scaling=scaling)
 
 
-def _load(decoder: RecursiveDecoder, owner: Path, where: str) -> None:
-    file = owner / MODEL
+def _load(decoder: RecursiveDecoder, file: Path, where: str) -> None:
     try:
         found, _ = read_tensors(file)
         own = {n.removeprefix("decoder."): t for n, t in found.items() if n.startswith("decoder.")}
         decoder.load_state_dict(own)
     except FileNotFoundError as error:
-        raise DataError(f"{where} has no model file.", _again(owner)) from error
+        raise DataError(f"{where} has no model file.", again(file.parent.parent)) from error
     except Exception as error:  # the library raises many kinds, also for tensors that do not fit
-        raise DataError(f"{file} cannot be read: {error}.", _again(owner)) from error
+        raise DataError(f"{file} cannot be read: {error}.", again(file.parent.parent)) from error

@@ -47,11 +47,11 @@ def shape_of(folder: Path, where: str) -> Shape:
         ConfigError: an architecture, or a peculiarity of it, that ``RecursiveDecoder`` does not have.
         DataError: the file is missing or broken.
     """
-    stated = _stated(folder, where)
+    stated = stated_config(folder, where)
     family = stated.get("model_type")
     if family not in FAMILIES:
         raise refuse_family(where, family)
-    _refuse_sizes(stated, _stored(folder, where), where)
+    refuse_sizes(stated, stored(folder, where), where)
     from transformers import AutoConfig
 
     try:  # for what the file leaves out, and for the spellings of earlier years
@@ -73,7 +73,7 @@ def shape_of(folder: Path, where: str) -> Shape:
     return shape if rope["rope_type"] == "default" else _scaled(shape, rope, where)
 
 
-def _stated(folder: Path, where: str) -> dict[str, Any]:
+def stated_config(folder: Path, where: str) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.is_file():
         if (folder / "adapter_config.json").is_file():
@@ -95,13 +95,13 @@ def _stated(folder: Path, where: str) -> dict[str, Any]:
     return found
 
 
-def _refuse_sizes(stated: dict[str, Any], stored: dict[str, Stored], where: str) -> None:
+def refuse_sizes(stated: dict[str, Any], found: dict[str, Stored], where: str) -> None:
     """What a library makes a list of, before anything looks at it, is held against the weights that there are."""
-    most = {"num_hidden_layers": len(stored), "num_labels": sum(s.count for s in stored.values())}
+    most = {"num_hidden_layers": len(found), "num_labels": sum(s.count for s in found.values())}
     for key, least in most.items():
         if isinstance(size := stated.get(key, 0), int) and size > least:
             raise DataError(
-                f"config.json of {where} states {key} {size:,}, but its weights are {len(stored):,} tensors "
+                f"config.json of {where} states {key} {size:,}, but its weights are {len(found):,} tensors "
                 f"of {most['num_labels']:,} numbers.",
                 "Its files do not belong together; download or save it again.",
             )
@@ -186,7 +186,7 @@ class Weights(Mapping[str, Tensor]):
     """
 
     def __init__(self, folder: Path, shape: Shape, where: str):
-        self._stored, self._names = _stored(folder, where), names(shape)
+        self._stored, self._names = stored(folder, where), names(shape)
         wanted = {name: size for ours in self._names for name, size in self._sizes(ours, shape).items()}
         different = (name for name, size in wanted.items() if self._stored[name].shape != size)
         problem = ""
@@ -242,7 +242,7 @@ def _ignored(shape: Shape) -> set[str]:
     return tables | ({"lm_head.weight"} if shape.tied else set())
 
 
-def _stored(folder: Path, where: str) -> dict[str, Stored]:
+def stored(folder: Path, where: str) -> dict[str, Stored]:
     """Every tensor of the folder by the name that transformers gives it."""
     for name, reader in (("model.safetensors", _safetensors), ("pytorch_model.bin", _pickled)):
         if (folder / f"{name}.index.json").is_file():

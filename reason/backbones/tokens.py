@@ -5,7 +5,8 @@ bytes as GPT-2 does it), digits one by one; any text can be written, and it come
 ``byte``: no merges. ``word``: split at spaces, for made-up languages in which a word is a symbol.
 
 A text is taken literally: what looks like a special token in it becomes plain text, so that no document
-can end itself.
+can end itself. Special tokens come from what is not a text: the prompt of a model (``prompt``), or its chat template,
+which puts them around messages (``chat``).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -30,6 +31,8 @@ from reason.memory import PARSED, Budget
 KINDS = ("bpe", "byte", "word")
 RECIPE = 1  # raise it when the same texts would give another tokenizer
 END = "<end of document>"  # holds spaces, so that neither a word nor a merge can be spelt like it
+TEMPLATE, TEMPLATES = "chat_template.jinja", "additional_chat_templates"  # a file and a folder of them
+NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 READ = 64_000_000  # characters that merges are learned from: documents spread evenly, beyond that
 
 Span = tuple[int, int]
@@ -41,13 +44,20 @@ class Tokens:
     Args:
         tokenizer: of the library ``tokenizers``. It is set to take texts literally, whole and unpadded.
         eos: id of the token that ends a document, which begins the next one too.
+        templates: chat templates (Jinja) by name; that of the name "default" is used where none is asked for.
+        named: special tokens that templates refer to, such as {"bos_token": "<s>"}.
     """
 
-    def __init__(self, tokenizer: Tokenizer, eos: int):
+    def __init__(
+        self, tokenizer: Tokenizer, eos: int, templates: Mapping[str, str] | None = None,
+        named: Mapping[str, str] | None = None,
+    ):  # fmt: skip
         tokenizer.no_truncation()
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = True
         self.tokenizer, self.eos = tokenizer, eos
+        self.templates, self.named = dict(templates or {}), dict(named or {})
+        self._pieces: dict[tuple[int | None, int], bytes] = {}
 
     # --- from texts, or from a folder -------------------------------------------------------------------
 
@@ -98,17 +108,36 @@ class Tokens:
             raise DataError(
                 f"{file} cannot be read: {error}.", "Download or save the model again."
             ) from error
-        return cls(tokenizer, _end_of(folder, tokenizer))
+        config = _read(folder / "tokenizer_config.json")
+        named = {k: _spelling(config.get(k)) for k in NAMED}
+        return cls(
+            tokenizer,
+            _end_of(folder, tokenizer),
+            _templates(folder, config),
+            {k: v for k, v in named.items() if v},
+        )
 
     def save(self, folder: Path | str) -> None:
         """Write it for ``from_folder`` (and for transformers' ``AutoTokenizer``) into an existing folder."""
         folder = Path(folder)
         write_json(
             folder / "tokenizer_config.json",
-            {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self.tokenizer.id_to_token(self.eos)},
+            {
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                **self.named,
+                "eos_token": self.tokenizer.id_to_token(self.eos),
+            },
         )
+        for name, template in self.templates.items():
+            file = folder / TEMPLATE if name == "default" else folder / TEMPLATES / f"{name}.jinja"
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(template, encoding="utf-8")
         with atomic(folder / "tokenizer.json") as f:
             f.write(self.tokenizer.to_str(pretty=True))
+
+    def copy(self) -> Tokens:
+        """Another one, to which tokens can be added."""
+        return Tokens(Tokenizer.from_str(self.tokenizer.to_str()), self.eos, self.templates, self.named)
 
     # --- use --------------------------------------------------------------------------------------------
 
@@ -119,7 +148,7 @@ class Tokens:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of what it is: two with the same digest do the same."""
+        """sha256 of which ids stand for which text, and which ends one; chat templates are left out."""
         return hashlib.sha256(f"{self.eos} {self.tokenizer.to_str()}".encode()).hexdigest()
 
     def encode(self, texts: Sequence[str]) -> list[tuple[list[int], list[Span]]]:
@@ -136,6 +165,81 @@ class Tokens:
             raise self._refused(texts, error) from error
         return [(one.ids, one.offsets) for one in found]
 
+    def prompt(self, text: str) -> list[int]:
+        """Ids of a text that a model is to continue, with the special tokens that its model wants in front of one.
+
+        Raises:
+            DataError: as ``encode``.
+        """
+        front = self.front
+        if not front and self.tokenizer.id_to_token(self.eos) == END:
+            front = [self.eos]
+        return [*front, *self.encode([text])[0][0]]
+
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], template: str = "default", **variables: Any
+    ) -> list[int]:
+        """Ids of a conversation whose next message is the model's, as the model's chat template writes it.
+
+        Args:
+            messages: {"role": ..., "content": ...} in order. What looks like a special token in them stays text.
+            template: the name of the template.
+            variables: whatever else the template reads, such as enable_thinking.
+
+        Raises:
+            ConfigError: the model has no such template.
+            DataError: the template refuses the messages, or cannot be used.
+        """
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        if template not in self.templates:
+            if not self.templates:
+                raise ConfigError(
+                    "This model has no chat template.",
+                    "Give it the text itself, or use a model that was tuned to chat.",
+                )
+            raise unknown("chat template", template, self.templates)
+        special = sorted(self._special, key=len, reverse=True)
+        pattern = re.compile("|".join(map(re.escape, special))) if special else None
+        said = json.dumps(messages, ensure_ascii=False)
+        mark = next(chr(c) for c in range(0xE000, 0xF8FF) if chr(c) not in said)  # for private use
+        shown = [
+            {k: pattern.sub(lambda m: m[0][0] + mark + m[0][1:], v) if pattern and k != "role" and isinstance(v, str) else v
+             for k, v in message.items()}
+            for message in messages
+        ]  # fmt: skip
+        names = {**self.named, "eos_token": self.tokenizer.id_to_token(self.eos)}
+        try:
+            found = render_jinja_template(
+                [shown],
+                chat_template=self.templates[template],
+                add_generation_prompt=True,
+                **(names | variables),
+            )
+        except Exception as error:  # whatever is wrong in a template, or is refused by it
+            raise DataError(
+                f"The chat template of the model refuses these messages: {error}.",
+                "Check roles and their order; some templates know no system message.",
+            ) from error
+        text: str = found[0][0]
+        return self._marked(text, mark, pattern)
+
+    def add(self, names: Sequence[str]) -> list[int]:
+        """Ids of special tokens of these spellings; new ones come behind all others, whose ids stay as they are."""
+        new = [name for name in dict.fromkeys(names) if self.tokenizer.token_to_id(name) is None]
+        before = self.size
+        self.tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in new])
+        ids = [cast(int, self.tokenizer.token_to_id(name)) for name in names]
+        if sorted(set(ids) - set(range(before))) != list(range(before, before + len(new))):
+            raise DataError(
+                "The tokenizer has unused ids in between, which new tokens would take.",
+                "Use another tokenizer.",
+            )
+        for cached in ("digest", "_json", "front", "_special", "_verbatim"):
+            self.__dict__.pop(cached, None)
+        self._pieces.clear()
+        return ids
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ``ids``; ends of documents are spelt out."""
         return self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
@@ -143,22 +247,62 @@ class Tokens:
     def pieces(self, ids: Iterable[int]) -> list[str]:
         r"""What each of ``ids`` adds to the text, for display. Half a character is shown as bytes, ``\xe2``."""
         ids = [int(i) for i in ids]
-        return [self._piece(before, i) for before, i in zip([None, *ids], ids, strict=False)]
+        pairs = zip([None, *ids], ids, strict=False)
+        return [self.piece_of(before, i).decode("utf-8", "backslashreplace") for before, i in pairs]
+
+    def piece_of(self, before: int | None, i: int) -> bytes:
+        """What id ``i`` adds to the text of id ``before``; UTF-8, of which it may begin or end within a character."""
+        if self._letters is not None:
+            before = None  # tokens are written as bytes, each for itself
+        found = self._pieces.get((before, i))
+        if found is None:
+            found = self._pieces[before, i] = self._spelt(before, i)
+        return found
 
     # --- inside -----------------------------------------------------------------------------------------
 
-    def _piece(self, before: int | None, i: int) -> str:
-        """What id ``i`` adds to the text of id ``before``."""
+    def _marked(self, text: str, mark: str, pattern: re.Pattern[str] | None) -> list[int]:
+        """Ids of a text with special tokens; a special token that holds ``mark`` is none, and the marks go."""
+        if mark not in text:
+            self.tokenizer.encode_special_tokens = False
+            try:
+                return self.tokenizer.encode(text, add_special_tokens=False).ids
+            finally:
+                self.tokenizer.encode_special_tokens = True
+        ids: list[int] = []
+        at = 0
+        for found in [*(pattern.finditer(text) if pattern else ()), None]:
+            plain = text[at : found.start() if found else len(text)].replace(mark, "")
+            ids += self.encode([plain])[0][0]
+            if found:
+                ids.append(cast(int, self.tokenizer.token_to_id(found[0])))
+                at = found.end()
+        return ids
+
+    @cached_property
+    def front(self) -> list[int]:
+        """Special tokens that the tokenizer puts in front of a text."""
+        if self._json.get("post_processor") is None:
+            return []
+        whole, plain = (self.tokenizer.encode("a", add_special_tokens=on).ids for on in (True, False))
+        starts = [k for k in range(len(whole)) if plain and whole[k : k + len(plain)] == plain]
+        return whole[: starts[0]] if starts else []
+
+    @cached_property
+    def _special(self) -> list[str]:
+        return [token["content"] for token in self._json["added_tokens"] if token["special"]]
+
+    def _spelt(self, before: int | None, i: int) -> bytes:
         token, letters = self.tokenizer.id_to_token(i) or "", self._letters
         if letters is not None:
             if i in self._verbatim or not all(c in letters for c in token):
-                return token
-            return bytes(letters[c] for c in token).decode("utf-8", "backslashreplace")
+                return token.encode()
+            return bytes(letters[c] for c in token)
         if byte := re.fullmatch("<0x([0-9A-F]{2})>", token):  # how SentencePiece writes one
-            return bytes.fromhex(byte[1]).decode("utf-8", "backslashreplace")
+            return bytes.fromhex(byte[1])
         if before is None:
-            return self.decode([i])
-        return self.decode([before, i])[len(self.decode([before])) :]
+            return self.decode([i]).encode()
+        return self.decode([before, i])[len(self.decode([before])) :].encode()
 
     @cached_property
     def _letters(self) -> dict[str, int] | None:
@@ -278,9 +422,33 @@ def _bytes_of(text: str, number: int) -> bytes:
 # --- which token ends a text, in a model folder ---------------------------------------------------------
 
 
-def _end_of(folder: Path, tokenizer: Tokenizer) -> int:
-    named = _read(folder / "tokenizer_config.json").get("eos_token")
+def _spelling(named: Any) -> str | None:
+    """A token of tokenizer_config.json, which is text or an object."""
     named = named.get("content") if isinstance(named, dict) else named
+    return named if isinstance(named, str) else None
+
+
+def _templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """Chat templates by name: files come before what tokenizer_config.json holds, as in transformers."""
+    stated = config.get("chat_template")
+    if isinstance(stated, list):
+        stated = {one.get("name"): one.get("template") for one in stated if isinstance(one, dict)}
+    elif not isinstance(stated, dict):
+        stated = {"default": stated}
+    found = {str(name): text for name, text in stated.items() if isinstance(text, str)}
+    files = {file.stem: file for file in sorted(folder.glob(f"{TEMPLATES}/*.jinja"))}
+    if (folder / TEMPLATE).is_file():
+        files["default"] = folder / TEMPLATE
+    try:
+        return found | {name: file.read_text(encoding="utf-8") for name, file in files.items()}
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"A chat template in {folder} cannot be read: {error}.", "Download the model again."
+        ) from error
+
+
+def _end_of(folder: Path, tokenizer: Tokenizer) -> int:
+    named = _spelling(_read(folder / "tokenizer_config.json").get("eos_token"))
     found = tokenizer.token_to_id(named) if named else None
     for file in ("generation_config.json", "config.json"):
         if found is None:

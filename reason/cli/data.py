@@ -103,8 +103,9 @@ def _loaded(name: str, keys: list[str], offline: bool) -> dict[str, Any]:
     from reason.errors import ConfigError, unknown
 
     known = registry.names("datasets")
+    name, task = registry.parted("datasets", name)
     if name in known:
-        card, words = registry.card("datasets", name), keys
+        card, words = registry.card("datasets", name), [f"task={task}", *keys] if task else keys
     elif name in PARCELS:
         if keys:
             raise ConfigError(f"{name} is not a dataset and takes no keys.", "Remove " + " ".join(keys) + ".")

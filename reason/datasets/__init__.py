@@ -3,8 +3,9 @@
 The work is elsewhere. ``fetch`` brings files, ``tables`` reads them. Interactions: ``histories`` cleans and
 splits, ``sequences`` is the view that sequential recommenders read, ``catalogue`` holds the items that they answer
 with, ``requests`` is what they are asked. Text: ``documents`` cleans and splits what ``stdlib``, ``textfiles`` and
-``hubtext`` find; ``arithmetic`` and ``tasks`` generate; ``packing`` is what language models read. ``subsets``
-takes parts of the examples of either.
+``hubtext`` find; ``arithmetic`` and ``tasks`` generate; ``packing`` is what language models read. Problems:
+``problems`` is the view, which ``problemfiles``, ``gym`` and ``arithmetic`` offer. ``subsets`` takes parts of the
+examples of each.
 """
 
 from __future__ import annotations
@@ -14,21 +15,29 @@ from reason.datasets.config import InteractionsConfig, MovieLens100KConfig, Synt
 from reason.datasets.textconfig import (
     ArithmeticConfig,
     ChainsConfig,
+    GymConfig,
     HopConfig,
     HubTextConfig,
     ListOpsConfig,
     MixedStreamConfig,
+    ProblemsConfig,
     StdlibConfig,
     TextConfig,
 )
 
 
 def _generated(
-    name: str, summary: str, Config: type, module: str = "tasks", *, view: str = "text", citation: str = ""
+    name: str,
+    summary: str,
+    Config: type,
+    module: str = "tasks",
+    *,
+    views: tuple[str, ...] = ("text",),
+    citation: str = "",
 ) -> DatasetCard:
     target, licence = f"reason.datasets.{module}:load", "none needed: generated"
     return DatasetCard(
-        name, f"generated: {summary}", (view,), Config, target, licence, citation, sources=("generator",)
+        name, f"generated: {summary}", views, Config, target, licence, citation, sources=("generator",)
     )
 
 
@@ -59,7 +68,7 @@ synthetic_interactions = _generated(
     "users whose interests drift over categories; needs nothing",
     SyntheticConfig,
     "synthetic",
-    view="sequences",
+    views=("sequences",),
 )
 
 stdlib_text = DatasetCard(
@@ -98,6 +107,29 @@ arithmetic_problems = _generated(
     "sums of several steps modulo a number, with slips that are mended; needs nothing",
     ArithmeticConfig,
     "arithmetic",
+    views=("text", "problems"),
+)
+
+own_problems = DatasetCard(
+    name="problems",
+    summary="your own, or GSM8K and MATH: a problem a row of JSONL, CSV or Parquet (dataset.path=PATH)",
+    views=("problems", "text"),
+    Config=ProblemsConfig,
+    target="reason.datasets.problemfiles:load",
+    licence="yours",
+    sources=("dataset.path",),
+)
+
+reasoning_gym = DatasetCard(
+    name="reasoning-gym",
+    summary="a task of reasoning-gym, which judges the answers (dataset=reasoning-gym:TASK; extra: gym)",
+    views=("problems",),
+    Config=GymConfig,
+    target="reason.datasets.gym:load",
+    licence="Apache-2.0, the library's",
+    citation="Z. Stojanovski et al. REASONING GYM: Reasoning Environments for Reinforcement Learning with "
+    "Verifiable Rewards. NeurIPS 2025. arXiv:2505.24760",
+    sources=("the library reasoning-gym",),
 )
 
 p_hop = _generated("p-hop", "follow a map p times; the steps that an answer takes are known", HopConfig)

@@ -17,17 +17,20 @@ import operator
 import random
 import re
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal
 
 from reason.datasets.documents import Corpus, Documents, TextData, finish
 from reason.datasets.generated import distinct, names
+from reason.datasets.problems import JudgedLine, Problem, Problems, ProblemSplits, Verdict, view
 from reason.datasets.textconfig import ArithmeticConfig
 
 OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 NUMBER = r"(0|[1-9][0-9]{0,8})"
 STEP = re.compile(rf"(redo )?{NUMBER}([-+*]){NUMBER}={NUMBER}")
-ANSWER = re.compile(rf"answer {NUMBER}")
+ANSWER = re.compile(r"answer\s+(.+)")
+WHOLE = re.compile(r"0*([0-9]{1,9})")
+NO_NUMBER = -1  # stands for an answer that is no whole number: wrong, as no sum comes to it
 
 # right: the next operation on the value so far, its result right and on the way to the answer.
 # astray: likewise, but the value so far was wrong. slip: the result is wrong.
@@ -36,7 +39,7 @@ Kind = Literal["right", "astray", "slip", "stray", "unreadable"]
 
 
 @dataclass(frozen=True)
-class Problem:
+class Sum:
     """A question with its steps and its answer."""
 
     start: int
@@ -109,27 +112,11 @@ class Problem:
 # --- judging ------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class JudgedLine:
-    """One line of a solution, judged."""
+def check(problem: Sum, solution: str) -> Verdict:
+    """Judge ``solution``, what follows the question. Empty lines are passed over; the first answer counts.
 
-    text: str
-    kind: Kind
-    alive: bool  # the right answer can still be reached: by right steps, or by redoing the last one first
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """A solution, judged line by line and by its answer."""
-
-    lines: tuple[JudgedLine, ...]
-    answer: int | None  # the number that is given, None where there is none
-    correct: bool  # it is the right one
-    derived: bool  # it is what the steps come to, all operations done
-
-
-def check(problem: Problem, solution: str) -> Verdict:
-    """Judge ``solution``, what follows the question. Empty lines are passed over; the first answer counts."""
+    A line is alive if the right answer can still be reached: by right steps, or by redoing the last one first.
+    """
     value, before = problem.start, None  # the value so far, and the one that the last step started from
     done, answer, derived = 0, None, False  # operations that stand
     lines: list[JudgedLine] = []
@@ -150,7 +137,8 @@ def check(problem: Problem, solution: str) -> Verdict:
         elif said := ANSWER.fullmatch(text):
             kind = "stray"
             if answer is None:
-                answer = int(said[1])
+                number = WHOLE.fullmatch(said[1])
+                answer = int(number[1]) if number else NO_NUMBER
                 derived = done == problem.depth and answer == value
                 kind = "right" if answer == problem.answer else "astray" if derived else "slip"
         if answer is None:
@@ -168,9 +156,21 @@ def check(problem: Problem, solution: str) -> Verdict:
 
 @dataclass
 class Arithmetic(TextData):
-    """Problems by split; the view ``text`` is question and solution, with slips in training only."""
+    """Sums by split; the view ``text`` is question and solution, with slips in training only."""
 
-    problems: dict[str, list[Problem]] = field(default_factory=dict)
+    sums: dict[str, list[Sum]] = field(default_factory=dict)
+    fit: float = 0.25  # share of the validation problems that is held out for fitting
+
+    def problems(self) -> ProblemSplits:
+        """The view: sums as problems with their exact judge; solutions as they are in ``text``, levels are depths."""
+        parts = {
+            split: Problems(
+                Problem(name, s.question, str(s.answer), text.partition("\n")[2], s.depth, partial(check, s))
+                for name, text, s in zip(part.id, part.text, self.sums[split], strict=True)
+            )
+            for split, part in self.corpus.parts.items()
+        }
+        return view(parts, self.fit, self.info)
 
 
 def load(config: ArithmeticConfig, offline: bool = False) -> Arithmetic:
@@ -179,20 +179,20 @@ def load(config: ArithmeticConfig, offline: bool = False) -> Arithmetic:
     Raises:
         DataError: there are too few different problems of these sizes.
     """
-    problems = distinct(lambda rng: draw(config, rng), lambda p: p.question, config)
+    sums = distinct(lambda rng: draw(config, rng), lambda p: p.question, config)
     rng = random.Random(f"{config.seed} slips")
     parts = {}
-    for split, several in problems.items():
+    for split, several in sums.items():
         slip = config.slip if split == "train" else 0.0
         text = [f"{p.question}\n{p.slipped(rng, slip, config.redo) if slip else p.solution}" for p in several]
         parts[split] = Documents(names(split, len(several)), text)
-    steps = sum(p.depth for p in problems["train"])
+    steps = sum(p.depth for p in sums["train"])
     written = finish(config.name, Corpus.of(parts), {"modulus": config.modulus, "train_steps": steps})
-    return Arithmetic(**vars(written), problems=problems)
+    return Arithmetic(**vars(written), sums=sums, fit=config.fit)
 
 
-def draw(config: ArithmeticConfig, rng: random.Random) -> Problem:
-    """A problem: its depth, its operations and its numbers, each evenly among those allowed."""
+def draw(config: ArithmeticConfig, rng: random.Random) -> Sum:
+    """A sum: its depth, its operations and its numbers, each evenly among those allowed."""
     depth = rng.randint(config.least, config.most)
     operations = tuple((rng.choice("+-*"), rng.randint(1, config.largest)) for _ in range(depth))
-    return Problem(rng.randint(1, config.largest), operations, config.modulus)
+    return Sum(rng.randint(1, config.largest), operations, config.modulus)

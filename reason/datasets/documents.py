@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from reason.datasets.subsets import unit
-from reason.datasets.textconfig import CorpusKeys
+from reason.datasets.textconfig import CorpusKeys, SplitKeys
 from reason.errors import DataError
 
 VERSION = 1  # of the rules above; part of every digest
@@ -71,7 +71,7 @@ class Corpus:
 
 @dataclass
 class TextData:
-    """A dataset that offers the view ``text``, and no other."""
+    """A dataset that offers the view ``text``."""
 
     name: str
     digest: str  # 32 hex digits over ids, texts, levels, splits and ``VERSION``
@@ -124,20 +124,28 @@ def build(
         DataError: nothing is left, one document only, or a split without any.
     """
     said = list(notes)
-    parts = _clean(found, said)
-    total = sum(map(len, parts.values()))
-    if not total:
-        raise DataError(f"{source} holds no text.", "Each of its documents is empty.")
-    lacking = [split for split in ("valid", "test") if not len(parts[split])]
-    if len(parts["train"]) == 1 and lacking:
-        parts |= _in_order(parts["train"], lacking, keys, source, said)
-    else:
-        parts |= _by_share(parts["train"], lacking, keys)
-    _refuse_empty(parts, total, keys, source)
-    parts["train"] = _drawn(parts["train"], keys.documents, said)
+    parts = divide(found, keys, source, said)
     if keys.cut:
         parts = {split: _pieces(part, keys.cut) for split, part in parts.items()}
     return finish(keys.name, Corpus.of(parts), info, said)
+
+
+def divide(
+    found: Mapping[str, Documents], keys: SplitKeys, source: str, notes: list[str], what: str = "documents"
+) -> dict[str, Documents]:
+    """The first three rules of ``build``, which may add to ``notes``. ``what`` is found, for messages."""
+    parts = clean(found, notes, what)
+    total = sum(map(len, parts.values()))
+    if not total:
+        raise DataError(f"{source} holds no text.", f"Each of its {what} is empty.")
+    lacking = [split for split in ("valid", "test") if not len(parts[split])]
+    if len(parts["train"]) == 1 and lacking and isinstance(keys, CorpusKeys):
+        parts |= _in_order(parts["train"], lacking, keys, source, notes)
+    else:
+        parts |= _by_share(parts["train"], lacking, keys)
+    _refuse_empty(parts, total, keys, source, what)
+    parts["train"] = _drawn(parts["train"], keys.documents, notes, what)
+    return parts
 
 
 def content_id(text: str) -> str:
@@ -145,8 +153,8 @@ def content_id(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _clean(found: Mapping[str, Documents], notes: list[str]) -> dict[str, Documents]:
-    """Without empty documents and repeats, by id."""
+def clean(found: Mapping[str, Documents], notes: list[str], what: str = "documents") -> dict[str, Documents]:
+    """Without empty documents and repeats, by id: the first rule of ``build``."""
     seen: set[str] = set()
     parts: dict[str, Documents] = {}
     empty = repeated = 0
@@ -163,9 +171,9 @@ def _clean(found: Mapping[str, Documents], notes: list[str]) -> dict[str, Docume
                 kept.append((name, text))
         parts[split] = _documents(kept)
     if empty:
-        notes.append(f"Documents without text were dropped: {empty:,}.")
+        notes.append(f"{what.capitalize()} without text were dropped: {empty:,}.")
     if repeated:
-        notes.append(f"Exact repeats of other documents were dropped: {repeated:,}.")
+        notes.append(f"Exact repeats of other {what} were dropped: {repeated:,}.")
     return parts
 
 
@@ -174,7 +182,7 @@ def _documents(rows: Iterable[tuple[str, str]]) -> Documents:
     return Documents([name for name, _ in rows], [text for _, text in rows])
 
 
-def _by_share(train: Documents, lacking: list[str], keys: CorpusKeys) -> dict[str, Documents]:
+def _by_share(train: Documents, lacking: list[str], keys: SplitKeys) -> dict[str, Documents]:
     """Training without what it gives to the splits that lack documents, and these."""
     test = keys.test if "test" in lacking else 0.0
     valid = keys.valid if "valid" in lacking else 0.0
@@ -185,20 +193,20 @@ def _by_share(train: Documents, lacking: list[str], keys: CorpusKeys) -> dict[st
     return {split: _documents(rows) for split, rows in taken.items()}
 
 
-def _refuse_empty(parts: dict[str, Documents], total: int, keys: CorpusKeys, source: str) -> None:
-    for split, what in (("train", "training"), ("valid", "validation"), ("test", "test")):
+def _refuse_empty(parts: dict[str, Documents], total: int, keys: SplitKeys, source: str, what: str) -> None:
+    for split, name in (("train", "training"), ("valid", "validation"), ("test", "test")):
         if not len(parts[split]):
             raise DataError(
-                f"{source}: of {total:,} documents, none falls into the {what} split with dataset.valid={keys.valid} "
+                f"{source}: of {total:,} {what}, none falls into the {name} split with dataset.valid={keys.valid} "
                 f"and dataset.test={keys.test}.",
-                "Add documents, or change these shares.",
+                f"Add {what}, or change these shares.",
             )
 
 
-def _drawn(part: Documents, limit: int, notes: list[str]) -> Documents:
+def _drawn(part: Documents, limit: int, notes: list[str], what: str) -> Documents:
     if not 0 < limit < len(part):
         return part
-    notes.append(f"{limit:,} of {len(part):,} training documents are used (dataset.documents).")
+    notes.append(f"{limit:,} of {len(part):,} training {what} are used (dataset.documents).")
     drawn = sorted(range(len(part)), key=lambda i: unit(part.id[i], "draw"))[:limit]
     return _documents((part.id[i], part.text[i]) for i in sorted(drawn))
 

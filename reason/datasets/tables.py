@@ -47,8 +47,12 @@ USUAL = {
     "rating": ("rating", "stars", "score", "overall"),
     "title": ("title", "movietitle", "name", "itemname", "productname"),
     "field": ("text", "content", "document", "body"),
-    "id": ("id", "docid", "documentid", "uid", "uuid"),
+    "id": ("id", "docid", "documentid", "uid", "uuid", "uniqueid", "problemid", "questionid"),
     "source": ("source", "origin"),
+    "problem": ("problem", "question", "prompt"),
+    "answer": ("answer", "finalanswer", "expectedanswer", "target"),
+    "solution": ("solution", "rationale", "explanation"),
+    "level": ("level", "difficulty"),
 }
 NONE = "-"  # the value of a column key that says there is no such column
 
@@ -468,7 +472,7 @@ def choose(names: list[str], where: str, role: str, wanted: str, required: bool 
         return ""
     close = nearest(USUAL[role][0], plain)
     hint = f"Is it {plain[close]!r}? " if close else ""
-    looks = "text" if role == "field" else f"the {role} (such as {role}_id)"
+    looks = {"field": "text", "problem": "the problem"}.get(role, f"the {role} (such as {role}_id)")
     raise DataError(
         f"{where} has no column that looks like {looks}.",
         f"{hint}Say which: dataset.{role}=COLUMN. Its columns: {there}.",

@@ -1,8 +1,8 @@
-"""The keys of the datasets that offer the view ``text``. Free of torch, numpy and pyarrow: ``show`` and
-``--dry-run`` read it.
+"""The keys of the datasets that offer the views ``text`` and ``problems``. Free of torch, numpy and pyarrow:
+``show`` and ``--dry-run`` read it.
 
-Every key can be set as ``dataset.KEY=VALUE``. Corpora are found, and split by documents (``CorpusKeys``);
-the others are generated, and say how many documents each split has (``GeneratedKeys``).
+Every key can be set as ``dataset.KEY=VALUE``. Corpora and problems are found, and split by documents
+(``SplitKeys``); the others are generated, and say how many documents each split has (``GeneratedKeys``).
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from reason.keys import key
 Split = Literal["auto", "hash", "files"]
 VALID = "fraction of the documents used for validation, drawn by a hash of their ids"
 TEST = "fraction of the documents used for testing, drawn by a hash of their ids"
+SPLIT = "files = by train, valid, test in file names; hash = by fraction; auto = files where possible"
 COLUMN = "column of the text; empty = found by its usual names (text, content, document, body)"
 
 # --- corpora ------------------------------------------------------------------------------------------
 
 
 @dataclass
-class CorpusKeys:
-    """Splitting and cutting, shared by all corpora."""
+class SplitKeys:
+    """Splitting, shared by all that is found."""
 
     name: str = key("", NAME)
     valid: float = key(0.05, VALID)
     test: float = key(0.05, TEST)
     documents: int = key(0, "maximum number of training documents, drawn by a hash of their ids; 0 = all")
-    cut: int = key(0, "maximum document length in characters; longer ones are split; 0 = no limit")
     fit: float = key(0.25, FIT)
 
     def __post_init__(self):
@@ -47,6 +47,16 @@ class CorpusKeys:
                 "Their sum must be below 1, such as 0.05 and 0.05.",
             )
         within(self, "documents", 0)
+
+
+@dataclass
+class CorpusKeys(SplitKeys):
+    """Splitting and cutting, shared by all corpora."""
+
+    cut: int = key(0, "maximum document length in characters; longer ones are split; 0 = no limit")
+
+    def __post_init__(self):
+        super().__post_init__()
         if self.cut:
             within(self, "cut", 100)
 
@@ -69,9 +79,7 @@ class TextConfig(CorpusKeys):
     pattern: str = key("", "glob of files in a folder, such as **/*.md; empty = tables, else text files")
     field: str = key("", COLUMN)
     id: str = key("", "column of document ids; empty = usual names (id, doc_id ...), - = hash of the text")
-    split: Split = key(
-        "auto", "files = by train, valid, test in file names; hash = by fraction; auto = files where possible"
-    )
+    split: Split = key("auto", SPLIT)
 
     def __post_init__(self):
         super().__post_init__()
@@ -95,6 +103,31 @@ class HubTextConfig(CorpusKeys):
         within(self, "rows", 3, 100_000_000)
         if not self.id:
             raise ConfigError("dataset.id is empty.", "Name a dataset of the hub: dataset.id=OWNER/NAME")
+
+
+@dataclass
+class ProblemsConfig(SplitKeys):
+    """One's own problems, a row each of CSV, TSV, JSONL or Parquet; GSM8K's and MATH's files as they are."""
+
+    name: str = key("problems", NAME)
+    valid: float = key(0.1, VALID)
+    test: float = key(0.2, TEST)
+    path: str = key("", "file or folder; split by names of files or by fraction", path=True)
+    valid_path: str = key("", "file or folder of the validation problems; empty = taken from path", path=True)
+    test_path: str = key("", "file or folder of the test problems; empty = taken from path", path=True)
+    pattern: str = key("", "glob of files in a folder, such as **/*.jsonl; empty = all tables")
+    split: Split = key("auto", SPLIT)
+    problem: str = key("", "column of the problem; empty = usual names (problem, question ...)")
+    answer: str = key("", "column of the answer; empty = usual names (answer, final_answer ...), - = none")
+    solution: str = key(
+        "", "column of the worked solution; empty = usual names (solution, rationale ...), - = none"
+    )
+    level: str = key("", "column of the difficulty; empty = usual names (level, difficulty), - = none")
+    id: str = key("", "column of ids; empty = usual names (id, unique_id ...), - = hash of the problem")
+
+    def __post_init__(self):
+        super().__post_init__()
+        one_of(self, "split", get_args(Split))
 
 
 # --- generated ----------------------------------------------------------------------------------------
@@ -143,6 +176,18 @@ class ArithmeticConfig(GeneratedKeys):
                 raise ConfigError(
                     f"dataset.{name}={getattr(self, name)} is not a probability.", "Set it from 0 to 1."
                 )
+
+
+@dataclass
+class GymConfig(GeneratedKeys):
+    """Problems of a task of reasoning-gym, which judges the answers too."""
+
+    name: str = key("reasoning-gym", NAME)
+    train_documents: int = key(500, TRAIN_DOCUMENTS)
+    valid_documents: int = key(200, "number of validation documents")
+    test_documents: int = key(200, "number of test documents")
+    task: str = key("chain_sum", "task of reasoning-gym; also written as dataset=reasoning-gym:TASK")
+    options: str = key("", "options of the task, such as min_terms=2,max_terms=4; empty = its own defaults")
 
 
 @dataclass

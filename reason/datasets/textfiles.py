@@ -42,10 +42,10 @@ def load(config: TextConfig, offline: bool = False) -> TextData:
         raise ConfigError("dataset.path is not set.", "Name a file or a folder: dataset.path=PATH")
     root = Path(config.path).expanduser()
     notes: list[str] = []
-    files = _files(root, config.pattern, notes)
-    splits = _splits(root, files, config.split, notes)
+    files = files_at(root, config.pattern, notes)
+    splits = by_split(root, files, config.split, notes)
     readings = {split: [_reading(path, root, config) for path in paths] for split, paths in splits.items()}
-    named = _named([r for several in readings.values() for r in several], config.id, notes)
+    named = by_id([r for several in readings.values() for r in several], config.id, notes)
     found = {
         split: Documents([i for r in several for i in r.ids(named)], [t for r in several for t in r.text])
         for split, several in readings.items()
@@ -56,7 +56,7 @@ def load(config: TextConfig, offline: bool = False) -> TextData:
 # --- which files, and what their names say ------------------------------------------------------------
 
 
-def _files(root: Path, pattern: str, notes: list[str]) -> list[Path]:
+def files_at(root: Path, pattern: str, notes: list[str]) -> list[Path]:
     """The files to read, by path."""
     refuse_absent(root, "file or folder", "Check dataset.path.")
     if root.is_file():
@@ -101,8 +101,13 @@ def _some(paths: Sequence[Path], root: Path) -> str:
     return ", ".join(names) + (f" ... ({len(paths):,} in all)" if len(paths) > 3 else "")
 
 
-def _splits(root: Path, files: list[Path], how: str, notes: list[str]) -> dict[str, list[Path]]:
-    """Files by the split their names say; all of them under "train" where that is not wanted or not to be had."""
+def by_split(
+    root: Path, files: list[Path], how: str, notes: list[str], wanted: Sequence[str] = ("valid", "test")
+) -> dict[str, list[Path]]:
+    """Files by the split their names say; all of them under "train" where that is not wanted or not to be had.
+
+    wanted: splits whose absence is noted, because training has to give them documents.
+    """
     if how == "hash":
         return {"train": files}
     named: dict[str, list[Path]] = {}
@@ -123,7 +128,7 @@ def _splits(root: Path, files: list[Path], how: str, notes: list[str]) -> dict[s
             f"Files whose names do not say a split were left out: {_some(rest, root)}; "
             "dataset.split=hash uses all files."
         )
-    missing = [split for split in ("valid", "test") if split not in named]
+    missing = [split for split in wanted if split not in named]
     if missing:
         notes.append(
             f"No file is named for {missing[0]}, so it is taken from the training documents (dataset.{missing[0]})."
@@ -214,7 +219,7 @@ def _rows(path: Path, config: TextConfig) -> Reading:
     return Reading(path, text, name or None, source or None)
 
 
-def _named(readings: Iterable[Reading], wanted: str, notes: list[str]) -> bool:
+def by_id(readings: Iterable[Reading], wanted: str, notes: list[str]) -> bool:
     """Whether the rows of tables go by their ids: all have one, and no two the same.
 
     Raises:

@@ -231,13 +231,17 @@ def _last(stack: list[layers.Layer], name: str, default: str) -> str:
 
 
 SHORTHANDS = {"dataset": "dataset.name", "backbone": "backbone.name"}  # as in dataset=movielens-100k
-OWN = {"sequences": "interactions", "text": "text"}  # by view: the dataset that reads one's own files
+OWN = {
+    "sequences": "interactions",
+    "text": "text",
+    "problems": "problems",
+}  # by view: the dataset that reads one's own files
 
 
 def _choose_dataset(stack: list[layers.Layer], method: MethodCard) -> tuple[list[layers.Layer], Any]:
     """The dataset's card, and the layers without keys of datasets that a later layer replaced.
 
-    A path given as the name means one's own data at that path.
+    A path given as the name means one's own data at that path, and NAME:TASK a task of the dataset NAME.
     """
     kept: list[layers.Layer] = []
     name = method.dataset
@@ -247,7 +251,10 @@ def _choose_dataset(stack: list[layers.Layer], method: MethodCard) -> tuple[list
         if written is not None:
             chosen = resolved("dataset.name", where, {**everything, "dataset.name": written})
             values = {k: v for k, v in values.items() if k != "dataset.name"}
-            if chosen not in registry.names("datasets") and _looks_like_path(chosen):
+            if (whole := registry.parted("datasets", chosen))[1]:
+                chosen, values = whole[0], {"dataset.task": whole[1], **values}
+                written = chosen
+            elif chosen not in registry.names("datasets") and _looks_like_path(chosen):
                 values = {"dataset.path": written, **values}
                 chosen = written = OWN[method.view]
             if chosen != name:

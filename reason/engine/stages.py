@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
+from reason import registry
 from reason.engine.config import resolve
 from reason.engine.plan import Plan
 from reason.errors import ConfigError
@@ -98,13 +99,12 @@ def source_digests(plan: Plan, made: Mapping[str, str] | None = None) -> dict[st
 
     made: the digests of stages that are known, by key: they were made and will not be made again.
     """
-    from reason.backbones.pretrained import opened
-
     digests = dict(made or {})
     digests |= {stage.key: f"{PREFIX}{stage.train_hash}" for stage in stages_of(plan, digests)}
     for key, source in plan.sources.items():
         if key not in digests:
-            digests[key] = opened(source, plan.config.offline).digest
+            card = registry.card("backbones", plan.flat[f"{key.rpartition('.')[0]}.name"])
+            digests[key] = registry.resolve(card.opened)(source, plan.config.offline).digest
     return digests
 
 

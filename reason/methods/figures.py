@@ -1,4 +1,4 @@
-"""What a method may show: four kinds of figure, plain data, no torch.
+"""What a method may show: five kinds of figure, plain data, no torch.
 
 A method returns these from ``inspect``; ``reason.reports`` draws them in the
 terminal and as pictures, so no method knows how anything is drawn.
@@ -58,9 +58,36 @@ class Tokens:
     note: str = ""
 
 
-Figure = Table | Lines | HeatMap | Tokens
+@dataclass(frozen=True)
+class Tree:
+    """Who descends from whom. A parent stands before its children, and siblings are drawn in their order.
 
-_KINDS: dict[type, str] = {Table: "table", Lines: "lines", HeatMap: "heat map", Tokens: "tokens"}
+    parents: index of each node's parent, -1 = none. labels: what a node says. values: a number in [low, high] that colours
+    it; None = no colour. counts: how many descend from it in the end; 0 = a branch that died, drawn faintly.
+    marks: a word or two beside it.
+    """
+
+    title: str
+    parents: list[int]
+    labels: list[str]
+    values: list[float | None]
+    counts: list[int]
+    marks: list[str]
+    low: float = 0.0
+    high: float = 1.0
+    legend: str = ""
+    note: str = ""
+
+
+Figure = Table | Lines | HeatMap | Tokens | Tree
+
+_KINDS: dict[type, str] = {
+    Table: "table",
+    Lines: "lines",
+    HeatMap: "heat map",
+    Tokens: "tokens",
+    Tree: "tree",
+}
 
 
 def safe(figure: Figure) -> Figure:
@@ -81,4 +108,4 @@ def as_dict(figure: Figure) -> dict[str, Any]:
     return {"kind": _KINDS[type(figure)]} | {f.name: getattr(figure, f.name) for f in fields(figure)}
 
 
-__all__ = ["Figure", "HeatMap", "Lines", "Table", "Tokens", "as_dict", "safe"]
+__all__ = ["Figure", "HeatMap", "Lines", "Table", "Tokens", "Tree", "as_dict", "safe"]

@@ -16,11 +16,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from reason.methods.figures import Figure, HeatMap, Lines, Table, Tokens
+from reason.methods.figures import Figure, HeatMap, Lines, Table, Tokens, Tree
 from reason.printable import printable
 from reason.reports import formatting
 from reason.reports.output_path import check_output_path
-from reason.reports.svg import chart, key
+from reason.reports.svg import chart, key, tree
 from reason.tracking.result import Result
 
 STEPS = 33  # shades from dark to light
@@ -258,11 +258,36 @@ def _lines(f: Lines, name: str) -> str:
     )
 
 
+# --- trees --------------------------------------------------------------------------------------
+
+
+def _tree(f: Tree, name: str) -> str:
+    """A drawing in a box that scrolls, what its shades mean, and its nodes in a table to unfold."""
+    if not f.parents:
+        return '<p class="note">no data</p>\n'
+    drawing = tree(f, lambda value: _shade(value, f.low, f.high), _text)
+    told = f"{f.title}: a tree of {len(f.parents)} nodes. The table below lists them."
+    rows = [
+        [node, parent if parent >= 0 else None, *rest]
+        for node, (parent, *rest) in enumerate(
+            zip(f.parents, f.labels, f.values, f.counts, f.marks, strict=True)
+        )
+    ]
+    columns = ["node", "parent", "label", f.legend or "value", "descendants", "mark"]
+    scale = _scale(formatting.tick(f.low), formatting.tick(f.high), f.legend)
+    return (
+        f"{scale if any(v is not None for v in f.values) else ''}"
+        f'<div class="box tree" role="img" tabindex="0" aria-label="{_text(told)}">{drawing}</div>\n'
+        f"<details><summary>Nodes</summary>\n{_grid(columns, rows, name)}</details>\n"
+    )
+
+
 _DRAW: dict[type, Any] = {
     Table: lambda f, name: _grid(f.columns, f.rows, name),
     Lines: _lines,
     HeatMap: _heat_map,
     Tokens: _tokens,
+    Tree: _tree,
 }
 
 
@@ -272,7 +297,9 @@ _DRAW: dict[type, Any] = {
 def _style() -> str:
     """The look, a class for each shade, and the bar that shows them all."""
     shades = [formatting.shade(i / (STEPS - 1)) for i in range(STEPS)]
-    classes = "".join(f".h{i}{{background:{back};color:{ink}}}\n" for i, (back, ink) in enumerate(shades))
+    classes = "".join(
+        f".h{i}{{background:{back};color:{ink};fill:{back}}}\n" for i, (back, ink) in enumerate(shades)
+    )
     return f"{_LOOK}{classes}.bar{{background:linear-gradient(90deg,{shades[0][0]},{shades[-1][0]})}}\n"
 
 
@@ -323,8 +350,13 @@ tbody th,thead :first-child{padding-left:.25rem}
 .chart{max-width:44rem}
 .axis{margin:0}
 .x{text-align:center}
-svg{display:block;width:100%;height:auto;fill:none;stroke-linecap:round;stroke-linejoin:round}
+svg{display:block;fill:none;stroke-linecap:round;stroke-linejoin:round}
+svg:not([width]){width:100%;height:auto}
 svg text{fill:var(--soft);font-size:14px}
+.tree text{font-size:12px}.tree .label{fill:var(--ink)}.tree .label.gone{fill:var(--soft)}.tree .sign{font-size:11px}
+.branch{stroke:var(--soft)}.branch.gone{stroke:var(--line)}
+.w1{stroke-width:1.5}.w2{stroke-width:2.5}.w3{stroke-width:3.5}.w4{stroke-width:4.5}.w5{stroke-width:6}
+.dot{stroke:var(--soft);stroke-width:1}
 svg .rule{stroke:var(--line)}
 .curve{stroke-width:2.2}.fine{stroke-width:1.2}
 .legend{list-style:none;display:flex;flex-wrap:wrap;gap:.25rem 1.25rem;margin:.5rem 0 .75rem;padding:0;font-size:.9rem}
@@ -333,7 +365,7 @@ svg .rule{stroke:var(--line)}
 .s0{--c:var(--c0)}.s1{--c:var(--c1)}.s2{--c:var(--c2)}.s3{--c:var(--c3)}.s4{--c:var(--c4)}.s5{--c:var(--c5)}
 .curve{stroke:var(--c)}.mark{fill:var(--c)}.d1{stroke-dasharray:7 6}.d2{stroke-dasharray:1 6}
 summary{cursor:pointer;padding:.25rem 0}
-@media (max-width:40rem){h1{font-size:1.3rem}svg text{font-size:20px}.curve{stroke-width:3}.fine{stroke-width:1.8}
+@media (max-width:40rem){h1{font-size:1.3rem}svg:not([width]) text{font-size:20px}.curve{stroke-width:3}.fine{stroke-width:1.8}
 th,td{padding:.35rem .5rem}.t{min-width:7rem}}
 @media print{
 :root{--ink:#000;--soft:#444;--paper:#fff;--line:#bbb;--band:#fff;--link:#000;

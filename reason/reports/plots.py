@@ -1,4 +1,4 @@
-"""Pictures: comparisons in three panels, and the four figures that methods return.
+"""Pictures: comparisons in three panels, and the figures that methods return.
 
 matplotlib is imported when something is drawn, and drawn without a display. Colours are Okabe and
 Ito's, told apart by every kind of eye; shape and line tell the same a second time.
@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reason.errors import ConfigError
-from reason.methods.figures import Figure, HeatMap, Lines, Table, Tokens, safe
+from reason.methods.figures import Figure, HeatMap, Lines, Table, Tokens, Tree, safe
 from reason.reports import formatting
 from reason.reports.output_path import check_output_path
+from reason.reports.svg import clipped, places
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -260,7 +261,7 @@ def _set_apart(families: list[list[Entry]], cost: str) -> dict[int, float]:
     return at
 
 
-# --- the four figures ---------------------------------------------------------------------------
+# --- figures ------------------------------------------------------------------------------------
 
 
 def draw_figures(figures: Sequence[Figure], path: Path) -> None:
@@ -295,6 +296,8 @@ def _height(f: Figure) -> float:
         return 1.5 + 0.32 * len(f.rows) + 0.07 * max((len(c) for c in f.columns), default=0)
     if isinstance(f, Tokens):
         return 1.2 + 0.34 * len(_token_lines(f))
+    if isinstance(f, Tree):
+        return 0.9 + 0.3 * (max((row for _, row in places(f)), default=0) + 1)
     return 3.4
 
 
@@ -397,9 +400,55 @@ def _token_lines(f: Tokens) -> list[list[tuple[str, float]]]:
     return lines
 
 
+def _draw_tree(ax: Axes, f: Tree) -> None:
+    import matplotlib
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    ax.axis("off")
+    at, most = places(f), max(f.counts, default=0)
+    if not at:
+        return
+    columns, rows = (max(axis) + 1 for axis in zip(*at, strict=True))
+    letters = max(6, 120 // (columns + 1))
+    ax.set_xlim(0, columns + 1)
+    ax.set_ylim(rows, 0)
+    norm, shades, parents = Normalize(f.low, f.high), matplotlib.colormaps["cividis"], set(f.parents)
+    for node, (column, row) in enumerate(at):
+        x, y, count = column + 1, row + 0.6, f.counts[node]
+        above = at[f.parents[node]][1] + 0.6 if f.parents[node] >= 0 else y
+        width, ink = (0.7 + 2.5 * (count / most) ** 0.5, "#777777") if count else (0.7, "#cccccc")
+        ax.plot(
+            [column, column, x], [above, y, y], color=ink, linewidth=width, zorder=1 + bool(count),
+            solid_joinstyle="round",
+        )  # fmt: skip
+        value, text = f.values[node], "black" if count else GREY
+        face = "white" if value is None else shades(norm(value))
+        ax.plot(x, y, "o", markersize=4.5, color=face, markeredgecolor=GREY, markeredgewidth=0.5, zorder=3)
+        label = clipped(f.labels[node], letters).replace("$", r"\$")
+        ax.text(x - 0.06, y - 0.08, label, fontsize=6.5, ha="right", va="bottom", color=text)
+        if mark := f.marks[node]:
+            inner = node in parents
+            ax.text(
+                x - 0.06 if inner else x + 0.06, y + 0.08 if inner else y, mark.replace("$", r"\$"), fontsize=6,
+                color=GREY, ha="right" if inner else "left", va="top" if inner else "center",
+            )  # fmt: skip
+    if any(value is not None for value in f.values):
+        bar = ax.get_figure().colorbar(  # pyright: ignore
+            ScalarMappable(norm, shades),
+            ax=ax,
+            pad=0.01,
+            aspect=15,
+            shrink=min(1.0, 12 / rows),
+            anchor=(0.0, 1.0),
+        )
+        bar.set_label(f.legend)
+
+
 _DRAW: dict[type, Any] = {
     Table: _draw_table,
     Lines: _draw_lines,
     HeatMap: _draw_heat_map,
     Tokens: _draw_tokens,
+    Tree: _draw_tree,
 }

@@ -1,14 +1,17 @@
-"""Curves as SVG inside a page: colours, sizes of text and widths of lines are the page's own.
+"""Curves and trees as SVG inside a page: colours, sizes of text and widths of lines are the page's own.
 
 A drawing scales with its column. It has classes and no ids, so any number of them can stand in one
 page: ``curve`` (``fine`` where it has many points) and ``mark`` with ``s0``..``s5`` for colour and
-``d0``..``d2`` for dashes, ``rule`` for the lines behind.
+``d0``..``d2`` for dashes, ``rule`` for the lines behind. A tree has a size of its own, ``w1``..``w5`` for how many descend
+from a branch, ``gone`` where nobody does, and the page's shades.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+from reason.methods.figures import Tree
 
 WIDTH, HEIGHT = 640, 320
 _TOP, _SIDE, _BOTTOM = 12, 16, 36
@@ -60,6 +63,95 @@ def chart(x: Sequence[float], series: Sequence[Sequence[float | None]]) -> str:
         if few:
             marks = "".join(f"M{p[0]:.1f} {p[1]:.1f}{_mark(i)}" for p in placed if p)
             drawn.append(f'<path class="mark {_look(i)}" d="{marks}"/>')
+    return "\n".join([*drawn, "</svg>"])
+
+
+# --- trees ----------------------------------------------------------------------------------------
+
+_LETTER = 6.7  # width of one in a label
+_ROW, _GAP = 36, 30  # height of a row; beside the label of a column
+_LONGEST = 26  # letters of a label; the rest is in its tooltip
+
+
+def places(f: Tree) -> list[tuple[int, int]]:
+    """Column (generations from the root) and row of each node. A first child goes on in its parent's row, so that
+    nothing else stands where a branch and its label are."""
+    column, first, children = [], [], [[] for _ in f.parents]
+    roots = []
+    for node, parent in enumerate(f.parents):
+        siblings = roots if parent < 0 else children[parent]
+        column.append(0 if parent < 0 else column[parent] + 1)
+        first.append(not siblings and (parent >= 0 or not node))
+        siblings.append(node)
+    row, rows, waiting = 0, [0] * len(column), roots[::-1]
+    while waiting:
+        node = waiting.pop()
+        row += not first[node]
+        rows[node] = row
+        waiting += children[node][::-1]
+    return list(zip(column, rows, strict=True))
+
+
+def clipped(text: str, longest: int = _LONGEST) -> str:
+    """How it begins and how it ends, where it is longer."""
+    half = (longest - 1) // 2
+    return text if len(text) <= longest else f"{text[: longest - 1 - half]}…{text[len(text) - half :]}"
+
+
+def tree(f: Tree, shade: Callable[[float], int], escape: Callable[[object], str]) -> str:
+    """Generations from left to right, a row for each branch.
+
+    shade: number of the page's shade for a value. escape: text for HTML.
+    """
+    at, most = places(f), max(f.counts, default=0)
+    labels = [clipped(label) for label in f.labels]
+    room = [0] * (max((c for c, _ in at), default=-1) + 1)
+    parents = set(f.parents)
+    for node, (c, _) in enumerate(at):
+        room[c] = max(room[c], len(labels[node]), len(f.marks[node]) if node in parents else 0)
+    ends = [0.0]
+    for letters in room:
+        ends.append(ends[-1] + letters * _LETTER + _GAP)
+
+    def end(node: int) -> tuple[float, float]:
+        return ends[at[node][0] + 1], _ROW * (at[node][1] + 0.65)
+
+    width = max(
+        [
+            0.0,
+            *(end(i)[0] + (len(mark) * _LETTER if i not in parents else 0) for i, mark in enumerate(f.marks)),
+        ]
+    )
+    height = _ROW * (max((r for _, r in at), default=-1) + 1) + 4
+    drawn = [
+        f'<svg viewBox="0 0 {width + 16:.0f} {height}" width="{width + 16:.0f}" height="{height}" aria-hidden="true">'
+    ]
+    for node in sorted(range(len(at)), key=lambda i: f.counts[i]):  # what survives lies above what does not
+        x, y = end(node)
+        left = ends[at[node][0]]
+        parent, count = f.parents[node], f.counts[node]
+        look = f"w{1 + round(4 * math.sqrt(count / most))}" if count else "gone"
+        above = end(parent)[1] if parent >= 0 else y
+        drawn.append(f'<path class="branch {look}" d="M{left:.0f} {above:.1f}V{y:.1f}H{x:.0f}"/>')
+    for node, label in enumerate(labels):
+        x, y = end(node)
+        value, mark, gone = f.values[node], f.marks[node], "" if f.counts[node] else " gone"
+        dot = f" h{shade(value)}" if value is not None else ""
+        told = escape(f.labels[node]) + ("" if value is None else f" ({value:.3g})")
+        drawn.append(f"<g><title>{told}</title>")
+        drawn.append(f'<path class="dot{dot}{gone}" d="M{x:.0f} {y:.1f}{_MARKS[0]}"/>')
+        drawn.append(
+            f'<text class="label{gone}" x="{x - 9:.0f}" y="{y - 6:.1f}" text-anchor="end">{escape(label)}</text>'
+        )
+        if mark and node in parents:
+            drawn.append(
+                f'<text class="sign{gone}" x="{x - 9:.0f}" y="{y + 12:.1f}" text-anchor="end">{escape(mark)}</text>'
+            )
+        elif mark:
+            drawn.append(
+                f'<text class="sign{gone}" x="{x + 10:.0f}" y="{y:.1f}" dy=".35em">{escape(mark)}</text>'
+            )
+        drawn.append("</g>")
     return "\n".join([*drawn, "</svg>"])
 
 

@@ -1,4 +1,4 @@
-"""The four kinds of figure, drawn in a terminal with rich.
+"""The five kinds of figure, drawn in a terminal with rich.
 
 Nothing depends on colour: without it shades become characters, and a pipe gets plain text.
 """
@@ -16,7 +16,7 @@ from rich.style import Style
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from reason.methods.figures import Figure, HeatMap, Lines, Table, Tokens, safe
+from reason.methods.figures import Figure, HeatMap, Lines, Table, Tokens, Tree, safe
 from reason.reports import formatting
 
 _SHADES = " ░▒▓█"
@@ -28,9 +28,7 @@ _COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "red", "white", "brigh
 
 def figure(f: Figure) -> Any:
     """A renderable of one figure."""
-    return {Table: _TableView, Lines: _LinesView, HeatMap: _HeatMapView, Tokens: _TokensView}[type(f)](
-        safe(f)
-    )
+    return _VIEWS[type(f)](safe(f))
 
 
 def _coloured(console: Console) -> bool:
@@ -174,3 +172,57 @@ class _TokensView:
         elif f.legend:
             scale.append(f"(number): {f.legend}")
         yield Group(title(f.title), text, scale, *note(f.note), Text())
+
+
+@dataclass
+class _TreeView:
+    """A line for each node; a line of descent that does not branch stands in one, steps behind each other."""
+
+    f: Tree
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        f, ascii_only = self.f, options.ascii_only
+        tee, corner, bar, then = ("+- ", "`- ", "|  ", " > ") if ascii_only else ("├─ ", "└─ ", "│  ", " → ")
+        yield title(f.title)
+        children: list[list[int]] = [[] for _ in f.parents]
+        for node, parent in enumerate(f.parents):
+            if parent >= 0:
+                children[parent].append(node)
+        deepest = options.max_width // 2 // len(bar)
+        roots = [node for node, parent in enumerate(f.parents) if parent < 0]
+        waiting: list[tuple[int, list[str], str]] = [(node, [], "") for node in roots[::-1]]
+        while waiting:
+            node, guides, sign = waiting.pop()
+            line, last = self._node(node, console), node
+            while len(children[last]) == 1 and not f.marks[last]:
+                (last,) = children[last]
+                line.append(then, style="bright_black").append_text(self._node(last, console))
+            below = guides if not sign else [*guides, bar if sign == tee else " " * len(bar)]
+            head = "".join(guides[-deepest:]) + sign
+            room = max(options.max_width - cell_len(head), 10)
+            under = "".join(below[-deepest:]).ljust(len(head))[: len(head)]
+            for i, part in enumerate(line.wrap(console, room, overflow="fold")):
+                yield Text(under if i else head, style="bright_black").append_text(part)
+            ends = children[last]
+            waiting += [(c, below, corner if c == ends[-1] else tee) for c in reversed(ends)]
+        numbers = f"Number: {f.legend}." if f.legend else ""
+        yield Group(*note(" ".join(filter(None, [numbers, f.note]))), Text())
+
+    def _node(self, node: int, console: Console) -> Text:
+        f, value = self.f, self.f.values[node]
+        text = Text(f.labels[node], style="" if f.counts[node] else "bright_black")
+        if value is not None:
+            share = (value - f.low) / ((f.high - f.low) or 1)
+            text.append(" ").append(f"{value:.2f}", style=_shade(share) if _coloured(console) else "")
+        if f.marks[node]:
+            text.append(f"  {f.marks[node]}", style="bold" if f.counts[node] else "bright_black")
+        return text
+
+
+_VIEWS = {
+    Table: _TableView,
+    Lines: _LinesView,
+    HeatMap: _HeatMapView,
+    Tokens: _TokensView,
+    Tree: _TreeView,
+}

@@ -14,9 +14,10 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from reason.backbones.config import RecursiveConfig
+from reason.backbones.causal import Causal
+from reason.backbones.config import CausalConfig, RecursiveConfig
 from reason.backbones.decoder import RecursiveDecoder
-from reason.backbones.pretrained import CausalLM, open_causal
+from reason.backbones.pretrained import Pretrained, open_pretrained
 from reason.backbones.shape import Scaling
 from reason.backbones.source import CARRIED, kind
 from reason.backbones.tokens import END, Tokens
@@ -109,7 +110,7 @@ def check(causal, model, atol=1e-5):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_logits_are_those_of_transformers(name, tmp_path):
     model = theirs(name.split("-")[0], **NETWORKS[name])
-    causal = open_causal(str(saved(tmp_path / "model", model)))
+    causal = open_pretrained(str(saved(tmp_path / "model", model)))
     check(causal, model)
     shape = causal.shape
     assert (shape.vocab, shape.layers, shape.context) == (290, 3, 600)
@@ -121,11 +122,11 @@ def test_logits_are_those_of_transformers(name, tmp_path):
 
 def test_scaling_is_read(tmp_path):
     model = theirs("llama", **NETWORKS["llama-llama3"])
-    causal = open_causal(str(saved(tmp_path / "model", model)))
+    causal = open_pretrained(str(saved(tmp_path / "model", model)))
     assert causal.shape.scaling == Scaling(8.0, 1.0, 4.0, 60)
     change(tmp_path / "model/config.json", rope_parameters={"rope_type": "default", "rope_theta": 10000.0})
     with pytest.raises(AssertionError):  # and it is not nothing
-        check(open_causal(str(tmp_path / "model")), model)
+        check(open_pretrained(str(tmp_path / "model")), model)
 
 
 def test_a_config_of_earlier_years_is_understood(folder):
@@ -138,7 +139,7 @@ def test_a_config_of_earlier_years_is_understood(folder):
         rope_theta=500.0,
         rope_scaling=scaling,
     )
-    shape = open_causal(str(folder)).shape
+    shape = open_pretrained(str(folder)).shape
     assert (shape.rope_theta, shape.head_dim, shape.scaling) == (500.0, 8, Scaling(8.0, 1.0, 4.0, 60))
 
 
@@ -146,17 +147,17 @@ def test_shards_half_precision_and_pickles_give_the_same(folder, tmp_path):
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder)
-    whole = open_causal(str(folder))
-    cut = open_causal(str(saved(tmp_path / "cut", model, max_shard_size="40KB")))
+    whole = open_pretrained(str(folder))
+    cut = open_pretrained(str(saved(tmp_path / "cut", model, max_shard_size="40KB")))
     assert len(list((tmp_path / "cut").glob("*.safetensors"))) > 2
     pickled = tmp_path / "pickled"
     shutil.copytree(folder, pickled)
     (pickled / "model.safetensors").unlink()
     torch.save(model.state_dict(), pickled / "pytorch_model.bin")
-    for other in (cut, open_causal(str(pickled))):
+    for other in (cut, open_pretrained(str(pickled))):
         assert other.digest == whole.digest
         check(other, model)
-    half = open_causal(str(saved(tmp_path / "half", model.bfloat16())))
+    half = open_pretrained(str(saved(tmp_path / "half", model.bfloat16())))
     assert half.digest != whole.digest and half.tensors["norm.weight"].dtype == torch.float32
     check(half, AutoModelForCausalLM.from_pretrained(tmp_path / "half", dtype=torch.float32))
 
@@ -170,24 +171,24 @@ def test_what_older_files_hold_beside_the_weights_is_left_out(tmp_path):
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
     save_file(tensors, file)
-    check(open_causal(str(tmp_path / "model")), model)
+    check(open_pretrained(str(tmp_path / "model")), model)
     save_file({n.removeprefix("model."): t for n, t in tensors.items() if n != "lm_head.weight"}, file)
-    check(open_causal(str(tmp_path / "model")), model)  # saved without a head
+    check(open_pretrained(str(tmp_path / "model")), model)  # saved without a head
 
 
 def test_the_digest_is_of_sizes_weights_and_tokenizer(folder, tmp_path):
-    digest = open_causal(str(folder)).digest
+    digest = open_pretrained(str(folder)).digest
     shutil.copytree(folder, tmp_path / "copy")
-    assert open_causal(str(tmp_path / "copy")).digest == digest
+    assert open_pretrained(str(tmp_path / "copy")).digest == digest
     change(folder / "config.json", rms_norm_eps=0.5)
-    other = open_causal(str(folder)).digest
+    other = open_pretrained(str(folder)).digest
     Tokens.train(["other words"], "bpe", 280, cache=False).save(tmp_path / "copy")
-    assert len({digest, other, open_causal(str(tmp_path / "copy")).digest}) == 3
+    assert len({digest, other, open_pretrained(str(tmp_path / "copy")).digest}) == 3
 
 
 def test_weights_are_read_when_asked_for(folder):
-    causal = open_causal(str(folder))
-    assert isinstance(causal, CausalLM) and len(causal.tensors) == len(list(causal.tensors)) == 3 * 8 + 3
+    causal = open_pretrained(str(folder))
+    assert isinstance(causal, Pretrained) and len(causal.tensors) == len(list(causal.tensors)) == 3 * 8 + 3
     assert causal.tensors["layers.2.key_value.weight"].shape == (2 * 2 * 8, 32)
     with pytest.raises(KeyError):
         causal.tensors["layers.3.key_value.weight"]
@@ -259,12 +260,15 @@ def write_gguf(file, family, model, quantise=None, extra=(), tokens=None):
 def test_a_gguf_file_is_the_network_it_was_made_of(family, tied, tmp_path, own_cache, capfd):
     model = theirs(family, tie_word_embeddings=tied, **({"head_dim": 16} if family == "qwen3" else {}))
     file = write_gguf(tmp_path / "m.gguf", family, model)
-    causal = open_causal(str(file))
+    causal = open_pretrained(str(file))
     check(causal, model)
     text = "the rain in\n Spain Zoë 🙂 123"
     assert causal.tokens.encode([text]) == TOKENS.encode([text]) and causal.tokens.eos == TOKENS.eos
     assert "Converting" in capfd.readouterr().err
-    again = open_causal(str(file))
+    whole = Causal(CausalConfig(source=str(file)))
+    with torch.no_grad():
+        torch.testing.assert_close(whole(ids()), model(ids()).logits, atol=1e-5, rtol=1e-4)
+    again = open_pretrained(str(file))
     assert "Converting" not in capfd.readouterr().err and again.digest == causal.digest
     # transformers reads what we made of it
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -283,7 +287,7 @@ def test_quantised_weights_come_back_as_near_as_they_were_kept(tmp_path, monkeyp
     monkeypatch.setattr(from_gguf, "SHARD", 10_000)  # several files
     model = theirs("llama", hidden_size=64, intermediate_size=64)
     file = write_gguf(tmp_path / "m.gguf", "llama", model, gguf.GGMLQuantizationType.Q8_0)
-    causal = open_causal(str(file))
+    causal = open_pretrained(str(file))
     for name, size in (("layers.1.down.weight", 64 * 64), ("embed.weight", 290 * 64)):
         exact = model.get_submodule(
             {"layers.1.down.weight": "model.layers.1.mlp.down_proj", "embed.weight": "model.embed_tokens"}[
@@ -307,7 +311,7 @@ def test_peculiar_gguf_files_are_refused(tmp_path, own_cache):
             gguf = pytest.importorskip("gguf", reason="the extra gguf is not installed")
             value = gguf.RopeScalingType.YARN
         with pytest.raises(ConfigError, match=said) as caught:
-            open_causal(str(write_gguf(tmp_path / f"{name}.gguf", "llama", model, extra=[(name, value)])))
+            open_pretrained(str(write_gguf(tmp_path / f"{name}.gguf", "llama", model, extra=[(name, value)])))
         assert "Supported: Llama" in caught.value.hint
     gguf = pytest.importorskip("gguf", reason="the extra gguf is not installed")
     writer = gguf.GGUFWriter(str(tmp_path / "bloom.gguf"), "bloom")
@@ -320,13 +324,13 @@ def test_peculiar_gguf_files_are_refused(tmp_path, own_cache):
     ):
         step()
     with pytest.raises(ConfigError, match="'bloom'"):
-        open_causal(str(tmp_path / "bloom.gguf"))
+        open_pretrained(str(tmp_path / "bloom.gguf"))
     strange = write_gguf(tmp_path / "strange.gguf", "llama", model, tokens=TOKENS)
     with pytest.raises(DataError, match="cannot be rebuilt: some tokens differ"):
-        open_causal(str(strange))
+        open_pretrained(str(strange))
     (tmp_path / "broken.gguf").write_bytes(b"GGUFnot really")
     with pytest.raises(DataError, match="cannot be read as GGUF"):
-        open_causal(str(tmp_path / "broken.gguf"))
+        open_pretrained(str(tmp_path / "broken.gguf"))
     assert not [p for p in (own_cache / "models").iterdir() if p.is_dir()]  # nothing half-made
 
 
@@ -336,7 +340,7 @@ def test_without_the_library_a_gguf_file_asks_for_it(tmp_path, monkeypatch):
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
     monkeypatch.setattr(from_gguf, "find_spec", lambda name: None if name == "gguf" else find_spec(name))
     with pytest.raises(MissingExtra) as caught:
-        open_causal(str(tmp_path / "m.gguf"))
+        open_pretrained(str(tmp_path / "m.gguf"))
     assert "reason-lab[gguf]" in caught.value.hint and caught.value.exit_code == 4
 
 
@@ -407,15 +411,15 @@ def hub(folder, tmp_path, monkeypatch):
 
 def test_a_hub_id_is_fetched_once_and_found_offline(hub, folder):
     with pytest.raises(DataError, match="--offline forbids downloading"):
-        open_causal("owner/tiny", offline=True)
-    causal = open_causal("owner/tiny")
+        open_pretrained("owner/tiny", offline=True)
+    causal = open_pretrained("owner/tiny")
     assert (
-        causal.digest == open_causal(str(folder)).digest
+        causal.digest == open_pretrained(str(folder)).digest
         and causal.where == "owner/tiny at revision 0123456789ab"
     )
     assert "modeling_evil.py" not in hub and "model.safetensors" in hub
     hub.clear()
-    assert open_causal("owner/tiny", offline=True).digest == causal.digest and hub == []
+    assert open_pretrained("owner/tiny", offline=True).digest == causal.digest and hub == []
 
 
 def test_what_a_hub_refuses_is_told(hub):
@@ -426,7 +430,7 @@ def test_what_a_hub_refuses_is_told(hub):
         ("owner/a--b", "not a hub id"),
     ):
         with pytest.raises(ConfigError, match=said) as caught:
-            open_causal(source)
+            open_pretrained(source)
         assert caught.value.hint
 
 
@@ -436,7 +440,7 @@ def test_a_hub_that_does_not_answer_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     with pytest.raises(DataError, match="owner/tiny cannot be downloaded") as caught:
-        open_causal("owner/tiny")
+        open_pretrained("owner/tiny")
     assert "HF_ENDPOINT" in caught.value.hint
 
 
@@ -458,16 +462,16 @@ def test_sources_are_told_apart(tmp_path):
 
 def test_near_names_are_suggested(folder, tmp_path):
     with pytest.raises(ConfigError, match="'smollm-135m'") as caught:
-        open_causal("smollm-135m")
+        open_pretrained("smollm-135m")
     assert "Did you mean 'smollm2-135m'?" in caught.value.hint
     with pytest.raises(DataError, match="There is no") as caught:
-        open_causal(str(tmp_path / "modle"))
+        open_pretrained(str(tmp_path / "modle"))
     assert f"Did you mean {folder}?" in caught.value.hint
     with pytest.raises(DataError, match="There is no"):
-        open_causal(str(tmp_path / "not/there/model.gguf"))
+        open_pretrained(str(tmp_path / "not/there/model.gguf"))
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(ConfigError, match=r"neither a folder nor a \.gguf file"):
-        open_causal("./notes.txt")
+        open_pretrained("./notes.txt")
 
 
 def test_carried_models_are_parcels_and_obey_offline():
@@ -476,7 +480,7 @@ def test_carried_models_are_parcels_and_obey_offline():
     for name in CARRIED:
         assert name in PARCELS
         with pytest.raises(DataError, match=f"{name} is not in the cache"):
-            open_causal(name, offline=True)
+            open_pretrained(name, offline=True)
 
 
 @pytest.mark.parametrize(
@@ -512,7 +516,7 @@ def test_carried_models_are_parcels_and_obey_offline():
 def test_networks_of_other_kinds_are_refused_with_those_that_can_be_opened(folder, keys, said):
     change(folder / "config.json", **keys)
     with pytest.raises(ConfigError, match=said) as caught:
-        open_causal(str(folder))
+        open_pretrained(str(folder))
     assert str(folder) in caught.value.message
     assert "Qwen3" in caught.value.hint or "llama3" in caught.value.hint
 
@@ -524,7 +528,7 @@ def test_broken_folders_say_what_is_missing(folder, tmp_path):
         shutil.copytree(folder, other)
         spoil(other)
         with pytest.raises(DataError) as caught:
-            open_causal(str(other))
+            open_pretrained(str(other))
         assert caught.value.hint
         return str(caught.value)
 
@@ -565,13 +569,13 @@ def test_shards_that_are_missing_or_elsewhere(folder, tmp_path):
     kept, files = index.read_text(), sorted(cut.glob("model-*.safetensors"))
     files[1].rename(tmp_path / "elsewhere.safetensors")
     with pytest.raises(DataError, match=f"{files[1].name} is missing"):
-        open_causal(str(cut))
+        open_pretrained(str(cut))
     index.write_text(kept.replace(files[1].name, "../elsewhere.safetensors"))
     with pytest.raises(DataError, match="refers to a file outside its folder"):
-        open_causal(str(cut))
+        open_pretrained(str(cut))
     index.write_text("{}")
     with pytest.raises(DataError, match="is not a valid index"):
-        open_causal(str(cut))
+        open_pretrained(str(cut))
 
 
 class Evil:
@@ -583,7 +587,7 @@ def test_a_pickle_never_runs_code(folder, tmp_path):
     (folder / "model.safetensors").unlink()
     torch.save({"model.norm.weight": torch.ones(32), "x": Evil()}, folder / "pytorch_model.bin")
     with pytest.raises(DataError, match="cannot be read"):
-        open_causal(str(folder))
+        open_pretrained(str(folder))
     assert not (tmp_path / "ran").exists()
 
 
@@ -600,7 +604,7 @@ class TestSizesThatCannotBe:
 
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         with pytest.raises(DataError, match="1,000,000,000") as caught:
-            open_causal(str(tmp_path / "m"))
+            open_pretrained(str(tmp_path / "m"))
         assert "tensors" in caught.value.message
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
 
@@ -610,14 +614,14 @@ class TestSizesThatCannotBe:
         told = json.loads((tmp_path / "m" / "config.json").read_text())
         (tmp_path / "m" / "config.json").write_text(json.dumps(told | {key: 10**9, "head_dim": 8}))
         with pytest.raises(DataError, match="1000000000"):
-            open_causal(str(tmp_path / "m"))
+            open_pretrained(str(tmp_path / "m"))
 
     def test_weights_that_do_not_fit_into_memory(self, tmp_path, monkeypatch):
         saved(tmp_path / "m", theirs("llama"))
         monkeypatch.setenv("REASON_MEMORY_GB", "0.0001")
         for at_fault in ("tokenizer.json", "weights as float32"):
             with pytest.raises(DataError, match="REASON_MEMORY_GB allows"):
-                open_causal(str(tmp_path / "m"))
+                open_pretrained(str(tmp_path / "m"))
             if at_fault == "tokenizer.json":
                 (tmp_path / "m" / "tokenizer.json").write_text("{}")
 
@@ -636,4 +640,4 @@ class TestSizesThatCannotBe:
             for member in plain.namelist():
                 packed.writestr(member, plain.read(member))
         with pytest.raises(DataError, match="compressed"):
-            open_causal(str(tmp_path / "m"))
+            open_pretrained(str(tmp_path / "m"))

@@ -282,3 +282,153 @@ def test_pieces_of_a_sentencepiece_tokenizer():
     )
     tokens = Tokens(tokenizer, 0)
     assert tokens.pieces([1, 2, 3, 6, 4, 5, 2]) == ["the", " rain", "s", "\n", "\\xc3", "\\xa9", " rain"]
+
+
+# --- special tokens, chat templates, new tokens ---------------------------------------------------------
+
+CHAT = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}{{ bos_token }}"
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content | trim }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+SPECIAL = ("<s>", "<|user|>", "<|assistant|>")
+
+
+def chatty(post_processor=True) -> Tokens:
+    from tokenizers.processors import TemplateProcessing
+
+    tokens = Tokens.train(TEXTS, "bpe", 300, cache=False)
+    bos, *_ = tokens.add(SPECIAL)
+    if post_processor:
+        tokens.tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", bos)])
+    templates = {"default": CHAT, "tool_use": "tools: {{ messages[0].content }}"}
+    return Tokens(tokens.tokenizer, tokens.eos, templates, {"bos_token": "<s>"})
+
+
+def test_a_chat_is_written_as_its_template_says():
+    tokens = chatty()
+    bos, user, assistant = (tokens.tokenizer.token_to_id(name) for name in SPECIAL)
+    messages = [
+        {"role": "user", "content": " the rain "},
+        {"role": "assistant", "content": "the plain"},
+        {"role": "user", "content": "in Spain?"},
+    ]
+    rain, plain, spain = (tokens.encode([text])[0][0] for text in ("the rain", "the plain", "in Spain?"))
+    eos = tokens.eos
+    assert tokens.chat(messages) == [
+        bos,
+        user,
+        *rain,
+        eos,
+        assistant,
+        *plain,
+        eos,
+        user,
+        *spain,
+        eos,
+        assistant,
+    ]
+    assert (
+        tokens.chat([{"role": "user", "content": "rain"}], "tool_use") == tokens.encode(["tools: rain"])[0][0]
+    )
+
+
+@pytest.mark.parametrize(
+    "text", [END, "<|user|>", f"a {END} b <s>", "<|assistant|> yes", "<|us<|user|>er|>", "\ue000<s>\ue000"]
+)
+def test_what_people_write_is_never_a_special_token(text):
+    tokens = chatty()
+    bos, user, assistant = (tokens.tokenizer.token_to_id(name) for name in SPECIAL)
+    ids = tokens.chat([{"role": "user", "content": text}])
+    plain = tokens.encode([text])[0][0]
+    assert ids == [bos, user, *plain, tokens.eos, assistant]
+    assert not {bos, user, assistant, tokens.eos} & set(plain) and tokens.decode(plain) == text
+    assert tokens.tokenizer.encode_special_tokens
+
+
+def test_a_template_may_refuse_and_its_reason_is_told():
+    with pytest.raises(DataError, match="System role not supported"):
+        chatty().chat([{"role": "system", "content": "x"}])
+    with pytest.raises(ConfigError, match="has no chat template"):
+        BPE.chat([{"role": "user", "content": "x"}])
+    with pytest.raises(ConfigError, match="tool_use"):
+        chatty().chat([{"role": "user", "content": "x"}], "tools")
+    broken = Tokens(BPE.tokenizer, BPE.eos, {"default": "{% for %}"})
+    with pytest.raises(DataError, match="refuses these messages"):
+        broken.chat([{"role": "user", "content": "x"}])
+    mischief = Tokens(BPE.tokenizer, BPE.eos, {"default": "{{ ''.__class__.__mro__[1].__subclasses__() }}"})
+    with pytest.raises(DataError, match="unsafe"):
+        mischief.chat([{"role": "user", "content": "x"}])
+
+
+def test_a_prompt_begins_as_its_model_wants_it():
+    tokens = chatty()
+    assert tokens.prompt("the rain") == [
+        tokens.tokenizer.token_to_id("<s>"),
+        *tokens.encode(["the rain"])[0][0],
+    ]
+    assert tokens.prompt("") == [tokens.tokenizer.token_to_id("<s>")]
+    assert BPE.prompt("rain <s>") == [
+        BPE.eos,
+        *BPE.encode(["rain <s>"])[0][0],
+    ]  # trained here: a document begins
+    plain = Tokens(chatty(post_processor=False).tokenizer, 5)  # another model's, without a beginning
+    assert plain.prompt("rain") == plain.encode(["rain"])[0][0]
+
+
+def test_templates_and_names_are_saved_and_transformers_reads_them(tmp_path):
+    from transformers import AutoTokenizer
+
+    tokens = chatty()
+    tokens.save(tmp_path)
+    again, theirs = Tokens.from_folder(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    messages = [{"role": "user", "content": "the rain"}]
+    assert again.templates == tokens.templates and again.digest == tokens.digest
+    assert again.chat(messages) == tokens.chat(messages)
+    assert theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False) == tokens.chat(
+        messages
+    )
+    assert theirs.apply_chat_template(messages, chat_template="tool_use", tokenize=False) == "tools: the rain"
+
+
+@pytest.mark.parametrize("way", ["text", "list", "file"])
+def test_templates_are_found_wherever_transformers_puts_them(way, tmp_path):
+    chatty().save(tmp_path)
+    config = {"eos_token": END, "bos_token": {"content": "<s>", "special": True}}
+    if way != "file":
+        (tmp_path / "chat_template.jinja").unlink()
+        (tmp_path / "additional_chat_templates/tool_use.jinja").unlink()
+        named = [{"name": "default", "template": CHAT}, {"name": "tool_use", "template": "t"}]
+        config["chat_template"] = CHAT if way == "text" else named
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokens = Tokens.from_folder(tmp_path)
+    assert tokens.templates["default"] == CHAT and tokens.named["bos_token"] == "<s>"
+    assert set(tokens.templates) == ({"default"} if way == "text" else {"default", "tool_use"})
+
+
+def test_new_tokens_come_behind_and_stay(tmp_path):
+    tokens = Tokens.train(TEXTS, "bpe", 300, cache=False)
+    before, size, text = tokens.digest, tokens.size, TEXTS[0]
+    ids = tokens.encode([text])
+    assert tokens.add(["<step>", "<think>", "<step>"]) == [size, size + 1, size] and tokens.size == size + 2
+    assert tokens.add(["<think>"]) == [size + 1] and tokens.digest != before and tokens.encode([text]) == ids
+    assert tokens.encode(["<step>"])[0][0] != [size] and tokens.decode([size]) == "<step>"
+    assert tokens.piece_of(None, size) == b"<step>"
+    tokens.save(tmp_path)
+    again = Tokens.from_folder(tmp_path)
+    assert again.digest == tokens.digest and again.add(["<think>", "<new>"]) == [size + 1, size + 2]
+    copy = tokens.copy()
+    copy.add(["<other>"])
+    assert tokens.size == size + 2 and copy.size == size + 3
+
+
+def test_pieces_are_bytes_that_make_up_the_text():
+    text = "Zoë 東京 🙂 rain"
+    for tokens in (BPE, BYTE):
+        ids = tokens.encode([text])[0][0]
+        assert (
+            b"".join(tokens.piece_of(before, i) for before, i in zip([None, *ids], ids, strict=False))
+            == text.encode()
+        )
+    words = Tokens.train(["a b c"], "word", 9)
+    assert [words.piece_of(before, i) for before, i in ((None, 0), (0, 1))] == [b"a", b" b"]

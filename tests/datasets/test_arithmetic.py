@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reason.datasets.arithmetic import Problem, check, draw, load
+from reason.datasets.arithmetic import Sum, check, draw, load
 from reason.datasets.textconfig import ArithmeticConfig
 from reason.errors import ConfigError, DataError
 
@@ -22,7 +22,7 @@ def problems(draw):
     modulus = draw(st.sampled_from([3, 6, 10, 97]))
     number = st.integers(1, min(9, modulus - 1))
     operations = draw(st.lists(st.tuples(st.sampled_from("+-*"), number), min_size=1, max_size=6))
-    return Problem(draw(number), tuple(operations), modulus)
+    return Sum(draw(number), tuple(operations), modulus)
 
 
 def truth(question: str) -> int:
@@ -87,7 +87,7 @@ def test_alive_means_that_the_answer_can_still_be_reached(problem, seed):
     assert verdict.answer is None and not verdict.correct and not verdict.derived
 
 
-EXAMPLE = Problem(7, (("+", 5), ("*", 3), ("-", 4)), 97)
+EXAMPLE = Sum(7, (("+", 5), ("*", 3), ("-", 4)), 97)
 
 
 @pytest.mark.parametrize(
@@ -128,8 +128,8 @@ def test_the_view_holds_question_and_solution_and_slips_only_in_training():
     corpus = data.text()
     wrong = 0
     for split, part in corpus.parts.items():
-        assert len(part) == SMALL[f"{split}_documents"] == len(data.problems[split])
-        for text, problem in zip(part.text, data.problems[split], strict=True):
+        assert len(part) == SMALL[f"{split}_documents"] == len(data.sums[split])
+        for text, problem in zip(part.text, data.sums[split], strict=True):
             question, _, solution = text.partition("\n")
             assert question == problem.question and 4 <= problem.depth <= 8
             verdict = check(problem, solution)
@@ -137,10 +137,10 @@ def test_the_view_holds_question_and_solution_and_slips_only_in_training():
             wrong += not verdict.correct
     assert wrong > 20  # half of the slips are not mended
     mended = load(ArithmeticConfig(**SMALL, slip=0.5))
-    for text, problem in zip(mended.corpus.train.text, mended.problems["train"], strict=True):
+    for text, problem in zip(mended.corpus.train.text, mended.sums["train"], strict=True):
         assert check(problem, text.partition("\n")[2]).correct
     assert "redo" in "".join(mended.corpus.train.text)
-    questions = [p.question for several in data.problems.values() for p in several]
+    questions = [p.question for several in data.sums.values() for p in several]
     assert len(set(questions)) == len(questions)
 
 

@@ -16,14 +16,14 @@ from reason.datasets.documents import Corpus
 from reason.keys import walk
 
 GENERATED = ["arithmetic", "p-hop", "chains", "listops", "mixed-stream"]
-NAMES = ["stdlib-text", "text", "hub-text", *GENERATED]
+NAMES = ["stdlib-text", "text", "hub-text", "problems", *GENERATED]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_cards(name):
     card = registry.card("datasets", name)
     config = card.Config()
-    assert card.views == ("text",) and card.summary and card.licence and card.sources
+    assert "text" in card.views and card.summary and card.licence and card.sources
     assert config.name == name and dataclasses.fields(config)[0].name == "name"
     assert all(type(getattr(config, f.name)) in (str, int, float, bool) for f in dataclasses.fields(config))
     assert all(k.meaning for k in walk(card.Config))
@@ -52,7 +52,19 @@ def test_cards_import_nothing_heavy():
 
 
 @pytest.mark.parametrize(
-    "module", ["documents", "generated", "stdlib", "textfiles", "hubtext", "arithmetic", "tasks"]
+    "module",
+    [
+        "documents",
+        "generated",
+        "stdlib",
+        "textfiles",
+        "hubtext",
+        "arithmetic",
+        "tasks",
+        "problems",
+        "problemfiles",
+        "gym",
+    ],
 )
 def test_the_parent_of_a_run_loads_text_without_torch(module):
     code = f"import sys, reason.datasets.{module}\nassert not {{'torch', 'mlflow', 'transformers'}} & set(sys.modules)"

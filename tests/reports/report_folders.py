@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from pyarrow import feather
 
 from reason.files import write_json
-from reason.methods.figures import HeatMap, Lines, Table, Tokens
+from reason.methods.figures import HeatMap, Lines, Table, Tokens, Tree
 from reason.metrics.ranking import ranking_columns
 from reason.metrics.statistics import bootstrap_interval
 from reason.tracking.folder import RunFolder
@@ -212,4 +212,7 @@ FIGURES = [
     Lines("States", [0, 1, 2, 3], {"cosine": [0.6, 0.8, 0.9, 0.95], "KL": [1.0, 0.5, None, 0.1]}, "step", "value"),
     HeatMap("Attention", [[0.0, 0.5], [0.75, 1.0]], ["step 0", "step 1"], ["item a", "item b"], "Heads averaged."),
     Tokens("Depths", ["the ", "cat\n", "[sat]"], [1.0, 2.0, 3.0], 1, 3, "recursions"),
+    Tree("Lineage", [-1, 0, 1, 0, 3, 3, -1], ["2+3+4", "2+3=5", "5+4=9", "2+3=6", "6+4=10", "6+[4]", "other"],
+         [None, 0.9, 0.95, 0.4, 0.3, None, 0.0], [2, 2, 2, 0, 0, 0, 1], ["", "2 copies", "9 right", "", "dropped", "", ""],
+         0.0, 1.0, "reward", "Of 2 particles."),
 ]  # fmt: skip

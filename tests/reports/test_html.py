@@ -14,9 +14,9 @@ from report_folders import FIGURES
 
 from reason.cli.inspect import inspect
 from reason.errors import ConfigError
-from reason.methods.figures import HeatMap, Lines, Table, Tokens
+from reason.methods.figures import HeatMap, Lines, Table, Tokens, Tree
 from reason.printable import printable
-from reason.reports import formatting
+from reason.reports import formatting, svg
 from reason.reports.html import STEPS, about, check_page, page
 from reason.reports.svg import chart
 from reason.reports.terminal import _shade
@@ -133,19 +133,29 @@ def test_text_is_text_wherever_it_stands():
         Lines(n, [0, 1], {n: [0.0, 1.0]}, n, n, n),
         HeatMap(n, [[0.0, 1.0]], [n], [n, n * 3], n),
         Tokens(n, [n, "x"], [0.0, 1.0], 0, 1, n, n),
+        Tree(n, [-1, 0], [n, n], [0.5, None], [1, 0], [n, n], 0, 1, n, n),
     )
     top = read(*figures, title=n, facts={n: n}, saying=n)
     n = printable(n)
     plain = read(*FIGURES)
     assert {t.tag for t in top.all()} == {t.tag for t in plain.all()}  # no element of the text's own making
     assert top.all("title")[0].text == top.all("h1")[0].text == top.all("dt")[0].text == n
-    table, lines, heat, tokens = top.all("section")
+    table, lines, heat, tokens, tree = top.all("section")
     assert cells(table) == [[n, "b"], [n, "1.000"], ["", n]]
     assert lines.all("li")[0].text == n and cells(lines)[0] == [n, n]
     assert [p.text for p in lines.all("p", "axis")] == [n, n] and n in lines.all("div")[1]["aria-label"]
     assert [row[0] for row in cells(heat)] == ["", n, n * 3] and cells(heat)[0][1] == n
     assert [span["title"] for span in heat.all("tbody")[0].all("span")] == [n, n * 3]
     assert tokens.all("div", "tokens")[0].text == n + "x" and n in tokens.all("p", "scale")[0].text
+    assert [t.text for t in tree.all("title")] == [f"{n} (0.5)", n] and cells(tree)[1][2:] == [
+        n,
+        "0.5000",
+        "1",
+        n,
+    ]
+    assert [t.text for t in tree.all("text", "sign")] == [n, n] and all(
+        t.text == svg.clipped(n) for t in tree.all("text", "label")
+    )
 
 
 def test_what_a_page_may_not_hold_is_spelled_out():
@@ -230,7 +240,7 @@ def test_shades_are_the_terminals_and_legible_in_both_settings():
         there = _shade(i / (STEPS - 1)).bgcolor
         assert there is not None and there.triplet is not None and there.triplet.hex == back
         assert contrast(back, ink) >= 4.5
-        assert f".h{i}{{background:{back};color:{ink}}}" in page([], title="", facts={})
+        assert f".h{i}{{background:{back};color:{ink};fill:{back}}}" in page([], title="", facts={})
     sheets = re.findall(r":root\{(.*?)\}", page([], title="", facts={}), re.S)
     assert len(sheets) == 3  # light, dark, print
     for sheet in sheets:
@@ -381,3 +391,66 @@ def test_inspect_writes_a_page(tiny, template, tmp_path, capsys):
     titles = [h.text for h in top.all("h2")]
     assert folder.name in [d.text for d in top.all("dd")] and len(titles) >= 4
     assert all(title in said.out for title in titles)
+
+
+# --- trees --------------------------------------------------------------------------------------
+
+
+def family(seed: int, nodes: int = 60) -> Tree:
+    rng = np.random.default_rng(seed)
+    parents = [-1, *(int(rng.integers(-1 if i % 20 == 19 else 0, i)) for i in range(1, nodes))]
+    counts = [int(c) for c in rng.integers(0, 4, nodes)]
+    values = [None if c == 3 else float(v) for c, v in zip(counts, rng.random(nodes), strict=True)]
+    marks = ["mark" if rng.random() < 0.3 else "" for _ in parents]
+    return Tree("T", parents, [f"node {i}" for i in range(nodes)], values, counts, marks, legend="reward")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_tree_has_a_place_of_its_own_for_every_node(seed):
+    f = family(seed)
+    at = svg.places(f)
+    assert len(set(at)) == len(at)
+    leaves = set(range(len(at))) - set(f.parents)
+    assert {row for _, row in at} == set(range(len(leaves)))  # a row for each branch
+    for node, parent in enumerate(f.parents):
+        assert at[node][0] == (at[parent][0] + 1 if parent >= 0 else 0)
+        assert parent < 0 or at[node][1] >= at[parent][1]
+    for node in range(
+        len(at)
+    ):  # what descends from a node lies in rows that nothing else has, from its column on
+        mine = {node}
+        for other in range(node + 1, len(at)):
+            if f.parents[other] in mine:
+                mine.add(other)
+        rows = {at[i][1] for i in mine}
+        assert not any(at[i][1] in rows and at[i][0] >= at[node][0] for i in range(len(at)) if i not in mine)
+
+
+def test_a_tree_is_drawn_with_all_it_says():
+    f = family(1)
+    section = read(f).all("section")[0]
+    assert [t.text for t in section.all("title")] == [
+        label + ("" if value is None else f" ({value:.3g})")
+        for label, value in zip(f.labels, f.values, strict=True)
+    ]
+    dots = section.all("path", "dot")
+    assert [d["class"].split()[1] for d, v in zip(dots, f.values, strict=True) if v is not None] == [
+        f"h{round(v * (STEPS - 1))}" for v in f.values if v is not None
+    ]
+    assert len(section.all("path", "gone")) == 2 * f.counts.count(0)
+    assert len(section.all("text", "sign")) == f.marks.count("mark")
+    rows = cells(section.all("table")[0])[1:]
+    assert [row[2] for row in rows] == f.labels and [row[1] for row in rows] == [
+        "" if parent < 0 else str(parent) for parent in f.parents
+    ]
+    drawing = section.all("svg")[0]
+    width, height = float(drawing["width"]), float(drawing["height"])
+    for text in section.all("text"):
+        assert 0 <= float(text["x"]) <= width and 0 <= float(text["y"]) <= height
+    assert "no data" in read(Tree("T", [], [], [], [], [])).all("section")[0].text
+
+
+def test_a_deep_tree_is_drawn():
+    n = 1200
+    f = Tree("T", [i - 1 for i in range(n)], ["x"] * n, [0.5] * n, [1] * n, [""] * n)
+    assert len(read(f).all("path", "dot")) == n

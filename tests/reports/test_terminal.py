@@ -13,7 +13,7 @@ import pytest
 from report_folders import FIGURES
 from rich.console import Console
 
-from reason.methods.figures import HeatMap, Lines, Table, as_dict
+from reason.methods.figures import HeatMap, Lines, Table, Tree, as_dict
 from reason.reports import formatting
 from reason.reports.comparison import compare
 from reason.reports.summaries import comparison, run_summary
@@ -56,6 +56,43 @@ def test_figures_say_their_numbers_without_colour():
     assert "█ 1.000" in heat and "▒ 0.500" in heat
     tokens = drawn(figure(FIGURES[3]))
     assert "the(1) cat(2)\n[sat](3)" in tokens and "recursions" in tokens
+
+
+def test_a_tree_is_drawn_line_by_line():
+    assert drawn(figure(FIGURES[4])).splitlines()[:7] == [
+        "Lineage",
+        "2+3+4",
+        "├─ 2+3=5 0.90  2 copies",
+        "│  └─ 5+4=9 0.95  9 right",
+        "└─ 2+3=6 0.40",
+        "   ├─ 6+4=10 0.30  dropped",
+        "   └─ 6+[4]",
+    ]
+    assert "`- 2+3=6 0.40" in drawn(figure(FIGURES[4]), ascii_only=True)
+
+
+def test_a_line_of_descent_is_one_line_and_wraps_beside_its_guides():
+    n = 12
+    f = Tree("T", [-1, *range(n)], ["step"] * (n + 1), [None] * (n + 1), [1] * (n + 1), [""] * (n + 1))
+    text = drawn(figure(f), 40)
+    assert fits(text, 40) and text.count("step") == n + 1 and text.count("→") == n
+    twins = Tree("T", [-1, 0, 0], ["a", "word " * 30, "word " * 30], [None] * 3, [1] * 3, [""] * 3)
+    lines = drawn(figure(twins), 40).splitlines()
+    assert max(map(len, lines)) <= 40
+    at = lines.index(next(line for line in lines if line.startswith("└─ ")))
+    assert lines[2].startswith("├─ word") and at > 4
+    assert all(line.startswith("│  word") for line in lines[3:at])
+    assert all(line.startswith("   word") for line in lines[at + 1 : 2 * at - 2])
+
+
+def test_a_tree_deeper_than_the_window_still_fits():
+    parents, n = [-1], 60
+    for i in range(n):  # a comb: it branches at every step
+        parents += [2 * i - 1 if i else 0, 2 * i - 1 if i else 0]
+    size = len(parents)
+    f = Tree("T", parents, [f"n{i}" for i in range(size)], [None] * size, [1] * size, [""] * size)
+    text = drawn(figure(f), 60)
+    assert fits(text, 60) and all(f"n{i}" in text for i in range(size))
 
 
 def test_a_heat_map_too_wide_is_turned_over():

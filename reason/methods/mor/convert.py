@@ -15,7 +15,7 @@ from torch import Tensor
 
 from reason.backbones.config import RecursiveConfig
 from reason.backbones.decoder import RecursiveDecoder
-from reason.backbones.pretrained import CausalLM
+from reason.backbones.pretrained import Pretrained
 from reason.backbones.sharing import Scheme, Sharing
 from reason.errors import ConfigError
 from reason.methods.mor.config import Init
@@ -90,7 +90,7 @@ def _changed(there: Sequence[int], spread: Sequence[int]) -> str:
 
 
 def convert(
-    causal: CausalLM, layout: Layout, make: Callable[..., RecursiveDecoder], lora: int = 0
+    causal: Pretrained, layout: Layout, make: Callable[..., RecursiveDecoder], lora: int = 0
 ) -> RecursiveDecoder:
     """The recursive network, initialised from the source.
 
@@ -108,7 +108,7 @@ class Teacher:
     """The source itself, frozen and in float32. Not a module: nothing of it is trained, saved or sharded. Its weights are
     read at the first use."""
 
-    def __init__(self, causal: CausalLM):
+    def __init__(self, causal: Pretrained):
         self.causal = causal
         self._decoder: RecursiveDecoder | None = None
 

@@ -105,8 +105,17 @@ def extend(
     Raises:
         OutOfPages: too few free pages. All pasts are unchanged.
     """
+    return model.decoder.logits(states(model, pasts, tokens, rules, read))
+
+
+@torch.inference_mode()
+def states(
+    model: MixtureOfRecursions, pasts: Sequence[Past], tokens: Sequence[Text], rules: Sequence[HaltingRule],
+    read: Read = "last",
+) -> Tensor:  # fmt: skip
+    """As ``extend``, but what the head reads: (n, D)."""
     if not pasts:
-        return _no_logits(model)
+        return model.decoder.embed.weight.new_empty(0, model.decoder.shape.hidden)
     with all_or_no_logits(pasts):
         decoder, device = model.decoder, pasts[0].cache.device
         segments = [
@@ -125,7 +134,7 @@ def extend(
         if read != "all":
             ends = np.cumsum([len(segment.positions) for segment in segments]) - 1
             rows = ends if read == "last" else ends[:0]
-        return decoder.logits(finish(decoder, segments, h, rope, rows))
+        return finish(decoder, segments, h, rope, rows)
 
 
 def _loop(

@@ -1,4 +1,4 @@
-"""Generating text: requests, sampling, and the decoding of one request."""
+"""Generating text: requests, and the decoding of one."""
 
 from __future__ import annotations
 
@@ -6,39 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from reason.backbones.generation import GREEDY, Sampler, Sampling
 from reason.errors import ConfigError
 from reason.methods.mor.cache import MoRCache
 from reason.methods.mor.decode import prefill, step
 from reason.methods.mor.halting import HaltingRule
 from reason.methods.mor.network import MixtureOfRecursions
 from reason.methods.mor.token_selection import Route
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How a token is sampled. A sequence has random numbers of its own, one for each token, so that its tokens do not
-    depend on which sequences are decoded with it.
-
-    Raises:
-        ConfigError: values out of range.
-    """
-
-    temperature: float = 0.0  # 0: always the most probable token
-    top_p: float = 1.0  # sample among the most probable tokens that have this mass together
-    seed: int = 0
-
-    def __post_init__(self):
-        if not self.temperature >= 0:
-            raise ConfigError(
-                f"The temperature is {self.temperature}; it must not be below 0.", "0 is greedy decoding."
-            )
-        if not 0 < self.top_p <= 1:
-            raise ConfigError(
-                f"top_p is {self.top_p}; it is a share, above 0 and at most 1.", "1 keeps all tokens."
-            )
 
 
 @dataclass(frozen=True)
@@ -53,8 +28,9 @@ class GenerationRequest:
     max_tokens: int  # tokens to write at most
     route: Route | None = None  # see ``HaltingRule``
     cap: int | None = None  # recursions at most
-    sampling: Sampling = Sampling()
+    sampling: Sampling = GREEDY
     stop: frozenset[int] = frozenset()  # tokens that end the text
+    seed: int = 0  # of its own random numbers: its tokens do not depend on which texts are decoded with it
 
     def __post_init__(self):
         if not len(self.prompt):
@@ -80,28 +56,6 @@ class Generation:
     depth: np.ndarray
 
 
-class Sampler:
-    """Samples the tokens of one sequence, from logits (V,)."""
-
-    def __init__(self, sampling: Sampling):
-        self.sampling = sampling
-        self.generator = torch.Generator().manual_seed(sampling.seed) if sampling.temperature else None
-
-    def __call__(self, logits: Tensor) -> int:
-        if self.generator is None:
-            return int(logits.argmax())
-        share = (logits.double() / self.sampling.temperature).softmax(-1).cpu()
-        order = None
-        if self.sampling.top_p < 1:
-            share, order = share.sort(descending=True, stable=True)
-            before = share.cumsum(0) - share  # mass of those that are more probable: 0 for the first
-            share = share[before < self.sampling.top_p]
-        mass = share.cumsum(0)
-        point = torch.rand((), generator=self.generator, dtype=torch.float64) * mass[-1]
-        index = int(torch.searchsorted(mass, point, right=True).clamp_max(len(mass) - 1))
-        return index if order is None else int(order[index])
-
-
 def generate(
     model: MixtureOfRecursions, request: GenerationRequest, *, cache: MoRCache | None = None, chunk: int | None = 512
 ) -> Generation:  # fmt: skip
@@ -115,7 +69,7 @@ def generate(
         ConfigError: a route that cannot be decoded with.
         OutOfPages: the cache cannot hold the text.
     """
-    rule, sample = HaltingRule(model, request.route, request.cap), Sampler(request.sampling)
+    rule, sample = HaltingRule(model, request.route, request.cap), Sampler(request.sampling, request.seed)
     past = (cache or MoRCache(model)).open()
     try:
         logits = prefill(model, past, request.prompt, rule, chunk=chunk)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from reason.backbones.from_run import read_network, write_network
-from reason.backbones.pretrained import CausalLM, opened
+from reason.backbones.pretrained import Pretrained, opened
 from reason.backbones.tokens import Tokens
 from reason.datasets.ngrams import NGramModel
 from reason.datasets.packing import Cases, TextSplits
@@ -88,12 +88,12 @@ class Mor(Method[TextSplits[Tokens], Cases, MixtureOfRecursions]):
         trained = read_network(ctx.owner)
         return ctx.data.tokens if trained is None else trained[-1]
 
-    def _source(self) -> CausalLM | None:
+    def _source(self) -> Pretrained | None:
         """The pretrained model to convert, opened once per process."""
         source = self.config.backbone.source
         return opened(source, self.config.offline) if source else None
 
-    def _layout(self, source: CausalLM) -> Layout:
+    def _layout(self, source: Pretrained) -> Layout:
         """Raises ConfigError where the source is too small."""
         config, context = self.config, source.shape.context
         if context and config.backbone.context > context:

@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reason.backbones.generation import Sampling
 from reason.backbones.weights import digest_of
 from reason.errors import DataError
 from reason.files import append_json_lines
 from reason.methods.mor.cache import MoRCache
-from reason.methods.mor.generate import Generation, GenerationRequest, Sampling, generate
+from reason.methods.mor.generate import Generation, GenerationRequest, generate
 from reason.methods.mor.network import MixtureOfRecursions
 from reason.methods.mor.token_selection import KnownDepths
 from reason.methods.mor.trace import RoutingTrace, trace
@@ -52,7 +53,7 @@ def record_of(
     routing = trace_again(model, kv_mode, [*request.prompt, *done.tokens], done.depth)
     return {
         "model": digest, "kv": kv_mode, "cap": request.cap,
-        "sampling": {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": sampling.seed},
+        "sampling": {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": request.seed},
         "stop": sorted(request.stop), "prompt": list(request.prompt), "written": done.tokens, "stopped": done.stopped,
         "depth": run_lengths(done.depth), "counts": routing.counts[0].tolist(), "logits": quantize(routing.logits[0]),
         "kv_bytes": MoRCache(model).bytes_needed(done.depth), **more,
@@ -79,13 +80,14 @@ def replay(model: MixtureOfRecursions, digest: str, record: Any) -> tuple[bool, 
             "Replay it with the run that recorded it.",
         )
     try:
+        sampling = record["sampling"]
         prompt, written, depth = record["prompt"], record["written"], expand_run_lengths(record["depth"])
         request = GenerationRequest(
             prompt, len(written) + record["stopped"], KnownDepths(torch.from_numpy(depth)), record["cap"],
-            Sampling(**record["sampling"]), frozenset(record["stop"]),
+            Sampling(sampling["temperature"], sampling["top_p"]), frozenset(record["stop"]), sampling["seed"],
         )  # fmt: skip
         done = generate(model, request, cache=MoRCache(model, record["kv"]))
-    except (TypeError, ValueError, IndexError, RuntimeError) as error:
+    except (TypeError, KeyError, ValueError, IndexError, RuntimeError) as error:
         raise DataError(f'The record in "replay" is damaged: {error}'.replace("\n", " ")) from error
     same = done.tokens == written and done.stopped == record["stopped"]
     return same and np.array_equal(done.depth, depth), done.tokens

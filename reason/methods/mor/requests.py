@@ -19,13 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from reason.backbones.generation import Sampling
 from reason.backbones.tokens import Tokens
 from reason.errors import ConfigError, DataError
 from reason.methods.base import Context
 from reason.methods.mor import record
 from reason.methods.mor.cache import MoRCache
 from reason.methods.mor.calibrate import profile_thresholds, require_thresholds
-from reason.methods.mor.generate import Generation, GenerationRequest, Sampling, generate
+from reason.methods.mor.generate import Generation, GenerationRequest, generate
 from reason.methods.mor.monitor import DRIFT_TOKENS
 from reason.methods.mor.network import MixtureOfRecursions
 from reason.methods.mor.scheduler import Scheduler
@@ -172,9 +173,9 @@ class RequestHandler:
         if profile != "default" and thresholds is None:
             raise ConfigError(f"This run has no profile {profile!r}: nothing was calibrated.")
         route = evaluation_route(network.config, network.recursions, whole, thresholds, self.config.seed)
-        sampling = Sampling(parsed.temperature, parsed.top_p, parsed.seed)
+        sampling = Sampling(parsed.temperature, parsed.top_p)
         return PreparedRequest(
-            GenerationRequest(ids, max_tokens, route, cap, sampling, frozenset({tokens.eos})),
+            GenerationRequest(ids, max_tokens, route, cap, sampling, frozenset({tokens.eos}), parsed.seed),
             requested,
             profile,
             max_tokens < parsed.tokens,

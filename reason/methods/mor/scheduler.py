@@ -21,11 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reason.backbones.generation import Sampler
 from reason.errors import ConfigError
 from reason.methods.mor.cache import MoRCache, OutOfPages, Past
 from reason.methods.mor.cached_pass import Segment, begin, finish, recurse, write_exit_keys
 from reason.methods.mor.decode import extend
-from reason.methods.mor.generate import Generation, GenerationRequest, Sampler
+from reason.methods.mor.generate import Generation, GenerationRequest
 from reason.methods.mor.halting import HaltingRule, choose_depths, exit_states, router_logits
 from reason.methods.mor.network import MixtureOfRecursions
 from reason.methods.mor.token_selection import KnownDepths
@@ -343,7 +344,10 @@ class _Sequence:
 
     def __init__(self, model: MixtureOfRecursions, number: int, request: GenerationRequest):
         self.number, self.request = number, request
-        self.rule, self.sample = HaltingRule(model, request.route, request.cap), Sampler(request.sampling)
+        self.rule, self.sample = (
+            HaltingRule(model, request.route, request.cap),
+            Sampler(request.sampling, request.seed),
+        )
         self.rule.max_depths(np.array([len(request.prompt) - 1]))  # refused here rather than halfway
         self.written: list[int] = []
         self.known_depth = np.zeros(0, np.int64)

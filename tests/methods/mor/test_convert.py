@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from reason.backbones.config import RecursiveConfig
 from reason.backbones.decoder import RecursiveDecoder
 from reason.backbones.losses import linear_kl
-from reason.backbones.pretrained import open_causal, opened
+from reason.backbones.pretrained import open_pretrained, opened
 from reason.backbones.source import settle
 from reason.backbones.tokens import Tokens
 from reason.engine import runner
@@ -71,7 +71,7 @@ def folder(place, family="llama", seed=0, layers=6):
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
-    return {f: open_causal(str(folder(tmp_path_factory.mktemp(f) / "model", f))) for f in FAMILIES}
+    return {f: open_pretrained(str(folder(tmp_path_factory.mktemp(f) / "model", f))) for f in FAMILIES}
 
 
 def network(causal, recursions=2, scheme="middle_cycle", init="stepwise", lora=0, **keys):
@@ -372,11 +372,11 @@ def test_a_run_from_a_source_is_a_source(model):
     )
     assert first.result.info["source"] == str(model)
     tokens = text(2, 20)
-    source = open_causal(f"run:{first.name}")
+    source = open_pretrained(f"run:{first.name}")
     assert source.tokens.digest == TOKENS.digest and source.where == f"run {first.name}"
     trained = open_run(first).session.network
     torch.testing.assert_close(original(source, tokens), logits(trained, tokens), atol=1e-4, rtol=1e-4)
-    assert source.digest == open_causal(f"run:{first.path}").digest != opened(str(model)).digest
+    assert source.digest == open_pretrained(f"run:{first.path}").digest != opened(str(model)).digest
     second = run(f"backbone.source=run:{first.name}", "train_depth=2", "train.steps=0", "train.epochs=0")
     assert second.config["backbone"]["source"] == f"run:{first.path.absolute()}"
     assert second.result.training.steps == 0 and second.result.metrics["eval/loss"] > 0
@@ -386,7 +386,7 @@ def test_no_training_judges_the_model_as_it_begins(model):
     """``train.steps=0 train.epochs=0 train_depth=0`` is the source."""
     found = run(f"backbone.source={model}", "train_depth=0", "train.steps=0", "train.epochs=0")
     tokens = text(2, 20)
-    source = original(open_causal(str(model)), tokens)
+    source = original(open_pretrained(str(model)), tokens)
     shutil.rmtree(model)  # a finished run needs it no more
     opened.cache_clear()
     assert torch.equal(logits(open_run(found).session.network, tokens), source)
@@ -426,7 +426,7 @@ def test_what_cannot_be_a_source_says_why(model, tmp_path):
     plain = run(
         "train_depth=2", "mor.routing=none", "backbone.hidden=16", "backbone.heads=2", "backbone.layers=4"
     )
-    source = open_causal(f"run:{plain.name}")
+    source = open_pretrained(f"run:{plain.name}")
     assert (
         source.shape.layers == 4
         and source.tensors["layers.1.up.weight"] is not source.tensors["layers.0.up.weight"]
@@ -439,7 +439,7 @@ def test_what_cannot_be_a_source_says_why(model, tmp_path):
         shutil.copytree(plain.path, copy)
         name(copy)
         with pytest.raises(error, match=said):
-            open_causal(f"run:{copy}")
+            open_pretrained(f"run:{copy}")
 
     told = json.loads((plain.path / "network.json").read_text()) | {"routing": "expert"}
     spoilt(lambda c: (c / "network.json").write_text(json.dumps(told)), "routes its tokens", ConfigError)
@@ -453,7 +453,7 @@ def test_what_cannot_be_a_source_says_why(model, tmp_path):
         "not in the same folder",
     )
     with pytest.raises(DataError, match="There is no run"):
-        open_causal("run:mor-1234")
+        open_pretrained("run:mor-1234")
 
 
 def test_hashes_know_what_a_source_holds(model, tmp_path):

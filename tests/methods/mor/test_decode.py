@@ -12,10 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from reason.backbones.generation import Sampler, Sampling
 from reason.errors import ConfigError
 from reason.methods.mor.cache import MoRCache, OutOfPages
 from reason.methods.mor.decode import backfill, prefill, step
-from reason.methods.mor.generate import GenerationRequest, Sampler, Sampling, generate
+from reason.methods.mor.generate import GenerationRequest, generate
 from reason.methods.mor.halting import HaltingRule
 from reason.methods.mor.token_selection import AboveThreshold, KnownDepths, RandomScores, TopK
 from reason.methods.mor.visible_keys import KV_MODES
@@ -219,12 +220,12 @@ def test_a_text_is_written_again_by_its_depths():
     model, request = (
         small.network(),
         GenerationRequest(
-            small.text(5), 12, AboveThreshold([0.1, -0.2]), sampling=Sampling(1.0, 0.9, seed=3)
+            small.text(5), 12, AboveThreshold([0.1, -0.2]), sampling=Sampling(1.0, 0.9), seed=3
         ),
     )
     first = generate(model, request)
     known = KnownDepths(torch.from_numpy(first.depth))
-    again = generate(model, GenerationRequest(request.prompt, 12, known, sampling=request.sampling))
+    again = generate(model, GenerationRequest(request.prompt, 12, known, sampling=request.sampling, seed=3))
     assert first.tokens == again.tokens and first.depth.tolist() == again.depth.tolist()
     assert len(set(first.depth.tolist())) > 1
 
@@ -242,7 +243,7 @@ def test_a_stop_token_ends_the_text():
 def test_seeds_decide_what_is_drawn():
     model, prompt = small.network(), small.text(5)
     texts = [
-        generate(model, GenerationRequest(prompt, 12, sampling=Sampling(1.5, seed=s))).tokens
+        generate(model, GenerationRequest(prompt, 12, sampling=Sampling(1.5), seed=s)).tokens
         for s in (1, 1, 2)
     ]
     assert texts[0] == texts[1] != texts[2]
@@ -258,7 +259,7 @@ def test_draws_have_the_shares_they_should(temperature, top_p):
             kept.append(token)
         mass += share[token].item()
     want = torch.zeros(5).index_copy(0, torch.tensor(kept), share[kept])
-    draw = Sampler(Sampling(temperature, top_p, seed=1))
+    draw = Sampler(Sampling(temperature, top_p), 1)
     n = 4000
     got = torch.bincount(torch.tensor([draw(logits) for _ in range(n)]), minlength=5) / n
     torch.testing.assert_close(got, want / want.sum(), rtol=0, atol=4 * 0.5 / n**0.5)

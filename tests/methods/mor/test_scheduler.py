@@ -10,9 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from reason.backbones.generation import Sampling
 from reason.errors import ConfigError
 from reason.methods.mor.cache import MoRCache, OutOfPages
-from reason.methods.mor.generate import GenerationRequest, Sampling, generate
+from reason.methods.mor.generate import GenerationRequest, generate
 from reason.methods.mor.scheduler import Scheduler
 from reason.methods.mor.token_selection import AboveThreshold, KnownDepths, TopK
 from reason.methods.mor.visible_keys import KV_MODES
@@ -53,8 +54,9 @@ def test_the_schedule_changes_nothing(data):
             data.draw(st.integers(1, 9)),
             data.draw(st.sampled_from(routes)),
             data.draw(st.sampled_from([None, None, 1, 2])),
-            Sampling(data.draw(st.sampled_from([0.0, 0.0, 1.0])), data.draw(st.sampled_from([1.0, 0.8])), seed=i),
+            Sampling(data.draw(st.sampled_from([0.0, 0.0, 1.0])), data.draw(st.sampled_from([1.0, 0.8]))),
             frozenset(data.draw(st.lists(st.integers(0, small.VOCAB - 1), max_size=2))),
+            i,
         )
         for i in range(data.draw(st.integers(1, 7)))
     ]  # fmt: skip
@@ -86,7 +88,7 @@ def test_the_schedule_changes_nothing(data):
 def test_who_gives_way_writes_the_same(kv_mode, way):
     """Enough pages for two and a half texts, and eight at once: some have to be read again, in the middle."""
     model, routes = ROUTES[way]
-    requests = some(routes[0], sampling=Sampling(1.0, 0.9, seed=4))
+    requests = some(routes[0], sampling=Sampling(1.0, 0.9), seed=4)
     cache = MoRCache(model, kv_mode, page_size=2)
     cache.limit = int(2.5 * max(cache.pages_needed([3] * (len(r.prompt) + r.max_tokens)) for r in requests))
     scheduler = Scheduler(model, cache, rows=4, max_sequences=8)
