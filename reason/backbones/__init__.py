@@ -35,7 +35,7 @@ recursive = BackboneCard(
     target="reason.backbones.decoder:RecursiveDecoder",
 )
 
-causal = BackboneCard(
+causal_lm = BackboneCard(  # not "causal": that is the module, once it is imported
     name="causal",
     summary="Language model of transformers, unmodified: opened from any source, or a small Llama from scratch.",
     kind="causal lm",
