@@ -58,10 +58,11 @@ class Value:
         """(n,)"""
         if not prefixes:
             return np.zeros(0)
-        if any(prefix.hidden is None for prefix in prefixes):
+        states = [prefix.hidden for prefix in prefixes if prefix.hidden is not None]
+        if len(states) < len(prefixes):
             raise ConfigError(
                 "A value head reads the hidden states of the policy, and this one gives none.",
                 "Choose another reward for a policy behind a server.",
             )
-        hidden = torch.stack([prefix.hidden for prefix in prefixes])
+        hidden = torch.stack(states)
         return self.head(hidden.to(self.head.head.weight.device)).double().sigmoid().cpu().numpy()
