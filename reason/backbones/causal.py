@@ -22,14 +22,14 @@ from transformers.utils import logging
 
 from reason.backbones.cache import RowCache
 from reason.backbones.config import CausalConfig
-from reason.backbones.from_run import MODEL, again, model_file, read_file
+from reason.backbones.from_run import MODEL, again, identity_of, model_file, read_file
 from reason.backbones.generation import Batch
 from reason.backbones.llama import AGAIN, refuse_sizes, stated_config, stored
 from reason.backbones.source import folder_of, kind, run_of
 from reason.backbones.tokens import Tokens
 from reason.backbones.weights import digest_of, read_tensors
 from reason.errors import ConfigError, DataError
-from reason.files import Altered, is_locked, write_json
+from reason.files import Altered, write_json
 from reason.memory import Budget
 
 FOLDER = "causal"  # in a run's folder
@@ -332,11 +332,7 @@ def _check_files(folder: Path, where: str) -> None:
 
 def _of_run(folder: Path, offline: bool) -> CausalSource:
     where = f"run {folder.name}"
-    identity = read_file(folder, "run.json", where, "It is not the folder of a run.")
-    if not (folder / "result.json").is_file():
-        if is_locked(folder / "lock"):
-            raise DataError(f"{where} is running and has no model yet.", "Wait until it has finished.")
-        raise DataError(f"{where} is not finished.", f"Finish it with: reason resume {folder}")
+    identity = identity_of(folder, where)
     if not (folder / FOLDER).is_dir():
         raise ConfigError(
             f"{where} holds no causal language model: it has no folder {FOLDER}.",

@@ -60,11 +60,7 @@ def unrolled(folder: Path, where: str) -> tuple[Shape, Mapping[str, Tensor], Tok
         ConfigError: a run that trained no language model, or one that routes its tokens.
         DataError: no run, an unfinished one, or files are missing or broken.
     """
-    identity = read_file(folder, "run.json", where, "It is not the folder of a run.")
-    if not (folder / "result.json").is_file():
-        if is_locked(folder / "lock"):
-            raise DataError(f"{where} is running and has no model yet.", "Wait until it has finished.")
-        raise DataError(f"{where} is not finished.", f"Finish it with: reason resume {folder}")
+    identity = identity_of(folder, where)
     if not (folder / NETWORK).is_file():
         raise ConfigError(
             f"{where} holds no language model that can be a source: it has no {NETWORK}.",
@@ -98,6 +94,20 @@ def _tokens(folder: Path, info: Mapping[str, Any], where: str) -> Tokens:
             again(folder),
         )
     return tokens
+
+
+def identity_of(folder: Path, where: str) -> dict[str, Any]:
+    """run.json of a finished run.
+
+    Raises:
+        DataError: no run, or one that is not finished.
+    """
+    identity = read_file(folder, "run.json", where, "It is not the folder of a run.")
+    if not (folder / "result.json").is_file():
+        if is_locked(folder / "lock"):
+            raise DataError(f"{where} is running and has no model yet.", "Wait until it has finished.")
+        raise DataError(f"{where} is not finished.", f"Finish it with: reason resume {folder}")
+    return identity
 
 
 def model_file(folder: Path, identity: dict[str, Any], where: str) -> Path:

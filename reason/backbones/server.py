@@ -515,14 +515,6 @@ class Server:
             self.notes.append("The server wrote two texts from one seed: its results cannot be repeated.")
 
 
-def needs_model(what: str) -> ConfigError:
-    """For what reads the policy's hidden states, such as a value head: ``what`` begins a sentence."""
-    return ConfigError(
-        f"{what} reads hidden states of the policy, which a server does not tell.",
-        "Use a reward of its own, or a model in this process.",
-    )
-
-
 # --- answers --------------------------------------------------------------------------------------------
 
 FINISHED = {"stop", "length", "eos", "eos_token", "stop_sequence"}
