@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from reason.files import read_json, write_json
 from reason.tracking.folder import RunFolder
 
 
@@ -51,9 +52,9 @@ def test_a_policy_answers_and_belongs_to_its_model_and_data(reason, ask, tiny, s
     assert unknown["depth"] == 0 and "popular" in unknown["note"]
     said = reason("inspect", run.name)
     assert said.code == 0 and "(answer)" in said.out
-    kept = json.loads((run / "calibration.json").read_text())
+    kept = read_json(run / "calibration.json")
     for key, what in (("model", "model"), ("data_digest", "dataset")):
-        (run / "calibration.json").write_text(json.dumps(kept | {key: "0" * 64}))
+        write_json(run / "calibration.json", kept | {key: "0" * 64})
         said = ask(run.name, {"user": user})
         assert (
             said.code == 1 and f"fitted to a different {what}" in said.err and "reason evaluate" in said.err

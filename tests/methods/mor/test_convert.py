@@ -29,6 +29,7 @@ from reason.engine.parallel import World
 from reason.engine.session import load_dataset, open_run, recorded_plan
 from reason.engine.stages import source_digests
 from reason.errors import ConfigError, DataError
+from reason.files import read_json, write_json
 from reason.methods.base import Step
 from reason.methods.mor import objective
 from reason.methods.mor.cache import MoRCache
@@ -441,8 +442,8 @@ def test_what_cannot_be_a_source_says_why(model, tmp_path):
         with pytest.raises(error, match=said):
             open_pretrained(f"run:{copy}")
 
-    told = json.loads((plain.path / "network.json").read_text()) | {"routing": "expert"}
-    spoilt(lambda c: (c / "network.json").write_text(json.dumps(told)), "routes its tokens", ConfigError)
+    told = read_json(plain.path / "network.json") | {"routing": "expert"}
+    spoilt(lambda c: write_json(c / "network.json", told), "routes its tokens", ConfigError)
     spoilt(lambda c: shutil.rmtree(c / "tokenizer"), "has no tokenizer")
     spoilt(lambda c: (c / "result.json").unlink(), "is not finished")
     spoilt(lambda c: (c / "network.json").unlink(), "it has no network.json", ConfigError)
