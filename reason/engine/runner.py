@@ -45,14 +45,13 @@ def run(
         RunError: it failed; the folder says how far it came.
     """
     from reason.engine.parallel import choose_device
-    from reason.engine.session import check_model, load_dataset
+    from reason.engine.session import load_dataset
     from reason.engine.stages import chain
 
     kind, processes = choose_device(plan.config.hardware)
     _check_batch(plan, processes)
     if model is not None and sweep is None and plan.card.trains:
         _ = model.result  # what its training has cost is needed in the end
-        check_model(model)
     stages = chain(plan) if model is None else []
     say(f"{plan.experiment}: {_sentence(plan, kind, processes)}", quiet)
     if stages and stage_of is None:
@@ -67,6 +66,7 @@ def prepare(
     stage_of: RunFolder | None = None,
 ) -> RunFolder:  # fmt: skip
     """A fresh folder that says what the run is, before its first attempt."""
+    from reason.engine.session import check_model
     from reason.engine.stages import source_digests
 
     original = model.identity if model else {}
@@ -76,6 +76,8 @@ def prepare(
     train_hash, config_hash = plan.hashes(data_digest, sources)
     if model is not None and original["train_hash"] != train_hash:
         raise _another_model(plan, model, recorded)
+    if model is not None and sweep is None and plan.card.trains:
+        check_model(model)
     folder = RunFolder.create(plan.config.runs, plan.experiment, config_hash)
     identity = {
         "kind": "run", "experiment": plan.experiment, "method": plan.card.name, "version": plan.card.version,

@@ -22,8 +22,8 @@ def runs(kind: str = "run") -> list[RunFolder]:
 
 
 def timeless(value):
-    """A result without times, names of folders and machine."""
-    told = ("latency", "throughput", "memory", "hours", "created", "run", "trained_by", "threads")
+    """A result without times, names of folders and machine, and without what logs hold, which is of attempts."""
+    told = ("latency", "throughput", "memory", "hours", "created", "run", "trained_by", "threads", ".jsonl")
     if isinstance(value, dict):
         return {k: timeless(v) for k, v in value.items() if not any(word in k for word in told)}
     return [timeless(v) for v in value] if isinstance(value, list) else value
