@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 
 def key(
-    default: Any, meaning: str, *, evaluation: bool = False, path: bool | Literal["settled"] = False
-) -> Any:
+    default: Any, meaning: str, *, evaluation: bool = False, path: bool | Literal["settled"] = False, opened: str = ""
+) -> Any:  # fmt: skip
     """A field of a configuration dataclass.
 
     Args:
@@ -26,8 +26,10 @@ def key(
         evaluation: it shapes how a model is judged and not the model: a sweep over it trains once.
         path: it says where something lies. It stays out of hashes, because the digest speaks for the content,
             and is made absolute when a plan is resolved; "settled" = its dataclass does so itself.
+        opened: for the source of a network (settled): "module:function", called as f(source, offline), whose answer has the
+            source's ``digest``. Empty: what the card of the section's backbone names.
     """
-    metadata = {"meaning": meaning, "evaluation": evaluation, "path": path}
+    metadata = {"meaning": meaning, "evaluation": evaluation, "path": path, "opened": opened}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)

@@ -189,6 +189,18 @@ class Causal(nn.Module):
         return min(stated, default=UNKNOWN)
 
     @property
+    def width(self) -> int:
+        """D of the states that the output layer reads."""
+        return self.model.get_output_embeddings().weight.shape[1]
+
+    @property
+    def flops_per_token(self) -> float:
+        """Multiply-adds x 2 of one token: two for each weight that it meets. Attention to earlier tokens is left out."""
+        weights = sum(p.numel() for p in self.model.parameters())
+        table, output = self.model.get_input_embeddings().weight, self.model.get_output_embeddings().weight
+        return 2.0 * (weights if table is output else weights - table.numel())  # the embedding is looked up
+
+    @property
     def eos(self) -> frozenset[int]:
         """Every token that ends a text: of the tokenizer, of the model, and of how it is meant to generate."""
         found = {self.tokens.eos}

@@ -28,6 +28,7 @@ class TimedEvaluation:
 
     evaluation: Evaluation
     latency: dict[str, Any]  # of ``Stopwatch.latency``
+    rival_latency: dict[str, dict[str, Any]]  # of each rival
     throughput: float | None  # units per second over all ranks
 
     @property
@@ -104,7 +105,8 @@ def _joined(ctx: Context, world: World, examples: int, mine: Evaluation, meter: 
     rivals = {n: replace(r, cost=_summed([c[n] for c in rival_costs])) for n, r in mine.rivals.items()}
     joined = replace(mine, rows=interleave(rows), cost=_summed(costs), rivals=rivals)
     units, seconds = sum(u for u, _ in rates), max(s for _, s in rates)
-    return TimedEvaluation(joined, meter.latency(), units / seconds if seconds > 0 else None)
+    timed = {n: meter.latency(r.timed_as) if r.timed_as else {} for n, r in mine.rivals.items()}
+    return TimedEvaluation(joined, meter.latency(), timed, units / seconds if seconds > 0 else None)
 
 
 def _summed(counters: Sequence[dict[str, float]]) -> dict[str, float]:

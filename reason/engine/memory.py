@@ -57,9 +57,9 @@ def lower(plan: Plan) -> str:
     """What takes memory in a plan, with its values, the gentlest measure first."""
     train, keys = plan.config.train, plan.flat
     words = []
-    if plan.card.trains and train.batch_size > train.accumulate:
+    if plan.trains and train.batch_size > train.accumulate:
         words.append(f"raise train.accumulate (now {train.accumulate}), which changes no result")
-    batch = ["train.batch_size"] if plan.card.trains else []
+    batch = ["train.batch_size"] if plan.trains else []
     sizes = [
         key
         for key in (*batch, "eval.batch_size", *_SIZES)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,8 +30,7 @@ class Stopwatch:
         self.device = device
         self.samples = samples if times_requests else 0
         self.seed = seed
-        self.latencies_ms: list[float] = []
-        self._warm = WARM_UP
+        self._latencies_ms: dict[str, list[float]] = {}  # by name; the first WARM_UP of each do not count
         self._batches: list[tuple[float, int]] = []  # (seconds, units)
 
     def requests(self, examples: int) -> Iterator[int]:
@@ -42,20 +42,16 @@ class Stopwatch:
         yield from chosen
 
     @contextmanager
-    def request(self) -> Iterator[None]:
+    def request(self, name: str = "") -> Iterator[None]:
         start = self.now()
         yield
-        elapsed = self.now() - start
-        if self._warm:
-            self._warm -= 1
-        else:
-            self.latencies_ms.append(1e3 * elapsed)
+        self._latencies_ms.setdefault(name, []).append(1e3 * (self.now() - start))
 
     @contextmanager
-    def batch(self, units: int) -> Iterator[None]:
+    def batch(self, units: int | Callable[[], int]) -> Iterator[None]:
         start = self.now()
         yield
-        self._batches.append((self.now() - start, units))
+        self._batches.append((self.now() - start, units if isinstance(units, int) else units()))
 
     def now(self) -> float:
         if self.device.type == "cuda":
@@ -64,12 +60,13 @@ class Stopwatch:
             torch.mps.synchronize()
         return time.perf_counter()
 
-    def latency(self) -> dict[str, float | int | None]:
-        """p50, p95 (None below 20 samples) and n, in ms."""
-        n = len(self.latencies_ms)
+    def latency(self, name: str = "") -> dict[str, Any]:
+        """p50, p95 (None below 20 samples) and n of the requests called ``name``, in ms."""
+        counted = self._latencies_ms.get(name, [])[WARM_UP:]
+        n = len(counted)
         return {
-            "latency_p50_ms": float(np.percentile(self.latencies_ms, 50)) if n else None,
-            "latency_p95_ms": float(np.percentile(self.latencies_ms, 95)) if n >= LEAST_FOR_P95 else None,
+            "latency_p50_ms": float(np.percentile(counted, 50)) if n else None,
+            "latency_p95_ms": float(np.percentile(counted, 95)) if n >= LEAST_FOR_P95 else None,
             "latency_n": n,
         }
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import yaml
 
+from reason import registry
 from reason.errors import ConfigError
 from reason.keys import walk
 from reason.methods.base import DepthAxis, MethodCard
@@ -42,6 +43,16 @@ class Plan:
     def sources(self) -> dict[str, str]:
         """What weights begin as, by key: ``{"backbone.source": "smollm2-135m"}``. From scratch: not in it."""
         return {key: self.flat[key] for key in self._marked("path", "settled") if self.flat[key]}
+
+    def opener(self, key: str) -> str:
+        """ "module:function" that opens the source named by ``key``: the key says so, or the backbone of its section."""
+        told = next(k.metadata["opened"] for k in walk(type(self.config)) if k.name == key)
+        return told or registry.card("backbones", self.flat[f"{key.rpartition('.')[0]}.name"]).opened
+
+    @property
+    def trains(self) -> bool:
+        """Whether this run trains a model: as its method does, unless the method's own keys (``trains``) say otherwise."""
+        return getattr(getattr(self.config, self.card.name), "trains", self.card.trains)
 
     def hashes(self, data_digest: str, source_digests: Mapping[str, str] | None = None) -> tuple[str, str]:
         """(train_hash, config_hash): which model this is, and which result. 64 hex digits each.

@@ -50,7 +50,7 @@ def run(
 
     kind, processes = choose_device(plan.config.hardware)
     _check_batch(plan, processes)
-    if model is not None and sweep is None and plan.card.trains:
+    if model is not None and sweep is None and plan.trains:
         _ = model.result  # what its training has cost is needed in the end
     stages = chain(plan) if model is None else []
     say(f"{plan.experiment}: {_sentence(plan, kind, processes)}", quiet)
@@ -76,14 +76,14 @@ def prepare(
     train_hash, config_hash = plan.hashes(data_digest, sources)
     if model is not None and original["train_hash"] != train_hash:
         raise _another_model(plan, model, recorded)
-    if model is not None and sweep is None and plan.card.trains:
+    if model is not None and sweep is None and plan.trains:
         check_model(model)
     folder = RunFolder.create(plan.config.runs, plan.experiment, config_hash)
     identity = {
         "kind": "run", "experiment": plan.experiment, "method": plan.card.name, "version": plan.card.version,
         "config_hash": config_hash, "train_hash": train_hash, "data_digest": data_digest, "sources": sources,
         "parent": sweep.name if sweep else None,
-        "trained_by": model.name if model and plan.card.trains else None,
+        "trained_by": model.name if model and plan.trains else None,
         "stage_of": stage_of.name if stage_of else None, "stages": original.get("stages", {}), "written": plan.written,
         "created": time.time(), "argv": ["reason", *sys.argv[1:]],
     }  # fmt: skip
@@ -298,7 +298,7 @@ def _heart(folder: RunFolder) -> Iterator[None]:
 
 def _check_batch(plan: Plan, processes: int) -> None:
     train = plan.config.train
-    if plan.card.trains and train.batch_size < (least := processes * train.accumulate):
+    if plan.trains and train.batch_size < (least := processes * train.accumulate):
         cut = f"{processes} processes x {train.accumulate} micro-batches"
         small = f"train.batch_size={train.batch_size} is too small for {cut}."
         raise ConfigError(small, f"Use train.batch_size={least} or more.")
@@ -306,7 +306,7 @@ def _check_batch(plan: Plan, processes: int) -> None:
 
 def _sentence(plan: Plan, kind: str, processes: int) -> str:
     c = plan.config
-    trained = f"trained with {c.train_depth} {plan.card.depth.unit}, " if plan.card.trains else ""
+    trained = f"trained with {c.train_depth} {plan.card.depth.unit}, " if plan.trains else ""
     where = f"{processes} {'GPU' if kind == 'cuda' else kind.upper() + ' process'}{'' if processes == 1 else 's' if kind == 'cuda' else 'es'}"
     judged = f"evaluated at depth {', '.join(map(str, plan.depths))}"
     return f"method {plan.card.name} on {c.dataset.name}, {trained}{judged}; seed {c.seed}; {where}"

@@ -105,7 +105,7 @@ class Session:
         Raises:
             RunError: absent, corrupt, altered, or of another configuration.
         """
-        if self.plan.card.trains:
+        if self.plan.trains:
             with remake(folder):
                 load_model(self.network, folder / MODEL, train_hash)
 

@@ -103,8 +103,7 @@ def source_digests(plan: Plan, made: Mapping[str, str] | None = None) -> dict[st
     digests |= {stage.key: f"{PREFIX}{stage.train_hash}" for stage in stages_of(plan, digests)}
     for key, source in plan.sources.items():
         if key not in digests:
-            card = registry.card("backbones", plan.flat[f"{key.rpartition('.')[0]}.name"])
-            digests[key] = registry.resolve(card.opened)(source, plan.config.offline).digest
+            digests[key] = registry.resolve(plan.opener(key))(source, plan.config.offline).digest
     return digests
 
 

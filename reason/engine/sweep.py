@@ -62,7 +62,7 @@ class SweepPlan:
     @property
     def trainings(self) -> int:
         """Models that the trials need, those not counted that they begin with."""
-        return len({t.train_hash for t in self.trials if t.plan.card.trains})
+        return len({t.train_hash for t in self.trials if t.plan.trains})
 
     @property
     def digest(self) -> str:

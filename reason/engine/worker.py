@@ -81,7 +81,7 @@ def _execute(
     if identity["trained_by"] is not None:
         session.load_model(owner, identity["train_hash"])
         run_log.say(f"  using the model trained by {identity['trained_by']}")
-    elif plan.card.trains:
+    elif plan.trains:
         _phase(folder, here, "train")
         training = _train(session, folder, identity["train_hash"], run_log)
     _phase(folder, here, "evaluate")
@@ -186,7 +186,9 @@ def _evaluate(
             for name, rival in evaluation.rivals.items():
                 outcome = _outcome(evaluation, rival.metrics, path, resamples)
                 cost = rival.cost or evaluation.cost
-                outcomes[name] = replace(outcome, meaning=rival.meaning, cost=cost)
+                outcomes[name] = replace(
+                    outcome, meaning=rival.meaning, cost=cost, **found.rival_latency[name]
+                )
             if split == "valid":
                 validation[depth] = outcomes
                 continue
@@ -194,7 +196,7 @@ def _evaluate(
                 outcomes[name] = replace(outcomes[name], valid_accuracy=seen.accuracy, valid_rows=seen.rows)
             own = outcomes.pop("")
             curve.append(Judged(
-                **vars(own), **found.latency, depth=depth, effective_depth=found.effective_depth,
+                **{**vars(own), **found.latency}, depth=depth, effective_depth=found.effective_depth,
                 throughput_per_s=found.throughput, rivals=outcomes,
                 overall=evaluation.overall(evaluation.rows) if evaluation.overall else {},
             ))  # fmt: skip

@@ -117,11 +117,13 @@ class Rival:
     metrics: as those of the ``Evaluation`` it belongs to; it has the accuracy at least, under the same name.
     meaning: one line for people.
     cost: counters of its own, as in ``Evaluation``; empty = the same as the method's.
+    timed_as: the name that its requests were timed under (``Meter.request``); "" = none were.
     """
 
     meaning: str
     metrics: dict[str, Ratio]
     cost: dict[str, float] = field(default_factory=dict)
+    timed_as: str = ""
 
 
 @dataclass
@@ -190,16 +192,19 @@ Network = TypeVar("Network", bound="nn.Module")
 class Meter(Protocol):
     """The only clock that a method sees."""
 
-    def request(self) -> AbstractContextManager[None]:
-        """Time one request at batch 1 (device synchronised on both sides). Warm-up calls are dropped."""
+    def request(self, name: str = "") -> AbstractContextManager[None]:
+        """Time one request at batch 1 (device synchronised on both sides). Warm-up calls are dropped.
+
+        name: of the rival that answers it (``Rival.timed_as``); "" = the method.
+        """
         ...
 
     def requests(self, examples: int) -> Iterator[int]:
         """Indices of the examples to time, warm-up first: a seeded, spread-out sample."""
         ...
 
-    def batch(self, units: int) -> AbstractContextManager[None]:
-        """Time one batched call that serves ``units`` of the throughput unit."""
+    def batch(self, units: int | Callable[[], int]) -> AbstractContextManager[None]:
+        """Time one batched call that serves ``units`` of the throughput unit; a function is asked when it is over."""
         ...
 
     def now(self) -> float:

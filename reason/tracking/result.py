@@ -51,6 +51,9 @@ class Outcome:
     valid_accuracy: Measure | None = None
     valid_rows: str | None = None
     meaning: str = ""  # of a rival, for people
+    latency_p50_ms: float | None = None
+    latency_p95_ms: float | None = None
+    latency_n: int = 0  # requests that were timed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +62,6 @@ class Judged(Outcome):
 
     depth: int
     effective_depth: float | None = None  # mean over examples of the depth that was used
-    latency_p50_ms: float | None = None
-    latency_p95_ms: float | None = None
-    latency_n: int = 0  # requests that were timed
     throughput_per_s: float | None = None
     overall: dict[str, float] = field(default_factory=dict)  # numbers that are no ratio of sums over rows
     rivals: dict[str, Outcome] = field(default_factory=dict)  # other ways, from the same samples

@@ -15,63 +15,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import numpy as np
 from scipy.special import ndtri
 
 from reason.backbones.generation import stream, uniforms
-from reason.errors import ConfigError
+from reason.methods.particle.config import Noise
 from reason.methods.particle.driver import Prefix
 from reason.methods.particle.lineage import Node
 
 
-@dataclass(frozen=True)
-class Noise:
-    """How a judge is made worse.
-
-    margin: a at step 1. margin_last: a at step ``margin_steps`` and later; it grows evenly in between.
-    sigma: standard deviation of the noise, in logits. half_life: steps in which that falls to a half; 0 = it stays.
-    rho: correlation of the noise of a step with that of the step before. scale: above 1 = too sure, below = unsure.
-    bias: standard deviation of the bias of a problem. flips: probability that a prefix is judged the wrong way round.
-    bonus: added for a step of more than ``long`` tokens (0 = no length counts) or with one of ``keywords``.
-
-    Raises:
-        ConfigError: a number out of range.
-    """
-
-    sigma: float = 0.0
-    rho: float = 0.0
-    scale: float = 1.0
-    bias: float = 0.0
-    bonus: float = 0.0
-    long: int = 0
-    keywords: tuple[str, ...] = ()
-    flips: float = 0.0
-    half_life: float = 0.0
-    margin: float = 0.5
-    margin_last: float = 3.0
-    margin_steps: int = 8
-    seed: int = 0
-
-    def __post_init__(self):
-        for name in ("sigma", "scale", "bias", "half_life", "long", "margin", "margin_last"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ConfigError(f"{name}={getattr(self, name)} of the noise must not be below 0.")
-        if not 0 <= self.rho <= 1:
-            raise ConfigError(
-                f"rho={self.rho} of the noise is a correlation from 0 (independent) to 1 (kept for ever)."
-            )
-        if not 0 <= self.flips <= 0.5:
-            raise ConfigError(f"flips={self.flips} of the noise is a probability from 0 to 0.5.")
-        if self.margin_steps < 1:
-            raise ConfigError(f"margin_steps={self.margin_steps} of the noise must be at least 1.")
-
-    def margins(self, step: np.ndarray) -> np.ndarray:
-        """a at steps (n,), counted from 1."""
-        grown = np.minimum((np.asarray(step) - 1) / max(self.margin_steps - 1, 1), 1.0)
-        return self.margin + (self.margin_last - self.margin) * grown
+def margins(noise: Noise, step: np.ndarray) -> np.ndarray:
+    """a at steps (n,), counted from 1: ``margin`` at the first, ``margin_last`` from ``margin_steps`` on, even in between."""
+    grown = np.minimum((np.asarray(step) - 1) / max(noise.margin_steps - 1, 1), 1.0)
+    return noise.margin + (noise.margin_last - noise.margin) * grown
 
 
 class Channel:
@@ -89,7 +47,7 @@ class Channel:
         if noise.flips:
             u = self._uniforms([(p.problem.id, p.node.id, "flip") for p in prefixes])
             signs = np.where(u < noise.flips, -signs, signs)
-        logits = signs * noise.margins(step)
+        logits = signs * margins(noise, step)
         if noise.sigma:
             fading = 0.5 ** ((step - 1) / noise.half_life) if noise.half_life else 1.0
             logits = logits + noise.sigma * fading * self._along_paths(prefixes)

@@ -29,83 +29,12 @@ from reason.backbones.cache import RowCache
 from reason.backbones.source import folder_of
 from reason.backbones.tokens import Tokens
 from reason.errors import ConfigError, DataError, RunError, unknown
+from reason.methods.particle.config import Reading
 from reason.methods.particle.driver import Prefix
 from reason.methods.particle.lineage import Node
 from reason.methods.particle.rewards import Remembered
 
 KINDS = ("tokens", "causal", "sequence")
-AGGREGATIONS = ("last", "min", "mean", "prod", "model")
-TELESCOPING = ("prod", "min")  # rewards that repeat earlier steps: only their ratios may weigh a particle
-
-
-@dataclass(frozen=True)
-class Reading:
-    r"""How a reward model is asked.
-
-    kind: see above. aggregation: of the scores of the steps up to here: the last, their least, mean or product; "model" = the whole
-    solution is given as one step, and has one score.
-    separator: what stands behind each step, as the model was trained; a token of its own, or text. It is never taken from the solution.
-    good: the token ("causal") or label that means right; bad: the token that means wrong. Labels: name or number; "" = the
-    only one, or the second of two.
-    prompt: the text before the solution, with {problem} in it; "" = the model's chat template, the problem being what the user says.
-    system: what the system says in it; "" = nothing. turns: the chat has a turn for each step, which the model answers with ``good`` (RLHFlow).
-
-    Raises:
-        ConfigError: what does not go together.
-    """
-
-    kind: str = "tokens"
-    aggregation: str = "last"
-    separator: str = "\n\n"
-    good: str = ""
-    bad: str = ""
-    prompt: str = ""
-    system: str = ""
-    turns: bool = False
-
-    def __post_init__(self):
-        if self.kind not in KINDS:
-            raise unknown("kind of reward model", self.kind, KINDS)
-        if self.aggregation not in AGGREGATIONS:
-            raise unknown("aggregation of step scores", self.aggregation, AGGREGATIONS)
-        if self.kind == "sequence" and self.aggregation not in ("last", "model"):
-            raise ConfigError(
-                f"A sequence classifier gives one score for a whole solution; there are none of steps to take the {self.aggregation} of.",
-                "Use the aggregation model, or a reward model that scores steps.",
-            )
-        if self.kind == "causal" and not self.good:
-            raise ConfigError(
-                "A causal reward model is read at a token that means right, and none is named.",
-                "Name it, and the one that means wrong, such as + and -.",
-            )
-        if self.turns and (self.kind != "causal" or self.prompt):
-            raise ConfigError(
-                "Turns for each step are for causal reward models with a chat template.",
-                "Leave turns off, or the prompt empty.",
-            )
-        if not (self.separator or self.turns or self.kind == "sequence"):
-            raise ConfigError(
-                "The separator behind a step is empty.", "Name the one that the model was trained with."
-            )
-        if self.prompt and "{problem}" not in self.prompt:
-            raise ConfigError(
-                "The prompt of the reward model lacks {problem}.", "Write where the problem goes."
-            )
-
-
-def check_potential(aggregation: str, potential: str) -> None:
-    """Refuse a potential that would count early steps again and again.
-
-    Raises:
-        ConfigError: the product or the least of step scores with any potential but ``ratio``, whose steps are then
-            the last score, or how much the least has fallen.
-    """
-    if aggregation in TELESCOPING and potential != "ratio":
-        raise ConfigError(
-            f"With the aggregation {aggregation} every reward repeats the scores of all earlier steps, and the potential "
-            f"{potential} would weigh them anew in each round.",
-            "Use the potential ratio, or the aggregation last.",
-        )
 
 
 def aggregate(log_odds: np.ndarray, aggregation: str) -> float:
@@ -138,7 +67,7 @@ class ProcessRewardModel:
         self.seen, self.rows, self.most = seen, rows, most
         self.read = self.passes = 0  # tokens, and passes over them
         added = {token.content: i for i, token in tokens.tokenizer.get_added_tokens_decoder().items()}
-        self._special = added.get(reading.separator)  # a token that no text spells
+        self._special = added.get(reading.behind)  # a token that no text spells
         self._log_odds = self._reader()
         self._keep, self._kept = keep, OrderedDict[tuple[str, str], _Kept]()
         self._cache = self._row_cache() if keep else None
@@ -189,7 +118,7 @@ class ProcessRewardModel:
         if len(set(at)) != len(steps):
             raise RunError(
                 f"{self.where} scores {len(set(at))} of {len(steps)} steps of problem {prefix.problem.id!r} at step "
-                f"{prefix.node.step}: its tokenizer joins {self.reading.separator!r} with what is beside it.",
+                f"{prefix.node.step}: its tokenizer joins {self.reading.behind!r} with what is beside it.",
                 "Name the separator that the model was trained with, best a token of its own.",
             )
         return ids, at
@@ -216,7 +145,7 @@ class ProcessRewardModel:
             return ids, at
         text, ends = "", []
         for step in steps:
-            text += step + self.reading.separator
+            text += step + self.reading.behind
             ends.append(len(text))
         ids, spans = self.tokens.encode([text])[0]
         at = []

@@ -1,0 +1,190 @@
+"""From what was solved to rows: particle filtering and its rivals on the same problems, with the tokens of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+
+from reason.datasets.problems import Problem
+from reason.methods.base import Evaluation, Ratio, Rival
+from reason.methods.particle.driver import Ledger
+from reason.methods.particle.genealogy import root_ancestors
+from reason.methods.particle.lineage import Node, Population
+from reason.methods.particle.selection import ON_SAMPLES, Candidates, solved
+
+ACCURACY = "Exact match"
+REPORTED = ("weighted_vote", "argmax_last", "majority", "reward_vote", "lineage_vote", "sample")
+MEANINGS = {
+    "self-consistency": "the most frequent answer of as many samples",
+    "best-of-n": "the highest reward among as many samples",
+    "weighted best-of-n": "the answer with the largest sum of rewards over as many samples",
+    "one sample": "the mean over as many samples of each alone",
+    "oracle": "right if any of as many samples is; a bound, no method",
+    "beam search": "beams of the highest reward, as many at a time",
+    "DVTS": "subtrees that each go on with their best of a few steps",
+}
+EQUAL = " at equal tokens"
+TIMED_AS = {
+    "self-consistency": "samples", "best-of-n": "samples", "weighted best-of-n": "samples", "beam search": "beam",
+    "DVTS": "dvts",
+}  # fmt: skip
+RULE_OF = {
+    "self-consistency": ON_SAMPLES["self_consistency"],
+    "best-of-n": ON_SAMPLES["best_of_n"],
+    "weighted best-of-n": ON_SAMPLES["weighted_best_of_n"],
+}
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What each of P problems has cost, (P,) each: tokens drawn, tokens read otherwise, prefixes judged."""
+
+    drawn: np.ndarray
+    read: np.ndarray
+    judged: np.ndarray
+
+    @classmethod
+    def of(cls, ledgers: Sequence[Ledger], prompts: np.ndarray) -> Spent:
+        def column(name: str) -> np.ndarray:
+            return np.array([getattr(ledger, name) for ledger in ledgers], float)
+
+        return cls(column("drawn"), column("read") + prompts, column("judged"))
+
+    def cost(self, flops_per_token: float) -> dict[str, float]:
+        """The counters of an ``Evaluation``."""
+        tokens, read = float(self.drawn.sum()), float(self.read.sum())
+        return {
+            "tokens": tokens, "prompt_tokens": read, "judged": float(self.judged.sum()),
+            "flops": flops_per_token * (tokens + read),
+        }  # fmt: skip
+
+
+class Samples:
+    """Plain samples of P problems, of which the first n are what n samples would be.
+
+    Args:
+        solutions: of each problem.
+        prompts: (P,) tokens of the prompts.
+    """
+
+    def __init__(self, problems: Sequence[Problem], solutions: Sequence[Sequence[Node]], prompts: np.ndarray):
+        self._candidates = Candidates.of(solutions)
+        self._right = self._candidates.correct(problems)
+        shape = self._right.shape
+        self._tokens = np.zeros(shape)
+        for p, nodes in enumerate(solutions):
+            self._tokens[p, : len(nodes)] = [node.length for node in nodes]
+        self._prompts = prompts
+
+    def outcomes(self, counts: np.ndarray) -> tuple[dict[str, np.ndarray], Spent]:
+        """What the rivals score with the first ``counts`` (P,) samples of each problem: (P,) each; and what these cost."""
+        inside = np.arange(self._right.shape[1]) < counts[:, None]
+        cut = replace(
+            self._candidates, present=self._candidates.present & inside,
+            kinds=np.where(inside, self._candidates.kinds, -1),
+        )  # fmt: skip
+        right = self._right & inside
+        found = {name: solved(cut.select(rule), right) for name, rule in RULE_OF.items()}
+        found["one sample"] = right.sum(1) / np.maximum(inside.sum(1), 1)
+        found["oracle"] = right.any(1).astype(float)
+        drawn = (self._tokens * inside).sum(1)
+        return found, Spent(drawn, self._prompts, inside.sum(1).astype(float))
+
+    def affordable(self, tokens: np.ndarray) -> np.ndarray:
+        """(P,) how many samples come nearest to ``tokens`` (P,); at least one."""
+        return 1 + np.abs(np.cumsum(self._tokens, 1) - tokens[:, None]).argmin(1)
+
+
+def evaluation(
+    problems: Sequence[Problem],
+    depth: int,
+    populations: Sequence[Population],
+    spent: Spent,
+    rule: str,
+    uniform: np.ndarray,
+    flops_per_token: float,
+    samples: Samples | None,
+    searches: dict[str, tuple[Sequence[Sequence[Node]], Spent]],
+) -> Evaluation:
+    """One row per problem.
+
+    Args:
+        populations: of each problem, that which answers. spent: on it.
+        rule: the final selection. uniform: (P,) what the rule ``sample`` draws by.
+        samples: None: no rivals of plain samples.
+        searches: solutions that beam search and DVTS have found, by name, and what they cost.
+    """
+    candidates = Candidates.of_populations(populations)
+    right = candidates.correct(problems)
+    judged = np.array([float(problem.judged) for problem in problems])
+    by_rule = {name: solved(candidates.select(name, uniform=uniform), right) * judged for name in REPORTED}
+    columns: dict[str, np.ndarray] = {
+        "depth_used": np.full(len(problems), float(depth)),
+        "judged": judged,
+        "exact": by_rule[rule],
+        "found": right.any(1).astype(float) * judged,
+        **{f"by_{name}": column for name, column in by_rule.items()},
+        "tokens": spent.drawn,
+        "answered": (candidates.kinds != -1).any(1).astype(float),
+        "contested": candidates.contested().astype(float),
+        "dead": np.array([float(p.status == "dead") for p in populations]),
+        "ess": np.array([_least_ess(p) for p in populations]),
+        "ancestors": np.array([_ancestors(p) for p in populations]),
+        "log_z": np.array([p.log_z for p in populations], float),
+        "steps": np.array([np.mean([n.step for n in p.nodes]) for p in populations], float),
+    }
+    rivals: dict[str, Rival] = {}
+    if samples is not None:
+        equal = samples.affordable(spent.drawn)
+        for suffix, counts in (("", np.full(len(problems), depth)), (EQUAL, equal)):
+            found, cost = samples.outcomes(counts)
+            for name, column in found.items():
+                if not suffix or name in RULE_OF:
+                    _add(rivals, columns, name + suffix, column * judged, cost.cost(flops_per_token))
+    for name, (solutions, cost) in searches.items():
+        several = Candidates.of(solutions)
+        column = solved(several.select("argmax_last"), several.correct(problems)) * judged
+        _add(rivals, columns, name, column, cost.cost(flops_per_token))
+    rows = pa.table({
+        "id": pa.array([p.id for p in problems], pa.string()),
+        "level": pa.array([str(p.level) if p.level is not None else "" for p in problems], pa.string()),
+        **columns,
+    })  # fmt: skip
+    metrics = {
+        ACCURACY: Ratio("exact", "judged"),
+        "Oracle": Ratio("found", "judged"),
+        **{f"Exact match by {name}": Ratio(f"by_{name}", "judged") for name in REPORTED if name != rule},
+        "Answered": Ratio("answered"),
+        "Contested": Ratio("contested", larger_is_better=False),
+        "Dead": Ratio("dead", larger_is_better=False),
+        "Least effective size": Ratio("ess"),
+        "First steps that survive": Ratio("ancestors"),
+        "Steps": Ratio("steps"),
+        "Tokens": Ratio("tokens", larger_is_better=False),
+    }
+    return Evaluation(rows, ACCURACY, metrics, spent.cost(flops_per_token), rivals=rivals)
+
+
+def _add(
+    rivals: dict[str, Rival], columns: dict[str, np.ndarray], name: str, column: np.ndarray, cost: dict[str, float]
+) -> None:  # fmt: skip
+    columns[name] = column
+    meaning = MEANINGS[name.removesuffix(EQUAL)]
+    if name.endswith(EQUAL):
+        meaning = meaning.replace("as many samples", "as many samples as the filter's tokens pay for")
+    rivals[name] = Rival(meaning, {ACCURACY: Ratio(name, "judged")}, cost, TIMED_AS.get(name, ""))
+
+
+def _least_ess(population: Population) -> float:
+    """The smallest effective sample size of its rounds, as a share of the particles."""
+    return min((r.ess / len(r.nodes) for r in population.rounds), default=1.0)
+
+
+def _ancestors(population: Population) -> float:
+    """Different first steps among the last particles, as a share of them."""
+    if not population.rounds:
+        return 1.0
+    return root_ancestors(population.rounds[-1]) / len(population.rounds[-1].nodes)
