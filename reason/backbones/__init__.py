@@ -40,6 +40,6 @@ causal_lm = BackboneCard(  # not "causal": that is the module, once it is import
     summary="Language model of transformers, unmodified: opened from any source, or a small Llama from scratch.",
     kind="causal lm",
     Config=CausalConfig,
-    target="reason.backbones.causal:Causal",
+    target="reason.backbones.causal:open_model",
     opened="reason.backbones.causal:opened",
 )

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
 from transformers.utils import logging
 
+from reason import registry
 from reason.backbones.cache import RowCache
 from reason.backbones.config import CausalConfig
 from reason.backbones.from_run import MODEL, again, identity_of, model_file, read_file
@@ -103,13 +104,16 @@ class CausalSource:
         return model
 
 
-def open_source(source: str, offline: bool = False) -> CausalSource:
+def open_source(source: str, offline: bool = False) -> Any:
     """What ``source`` names, checked as far as it can be without its weights.
 
     Args:
         source: a folder in Hugging Face's format, a .gguf file, a hub id, "smollm2-135m", or "run:NAME" of a finished run
-            with this backbone.
+            with this backbone, or of a method that offers its model (``MethodCard.language_model``).
         offline: forbid fetching; what was fetched before is used.
+
+    Returns:
+        A ``CausalSource``, or what that method gives in its place: it has digest, tokens, where and load().
 
     Raises:
         ConfigError: no such source, or a model that is none of transformers' causal language models.
@@ -124,8 +128,41 @@ def open_source(source: str, offline: bool = False) -> CausalSource:
     return CausalSource(folder, folder, Tokens.from_folder(folder), where)
 
 
+class LanguageModel(Protocol):
+    """What writes and is not trained: a ``Causal``, or the model that a run of another method offers.
+
+    context: tokens that a text can have. eos: every token that ends a text. width: D of the states its output layer reads.
+    """
+
+    tokens: Tokens
+    where: str
+
+    @property
+    def context(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def eos(self) -> frozenset[int]: ...
+    @property
+    def flops_per_token(self) -> float: ...
+    def batch(self) -> Batch: ...
+
+
+def open_model(
+    config: CausalConfig, *, tokens: Tokens | None = None, kept: Path | None = None, offline: bool = False
+) -> Any:  # fmt: skip
+    """``Causal``, or the ``LanguageModel`` of a run of another method. Arguments and errors: see ``Causal``."""
+    if (
+        kept is None
+        and config.source
+        and not isinstance(found := opened(config.source, offline), CausalSource)
+    ):
+        return found.load()
+    return Causal(config, tokens=tokens, kept=kept, offline=offline)
+
+
 @lru_cache(maxsize=2)
-def opened(source: str, offline: bool = False) -> CausalSource:
+def opened(source: str, offline: bool = False) -> Any:
     """``open_source``, once per process: a source is assumed not to change."""
     return open_source(source, offline)
 
@@ -342,13 +379,18 @@ def _check_files(folder: Path, where: str) -> None:
     Budget(where, share=1.0).spend(4 * count, f"{count:,} weights as float32")
 
 
-def _of_run(folder: Path, offline: bool) -> CausalSource:
+def _of_run(folder: Path, offline: bool) -> Any:
     where = f"run {folder.name}"
     identity = identity_of(folder, where)
     if not (folder / FOLDER).is_dir():
+        method = str(identity.get("method"))
+        if method in registry.names("methods") and (
+            offered := registry.card("methods", method).language_model
+        ):
+            return registry.resolve(offered)(folder, offline)
         raise ConfigError(
             f"{where} holds no causal language model: it has no folder {FOLDER}.",
-            "Name a run that was made with backbone=causal.",
+            "Name a run that was made with backbone=causal, or one of mor.",
         )
     origin = read_file(folder / FOLDER, "origin.json", where, again(folder))
     tokens = Tokens.from_folder(folder / FOLDER)

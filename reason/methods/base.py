@@ -86,10 +86,15 @@ class MethodCard:
     backbone: str  # default backbone
     dataset: str  # default dataset
     preset: Mapping[str, Any] = field(default_factory=dict)  # dotted keys over the dataclass defaults
-    trains: bool = True  # False: no trainer, and no copy of a model that was only opened
+    # False: no trainer, and no copy of a model that was only opened. Where the method's own keys decide it, its Config has
+    # a property ``trains``.
+    trains: bool = True
     version: int = 1  # part of the hashes; raised when what the method trains, fits or judges changes
     cohorts: tuple[Cohort, ...] = ()  # groups of examples that deeper reasoning may serve differently
     beside: tuple[str, ...] = ()  # further metrics that the summary of a run shows beside the accuracy
+    # "module:function", called as f(folder, offline) of a finished run: its model, for methods that generate text with it
+    # (``backbones.causal.LanguageModel``). Empty: it has none, or one of the backbone ``causal``.
+    language_model: str = ""
 
 
 # --- what flows through it --------------------------------------------------------------------------

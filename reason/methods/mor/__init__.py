@@ -17,6 +17,7 @@ card = MethodCard(
     ),
     beside=("bits per byte",),
     target="reason.methods.mor.method:Mor",
+    language_model="reason.methods.mor.policy:open_source",
     backbone="recursive",
     dataset="stdlib-text",
     preset={

@@ -35,6 +35,7 @@ from reason.datasets.problems import Problem
 from reason.errors import DataError, unknown
 from reason.files import append_json_lines
 from reason.methods.particle import smc
+from reason.methods.particle.allocation import adaptive
 from reason.methods.particle.genealogy import survivors
 from reason.methods.particle.lineage import Node, Population
 from reason.methods.particle.potentials import Potential
@@ -44,7 +45,7 @@ from reason.methods.particle.selection import Answer
 
 FORMAT = 1
 FILE = "audit.jsonl"  # in the folder of the run
-ALGORITHMS = ("filter", "islands", "gibbs", "tempering")
+ALGORITHMS = ("filter", "islands", "adaptive", "gibbs", "tempering")
 SHOWN = 20  # differences that a replay lists
 
 Line = dict[str, Any]
@@ -63,7 +64,7 @@ class Recipe:
     """What is run on a problem: all that an algorithm needs but the nodes.
 
     algorithm: one of ``ALGORITHMS``. chains: islands. sweeps: of particle Gibbs and parallel tempering.
-    temperatures: of the chains of parallel tempering, hottest first.
+    temperatures: of the chains of parallel tempering, hottest first. start, confidence: see ``allocation.adaptive``.
     """
 
     algorithm: str
@@ -73,6 +74,8 @@ class Recipe:
     chains: int = 1
     temperatures: tuple[float, ...] = ()
     ancestor_sampling: bool = False
+    start: int = 4
+    confidence: float = 1.0
 
     def __post_init__(self):
         if self.algorithm not in ALGORITHMS:
@@ -84,6 +87,9 @@ class Recipe:
             return Trail([[(yield from smc.sweep(root, self.filter, self.draws))]])
         if self.algorithm == "islands":
             found = yield from smc.islands(root, self.filter, self.draws, self.chains)
+            return Trail([[population] for population in found])
+        if self.algorithm == "adaptive":
+            found = yield from adaptive(root, self.filter, self.draws, self.start, self.confidence)
             return Trail([[population] for population in found])
         if self.algorithm == "gibbs":
             rest = self.draws, self.sweeps, self.ancestor_sampling
@@ -97,7 +103,7 @@ class Recipe:
         """Where the randomness of a sweep came from."""
         if self.algorithm == "filter":
             return self.draws
-        if self.algorithm == "islands":
+        if self.algorithm in ("islands", "adaptive"):
             return replace(self.draws, chain=chain)
         if self.algorithm == "gibbs":
             return replace(self.draws, sweep=sweep)

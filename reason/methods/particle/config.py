@@ -13,7 +13,7 @@ from reason.errors import ConfigError, unknown
 from reason.keys import key
 
 Stage = Literal["solve", "policy", "value"]
-AlgorithmName = Literal["filter", "islands", "gibbs", "tempering"]
+AlgorithmName = Literal["filter", "islands", "adaptive", "gibbs", "tempering"]
 PotentialName = Literal["auto", "prob", "exp", "logit", "ratio", "self_certainty"]
 Scheme = Literal["auto", "multinomial", "systematic", "stratified", "residual"]
 Anneal = Literal["none", "ess", "entropy", "base"]
@@ -238,6 +238,30 @@ class ValueConfig:
 
 
 @dataclass
+class BudgetConfig:
+    """What solving may cost. Whoever is at work when a cap is reached answers with what there is."""
+
+    tokens: int = key(0, "tokens drawn for a problem at most; 0 = no cap", evaluation=True)
+    seconds: float = key(0.0, "seconds for all problems of a predict call; 0 = no cap", evaluation=True)
+    money: float = key(
+        0.0, "cost of all problems of a predict call, in the currency of price; 0 = no cap", evaluation=True
+    )
+    price: float = key(0.0, "price of a million tokens, drawn or read", evaluation=True)
+
+    def __post_init__(self):
+        for name in ("tokens", "seconds", "money", "price"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(
+                    f"particle.budget.{name}={getattr(self, name)} must not be below 0.", "0 = no cap."
+                )
+        if self.money and not self.price:
+            raise ConfigError(
+                "particle.budget.money is a cap on what tokens cost, and particle.budget.price is 0.",
+                "Give the price of a million tokens.",
+            )
+
+
+@dataclass
 class ParticleConfig:
     """The paper is Puri et al., arXiv 2502.01618; "ours" is a choice of this platform."""
 
@@ -266,10 +290,18 @@ class ParticleConfig:
 
     algorithm: AlgorithmName = key(
         "filter",
-        "filter = one particle filter; islands = several side by side; gibbs = particle Gibbs; tempering = parallel "
-        "tempering with swaps (paper, section 3; the last as ours)",
+        "filter = one particle filter; islands = several side by side; adaptive = islands one after another, until the "
+        "answer is settled or there are depth particles (ours); gibbs = particle Gibbs; tempering = parallel tempering "
+        "with swaps (paper, section 3; swaps as ours)",
         evaluation=True,
     )
+    start: int = key(
+        4, "adaptive: particles of the first island; each further one doubles their number", evaluation=True
+    )
+    confidence: float = key(
+        0.95, "adaptive: probability that the leading answer has more than half of all votes, at which it is settled",
+        evaluation=True,
+    )  # fmt: skip
     sweeps: int = key(4, "gibbs, tempering: sweeps; the first is a particle filter", evaluation=True)
     burn_in: int = key(1, "gibbs, tempering: sweeps whose particles do not vote (ours)", evaluation=True)
     chains: int = key(4, "islands, tempering: how many", evaluation=True)
@@ -318,13 +350,14 @@ class ParticleConfig:
         20, "test problems whose particles are written to audit.jsonl, replayable", evaluation=True
     )
 
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     value: ValueConfig = field(default_factory=ValueConfig)
 
     def __post_init__(self):
         for name, least in (
             ("chunk", 1), ("steps", 1), ("length", 0), ("sweeps", 1), ("burn_in", 0), ("chains", 1), ("first", 1),
-            ("beam_width", 1), ("together", 1), ("record", 0),
+            ("beam_width", 1), ("together", 1), ("record", 0), ("start", 1),
         ):  # fmt: skip
             if getattr(self, name) < least:
                 raise ConfigError(f"particle.{name}={getattr(self, name)} must be at least {least}.")
@@ -342,6 +375,11 @@ class ParticleConfig:
         if not 0 <= self.threshold <= 1:
             raise ConfigError(
                 f"particle.threshold={self.threshold:g} is a share of the particles, from 0 to 1."
+            )
+        if not 0.5 < self.confidence <= 1:
+            raise ConfigError(
+                f"particle.confidence={self.confidence:g} must be above 0.5 and at most 1.",
+                "1 never stops before the cap.",
             )
         if not 0 <= self.clip < 0.5:
             raise ConfigError(f"particle.clip={self.clip:g} must be at least 0 and below 0.5.")
@@ -418,7 +456,7 @@ class ParticleConfig:
         """The resampling that is meant."""
         if self.resampling != "auto":
             return self.resampling
-        return "systematic" if self.algorithm in ("filter", "islands") else "multinomial"
+        return "multinomial" if self.algorithm in ("gibbs", "tempering") else "systematic"
 
     @property
     def fitting(self) -> str:

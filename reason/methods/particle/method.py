@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from reason.backbones.causal import FOLDER, opened
+from reason.backbones.causal import FOLDER, Causal, opened
 from reason.backbones.from_run import MODEL
 from reason.backbones.tokens import Tokens
 from reason.datasets.packing import IGNORE
@@ -87,6 +87,11 @@ class Particle(Method[ParticleSplits, Problems, Policy]):
         stage = self.own.stage
         if stage == "policy":
             lm = self._trained_lm(ctx)
+            if not isinstance(lm, Causal):
+                raise ConfigError(
+                    f"particle.stage=policy cannot go on training {lm.where}: it is a model of another method.",
+                    "Train it with its own method, or use another backbone.source.",
+                )
             if ctx.rank == 0:
                 lm.write(ctx.workdir)
             return Policy(lm, trains="lm")

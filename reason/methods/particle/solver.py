@@ -14,6 +14,7 @@ from reason.backbones.generation import Sampling, Stop, Writer
 from reason.backbones.tokens import Tokens
 from reason.datasets.problems import Problem
 from reason.methods.particle import ratings, searches, smc
+from reason.methods.particle.allocation import pooled
 from reason.methods.particle.audit import Recipe, Trail
 from reason.methods.particle.calibrate import Calibrated, Calibration
 from reason.methods.particle.config import ParticleConfig, spelt
@@ -147,7 +148,7 @@ class Solver:
             config.algorithm, self.filter(particles), self.draws(problem, seed),
             sweeps=config.sweeps if config.algorithm in ("gibbs", "tempering") else 1,
             chains=chains if config.algorithm in ("islands", "tempering") else 1, temperatures=temperatures,
-            ancestor_sampling=config.ancestor_sampling,
+            ancestor_sampling=config.ancestor_sampling, start=config.start, confidence=config.confidence,
         )  # fmt: skip
 
     def draws(self, problem: Problem, seed: int | None = None) -> Draws:
@@ -157,9 +158,8 @@ class Solver:
     def voters(self, trail: Trail) -> Population:
         """The particles that answer: of islands all, by their evidence; of several sweeps those after the burn-in."""
         config = self.config
-        if config.algorithm == "islands":
-            several = [chain[0] for chain in trail.chains]
-            return smc.pooled(several, [population.log_z for population in several])
+        if config.algorithm in ("islands", "adaptive"):
+            return pooled([chain[0] for chain in trail.chains])
         sweeps = trail.chains[-1]  # of parallel tempering the chain at the target
         return sweeps[0] if len(sweeps) == 1 else smc.pooled(sweeps[config.burn_in :] or sweeps[-1:])
 
@@ -181,7 +181,8 @@ class Solver:
 
     def filtered(self, problem: Problem, particles: int, **more: Any) -> Task:
         recipe = self.recipe(problem, particles, more.pop("seed", None))
-        return Task(problem, self.prompt(problem), recipe.run, **more)
+        cap = more.pop("budget", None) or self.config.budget.tokens or None
+        return Task(problem, self.prompt(problem), recipe.run, cap, **more)
 
     def samples(self, problem: Problem, count: int) -> Task:
         return Task(
