@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,10 +77,11 @@ class Answering:
 
     Args:
         depth: particles, where a request names none.
+        now: seconds on a clock that only goes forward.
     """
 
-    def __init__(self, solver: Solver, depth: int, flops_per_token: float):
-        self.solver, self.depth, self.flops = solver, depth, flops_per_token
+    def __init__(self, solver: Solver, depth: int, flops_per_token: float | None, now: Callable[[], float]):
+        self.solver, self.depth, self.flops, self._now = solver, depth, flops_per_token, now
 
     def all(self, requests: Sequence[Any]) -> list[dict[str, Any]]:
         """A reply for each request, in order."""
@@ -102,9 +103,25 @@ class Answering:
             self.solver.filtered(one.problem, one.depth, seed=one.seed, budget=one.budget)
             for one in valid.values()
         ]
-        for (i, one), outcome in zip(valid.items(), self.solver.run(tasks), strict=True):
+        outcomes = self.solver.run(tasks, halted=self._caps())
+        for (i, one), outcome in zip(valid.items(), outcomes, strict=True):
             replies[i] = self._reply(one, outcome)
         return [replies[i] for i in range(len(requests))]
+
+    def _caps(self) -> Callable[[], str]:
+        """Why no further token may be drawn; "" while there is time and money."""
+        budget, writer = self.solver.config.budget, self.solver.writer
+        start, spent = self._now(), writer.drawn + writer.read
+
+        def halted() -> str:
+            if budget.seconds and self._now() - start >= budget.seconds:
+                return "out of time"
+            tokens = writer.drawn + writer.read - spent
+            if budget.money and tokens * budget.price / 1e6 >= budget.money:
+                return "out of money"
+            return ""
+
+        return halted
 
     def _reply(self, request: Request, outcome: Outcome) -> dict[str, Any]:
         trail: Trail = outcome.result
@@ -113,13 +130,16 @@ class Answering:
         reply: dict[str, Any] = {
             "answer": answer.value, "mass": round(answer.mass, 4), "margin": round(answer.margin, 4),
             "contested": answer.contested, "particles": request.depth, "tokens": outcome.ledger.drawn,
-            "flops": self.flops * (outcome.ledger.drawn + outcome.ledger.read + outcome.ledger.prompt),
             "status": population.status,
             "solution": answer.node.solution if answer.node else None,
             "answers": [
                 {"answer": c.value, "mass": round(c.mass, 4), "particles": c.candidates} for c in answer.classes[:5]
             ],
         }  # fmt: skip
+        if self.flops is not None:
+            reply["flops"] = self.flops * (outcome.ledger.drawn + outcome.ledger.read + outcome.ledger.prompt)
+        if price := self.solver.config.budget.price:
+            reply["cost"] = price * (outcome.ledger.drawn + outcome.ledger.read + outcome.ledger.prompt) / 1e6
         if request.problem.answer is not None:
             reply["right"] = judge([request.problem], [answer.value])[0]
         if answer.value is None:

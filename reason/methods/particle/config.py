@@ -238,6 +238,30 @@ class ValueConfig:
 
 
 @dataclass
+class ServerConfig:
+    """A server that writes in the policy's place, see docs/servers.md. Only its model's name is part of a result's identity."""
+
+    url: str = key("", "address of a server with OpenAI's completions, such as http://localhost:8000; empty = none", path="settled", opened="reason.methods.particle.network:opened_server")  # fmt: skip
+    model: str = key("", "name of its model; empty = the only one it has")
+    tokenizer: str = key(
+        "", "tokenizer of its model: folder or hub id", path="settled", opened="reason.methods.particle.network:opened_tokenizer"
+    )  # fmt: skip
+    key: str = key("", "environment variable that holds the key of its API; empty = none")
+    context: int = key(0, "tokens that a text can have; 0 = as the server says")
+    concurrency: int = key(32, "requests at once")
+    timeout: float = key(300.0, "seconds that a request may take")
+    retries: int = key(6, "how often a request that failed is tried again")
+
+    def __post_init__(self):
+        self.tokenizer = settle(self.tokenizer)
+        if bool(self.url) != bool(self.tokenizer):
+            raise ConfigError(
+                "particle.server needs both: the address of the server, and the tokenizer of its model.",
+                "For example particle.server.url=http://localhost:8000 particle.server.tokenizer=Qwen/Qwen2.5-Math-1.5B-Instruct.",
+            )
+
+
+@dataclass
 class BudgetConfig:
     """What solving may cost. Whoever is at work when a cap is reached answers with what there is."""
 
@@ -350,6 +374,7 @@ class ParticleConfig:
         20, "test problems whose particles are written to audit.jsonl, replayable", evaluation=True
     )
 
+    server: ServerConfig = field(default_factory=ServerConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     value: ValueConfig = field(default_factory=ValueConfig)
@@ -435,10 +460,37 @@ class ParticleConfig:
                     "Leave it out, and sweep depth=2,4,8 instead.",
                 )
             config.eval.curve = False
+        if self.server.url:
+            self._settle_server(config, origin)
         if self.stage == "value" and not config.backbone.source:
             raise ConfigError(
                 "particle.stage=value trains a head on the states of a trained language model, and backbone.source names none.",
                 "Use backbone.source=experiment:particle-policy, or a model of your own.",
+            )
+
+    def _settle_server(self, config: Any, origin: Mapping[str, str]) -> None:
+        """The server has the model: there is no other, and nothing of it to train or to read values from."""
+        if self.stage != "solve":
+            raise ConfigError(
+                f"particle.stage={self.stage} trains on a model in this process, and particle.server.url names a server.",
+                "Leave the server out.",
+            )
+        if config.backbone.source and not origin.get("backbone.source", "").startswith(
+            ("preset", "recorded")
+        ):
+            raise ConfigError(
+                "backbone.source and particle.server.url both name a policy.", "Leave one of them out."
+            )
+        config.backbone.source = ""
+        if "value" in self.reward.kinds:
+            raise ConfigError(
+                "A value head reads the states of the policy, which a server does not show.",
+                "Use another reward: particle.reward.kind=prm with particle.reward.prm.source, or certainty, rules, exact.",
+            )
+        if self.ancestor_sampling:
+            raise ConfigError(
+                "Ancestor sampling scores given tokens, which a server does not.",
+                "Use particle.ancestor_sampling=false.",
             )
 
     @property

@@ -53,13 +53,11 @@ class Spent:
 
         return cls(column("drawn"), column("read") + prompts, column("judged"))
 
-    def cost(self, flops_per_token: float) -> dict[str, float]:
-        """The counters of an ``Evaluation``."""
+    def cost(self, flops_per_token: float | None) -> dict[str, float]:
+        """The counters of an ``Evaluation``; without "flops" where nobody knows the model's size."""
         tokens, read = float(self.drawn.sum()), float(self.read.sum())
-        return {
-            "tokens": tokens, "prompt_tokens": read, "judged": float(self.judged.sum()),
-            "flops": flops_per_token * (tokens + read),
-        }  # fmt: skip
+        found = {"tokens": tokens, "prompt_tokens": read, "judged": float(self.judged.sum())}
+        return found if flops_per_token is None else {**found, "flops": flops_per_token * (tokens + read)}
 
 
 class Samples:
@@ -105,7 +103,7 @@ def evaluation(
     spent: Spent,
     rule: str,
     uniform: np.ndarray,
-    flops_per_token: float,
+    flops_per_token: float | None,
     samples: Samples | None,
     searches: dict[str, tuple[Sequence[Sequence[Node]], Spent]],
 ) -> Evaluation:

@@ -40,7 +40,7 @@ from reason.methods.particle.data import (
     some_of,
 )
 from reason.methods.particle.judging import ACCURACY, Samples, Spent, evaluation
-from reason.methods.particle.network import Policy, opened_value, write_value
+from reason.methods.particle.network import Policy, Served, opened_value, write_value
 from reason.methods.particle.rewards import refuse_seen
 from reason.methods.particle.rollouts import Rollouts, collect
 from reason.methods.particle.selection import Candidates, judge, solved
@@ -95,6 +95,8 @@ class Particle(Method[ParticleSplits, Problems, Policy]):
             if ctx.rank == 0:
                 lm.write(ctx.workdir)
             return Policy(lm, trains="lm")
+        if self.own.server.url:
+            return Policy(Served(self.own.server, self.config.offline))
         lm = self._lm(ctx)
         if stage == "value":
             head = ValueHead(lm.width, self.own.value.hidden)
@@ -395,7 +397,7 @@ class Particle(Method[ParticleSplits, Problems, Policy]):
         from reason.methods.particle.answering import Answering
 
         solver = Solver(self.config, model, ctx.calibration)
-        return Answering(solver, depth, model.lm.flops_per_token).all(requests)
+        return Answering(solver, depth, model.lm.flops_per_token, ctx.meter.now).all(requests)
 
     def inspect(self, ctx: Run, model: Policy, example: str) -> list[Figure]:
         """Who was copied from whom, and what the answer rests on.

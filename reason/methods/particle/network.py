@@ -15,11 +15,15 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from reason.backbones.connection import Address
 from reason.backbones.from_run import again, identity_of, model_file, read_file
+from reason.backbones.server import Server
 from reason.backbones.source import folder_of, kind, run_of
+from reason.backbones.tokens import Tokens
 from reason.backbones.weights import digest_of, read_tensors
 from reason.errors import ConfigError, DataError
 from reason.files import Altered, sha256, write_json
+from reason.methods.particle.config import ServerConfig
 from reason.methods.particle.value import ValueHead
 
 VALUE = "value.json"  # in the folder of a run that trains a head
@@ -123,11 +127,51 @@ def write_value(folder: Path, head: ValueHead, hidden: int, policy: str, seen: f
     write_json(folder / VALUE, {"width": width, "hidden": hidden, "policy": policy, "seen": sorted(seen)})
 
 
+class Served(nn.Module):
+    """A language model behind a server: ``backbones.causal.LanguageModel`` without weights."""
+
+    def __init__(self, config: ServerConfig, offline: bool = False):
+        super().__init__()
+        self.tokens = Tokens.from_folder(folder_of(config.tokenizer, offline)[0])
+        address = Address(
+            config.url,
+            config.model,
+            config.key,
+            config.context,
+            config.concurrency,
+            config.timeout,
+            config.retries,
+        )
+        self._server = Server(address, self.tokens)
+        self.where, self.notes = f"{self._server.model} at {address.base}", self._server.notes
+        self.context, self.eos = self._server.context, self._server.eos
+        self.width = 0
+        self.flops_per_token: float | None = None  # nobody says how large it is
+
+    def batch(self) -> Server:
+        """The server, which several may write with at a time."""
+        return self._server
+
+
 @dataclass(frozen=True)
 class Digest:
     """What stands for a source whose content is asked for elsewhere."""
 
     digest: str
+
+
+def opened_server(source: str, offline: bool = False) -> Digest:
+    """Where a server is says nothing of its model; ``particle.server.model`` does."""
+    return Digest("")
+
+
+def opened_tokenizer(source: str, offline: bool = False) -> Digest:
+    """The digest of a tokenizer.
+
+    Raises:
+        ConfigError: no such source. DataError: it cannot be fetched or read.
+    """
+    return Digest(Tokens.from_folder(folder_of(source, offline)[0]).digest)
 
 
 def opened_prm(source: str, offline: bool = False) -> Digest:

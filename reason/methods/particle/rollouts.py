@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from reason.answers import stated
-from reason.backbones.generation import Batch, Sampling, Stop
+from reason.backbones.generation import Sampling, Stop, Writer
 from reason.datasets.problems import Problem
 from reason.errors import DataError
 from reason.methods.particle.driver import Driver, Prefix, Reward, Task
@@ -24,7 +24,7 @@ from reason.metrics.grading import grade
 class Rollouts:
     """n prefixes of solutions of some problems. ``Examples`` for the trainer of a value head.
 
-    hidden: (n, D) float32 what the policy's head reads at the last token. label: (n,) the chance that the solution ends right.
+    hidden: (n, D) float32 what the policy's head reads at the last token; (n, 0) from a server. label: (n,) the chance that the solution ends right.
     step: (n,) chunks. problem: (n,) index into ``fingerprints``. finished: (n,) bool.
     reward: (n,), members: (n, m): what a reward said of them, NaN and m = 0 where none was asked.
     """
@@ -91,7 +91,7 @@ def solved(problem: Problem, node: Node) -> bool:
 
 
 def collect(
-    batch: Batch,
+    batch: Writer,
     sampling: Sampling,
     stop: Stop,
     problems: Sequence[Problem],
@@ -141,8 +141,9 @@ def collect(
                 nodes.append(node)
                 label.append(own if node.finished else shares.get(node.id, own))
                 place.append(outcome.task.key)
+    states = [state for node in nodes if (state := recorder.hidden[node]) is not None]
     return Rollouts(
-        torch.stack([recorder.hidden[node] for node in nodes]).cpu(),
+        torch.stack(states).cpu() if len(states) == len(nodes) else torch.zeros(len(nodes), 0),
         np.array(label),
         np.array([node.step for node in nodes]),
         np.array(place),
