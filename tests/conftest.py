@@ -27,8 +27,8 @@ TINY = {
         "dataset=arithmetic", "dataset.modulus=10", "dataset.least=2", "dataset.most=3", "dataset.train_documents=60",
         "dataset.valid_documents=8", "dataset.test_documents=9", "backbone.source=", "backbone.hidden=16", "backbone.heads=2",
         "backbone.kv_heads=1", "backbone.ffn=24", "backbone.layers=1", "backbone.context=80", "depth=4",
-        "particle.reward.kind=exact", "particle.reward.source=", "particle.length=12", "particle.steps=4", "train.batch_size=13",
-        "train.epochs=2", *SHORT,
+        "particle.reward.kind=exact", "particle.reward.source=", "particle.length=8", "particle.steps=3", "train.batch_size=13",
+        "train.steps=0", "train.every=0", "train.epochs=2", *SHORT,
     ],
 }  # fmt: skip
 

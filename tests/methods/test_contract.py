@@ -36,7 +36,8 @@ FOREIGN = (
     "probe",
     "voting",
 )  # of another distribution: weights that stay frozen; two networks and no training
-METHODS = [*registry.names("methods"), *FOREIGN]
+STAGES = ("particle-policy",)  # experiments of a method that trains in stages
+METHODS = [*registry.names("methods"), *FOREIGN, *STAGES]
 HERE = World(0, 1, torch.device("cpu"))
 pytestmark = pytest.mark.parametrize("name", METHODS)
 
@@ -54,17 +55,21 @@ def installed(name, monkeypatch):
         registry._entries.cache_clear()
 
 
+def card_of(name):
+    return resolve(name, environ={}).card
+
+
 @pytest.fixture
 def tiny(name, tiny_by_view, installed):
     """Words that make a run of the method take about a second."""
-    words = tiny_by_view[registry.card("methods", name).view]
+    words = tiny_by_view[card_of(name).view]
     return [w for w in words if name not in FOREIGN or not w.startswith("backbone.")]
 
 
 @pytest.fixture
-def trains(name, installed):
+def trains(name, tiny):
     """Only where a method trains."""
-    if not registry.card("methods", name).trains:
+    if not plan(name, tiny).trains:
         pytest.skip(f"{name} trains nothing")
 
 
@@ -88,8 +93,20 @@ def session(name, tiny, *words):
 
 def numbers(folder):
     """All that must be reproducible in a result: accuracies, metrics and cost at every depth."""
-    kept = ("depth", "accuracy", "valid_accuracy", "metrics", "cost", "effective_depth", "rivals")
-    return [{k: getattr(judged, k) for k in kept} for judged in folder.result.curve]
+    kept = ("accuracy", "valid_accuracy", "metrics", "cost")
+
+    def told(outcome):
+        return {k: getattr(outcome, k) for k in kept}
+
+    return [
+        {
+            "depth": j.depth,
+            "effective_depth": j.effective_depth,
+            **told(j),
+            "rivals": {n: told(r) for n, r in j.rivals.items()},
+        }
+        for j in folder.result.curve
+    ]
 
 
 def test_a_tiny_run_takes_seconds_and_repeats_itself(name, tiny):
@@ -186,17 +203,17 @@ def test_every_parameter_that_trains_is_reached(name, tiny, trains, train_depth)
 def test_what_is_kept_is_what_was_trained(name, tiny):
     """A run keeps no copy of what it only opened, and a model is never put on other frozen weights."""
     folder = execute(name, tiny)
-    model, card = folder / "model" / "model.safetensors", registry.card("methods", name)
-    assert model.exists() == card.trains == (folder.result.training is not None)
-    assert card.trains or not any((folder / "checkpoints").iterdir())
+    model, trains = folder / "model" / "model.safetensors", plan(name, tiny).trains
+    assert model.exists() == trains == (folder.result.training is not None)
+    assert trains or not any((folder / "checkpoints").iterdir())
     opened = open_run(folder)
     frozen = {n for n, p in opened.session.network.named_parameters() if not p.requires_grad}
-    if card.trains:
+    if trains:
         written = load_tensors(model, train_hash=folder.identity["train_hash"])[0]
         assert written.keys() == opened.session.network.state_dict().keys() - frozen
         for kept in (folder / "checkpoints").glob("*/model.safetensors"):
             assert not {f"network.{n}" for n in frozen} & load_tensors(kept)[0].keys()
-    if card.trains and frozen:
+    if trains and frozen:
         with torch.no_grad():
             dict(opened.session.network.named_parameters())[min(frozen)].add_(1)
         with pytest.raises(RunError, match="different frozen weights"):
@@ -241,8 +258,8 @@ def test_inspect_and_baselines(name, tiny):
 
 
 def test_the_card_is_light_and_its_keys_are_explained(name, tiny):
-    code = f"import sys; from reason import registry; registry.card('methods', {name!r}); print('torch' in sys.modules or 'numpy' in sys.modules)"
+    code = f"import sys; from reason import registry; registry.card('methods', {card_of(name).name!r}); print('torch' in sys.modules or 'numpy' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "False"
-    card = registry.card("methods", name)
+    card = card_of(name)
     assert [k.name for k in walk(card.Config) if not k.meaning] == []

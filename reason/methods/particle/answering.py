@@ -91,6 +91,11 @@ class Answering:
         for i, request in enumerate(requests):
             try:
                 one = parse(request, self.depth)
+                if "exact" in self.solver.config.reward.kinds:
+                    raise DataError(
+                        "This run is rewarded by its dataset's judge of steps, which does not know this problem.",
+                        "Evaluate it with another reward first: reason evaluate RUN particle.reward.kind=certainty",
+                    )
                 size = len(self.solver.prompt(one.problem))
                 if size >= context:
                     raise DataError(

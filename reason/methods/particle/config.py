@@ -26,7 +26,7 @@ REWARDS = ("exact", "value", "prm", "certainty", "rules", "constant")
 RIVALS = ("samples", "beam", "dvts")
 TELESCOPING = ("prod", "min")  # rewards that repeat earlier steps: only their ratios may weigh a particle
 POTENTIAL_OF = {  # by what a reward says: the chance of ending right, that steps are right, or nothing
-    "value": "ratio", "exact": "logit", "prm": "logit", "rules": "logit", "certainty": "self_certainty", "constant": "prob",
+    "value": "ratio", "exact": "logit", "prm": "logit", "rules": "logit", "certainty": "self_certainty", "constant": "logit",
 }  # fmt: skip
 
 
@@ -246,7 +246,7 @@ class ServerConfig:
     tokenizer: str = key(
         "", "tokenizer of its model: folder or hub id", path="settled", opened="reason.methods.particle.network:opened_tokenizer"
     )  # fmt: skip
-    key: str = key("", "environment variable that holds the key of its API; empty = none")
+    api_key: str = key("", "environment variable that holds the key of its API; empty = none")
     context: int = key(0, "tokens that a text can have; 0 = as the server says")
     concurrency: int = key(32, "requests at once")
     timeout: float = key(300.0, "seconds that a request may take")

@@ -144,8 +144,10 @@ class Particle(Method[ParticleSplits, Problems, Policy]):
         keys = self.config.backbone
         if keys.source:
             return opened(keys.source, self.config.offline).tokens
-        train = train if train is not None else ctx.dataset.problems().train
-        texts = [p.prompt + ending(p) for p in train] or [""]
+        texts: list[str] = []
+        if keys.tokenizer != "byte":
+            train = train if train is not None else ctx.dataset.problems().train
+            texts = [p.prompt + ending(p) for p in train] or [""]
         return Tokens.train(texts, "bpe" if keys.tokenizer == "auto" else keys.tokenizer, keys.vocab)
 
     def _rollouts(self, ctx: Run, problems: Problems) -> Rollouts:
@@ -273,7 +275,8 @@ class Particle(Method[ParticleSplits, Problems, Policy]):
             "one_sample": right,
             "reward_quality": {str(d): q for d, q in quality_by_depth(rollouts).items()},
         }
-        notes = [f"one sample is right in {100 * right:.1f} % of {len(problems):,} held-out problems"]
+        notes = [] if self.config.backbone.source or own.server.url or own.trains else ["the policy has random weights"]
+        notes += [f"one sample is right in {100 * right:.1f} % of {len(problems):,} held-out problems"]
         if own.reward.kinds != ("constant",):
             whole = quality(rollouts.reward, rollouts.label)
             area = f"AUROC {whole['auroc']:.3f}, " if "auroc" in whole else ""
