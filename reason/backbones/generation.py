@@ -289,10 +289,12 @@ class Writer(Protocol):
     A row is a text that only its writer understands. For what the methods do, see ``Batch``.
 
     context: tokens that a text can have. active: texts that are being continued. stepwise: whether a tick draws one
-    token for each of these; else it waits for whole chunks, for a moment, and may return none.
+    token for each of these; else it waits for whole chunks, for a moment, and may return none. drawn, read: tokens so far.
     """
 
     stepwise: bool
+    drawn: int
+    read: int
 
     @property
     def context(self) -> int: ...

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import nn
 from reason.engine.meter import Stopwatch, silent
 from reason.engine.parallel import World
 from reason.files import atomic
-from reason.methods.base import Context, Evaluation, Examples, Method, Ratio
+from reason.methods.base import Context, Evaluation, Method, Ratio
 from reason.metrics.statistics import bootstrap_interval
 from reason.tracking.result import Measure
 
@@ -45,7 +45,7 @@ class TimedEvaluation:
 
 
 def judge(
-    method: Method, ctx: Context, world: World, network: nn.Module, split: Examples, depth: int,
+    method: Method, ctx: Context, world: World, network: nn.Module, split: Sized, depth: int,
     *, meter: Stopwatch | None = None, limit: int = 0,
 ) -> TimedEvaluation:  # fmt: skip
     """``method.evaluate`` on all ranks, as one evaluation, on every rank."""
@@ -54,7 +54,7 @@ def judge(
 
 
 def judge_depths(
-    method: Method, ctx: Context, world: World, network: nn.Module, split: Examples,
+    method: Method, ctx: Context, world: World, network: nn.Module, split: Sized,
     meters: dict[int, Stopwatch], *, limit: int = 0,
 ) -> Iterator[tuple[int, TimedEvaluation]]:  # fmt: skip
     """``method.evaluate_depths`` on all ranks: each depth of ``meters`` with its evaluation, on every rank."""
@@ -65,7 +65,7 @@ def judge_depths(
 
 
 def judge_validation(
-    method: Method, ctx: Context, world: World, network: nn.Module, split: Examples, depth: int
+    method: Method, ctx: Context, world: World, network: nn.Module, split: Sized, depth: int
 ) -> TimedEvaluation:
     """``method.validate`` on all ranks, as one evaluation, on every rank."""
     meter = silent(world.device)
@@ -75,7 +75,7 @@ def judge_validation(
 
 
 def judge_baselines(
-    method: Method, ctx: Context, world: World, network: nn.Module, split: Examples, depth: int, *, limit: int = 0
+    method: Method, ctx: Context, world: World, network: nn.Module, split: Sized, depth: int, *, limit: int = 0
 ) -> dict[str, Evaluation]:  # fmt: skip
     """``method.baselines`` on all ranks: each rival's evaluation by name, on every rank."""
     meter = silent(world.device)

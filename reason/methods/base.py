@@ -9,7 +9,7 @@ surroundings through ``Context`` alone: never the environment, never a clock.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -180,17 +180,17 @@ class Splits(Protocol):
     @property
     def train(self) -> Examples: ...
     @property
-    def valid(self) -> Examples: ...
+    def valid(self) -> Sized: ...
     @property
-    def fit(self) -> Examples: ...
+    def fit(self) -> Sized: ...
     @property
-    def test(self) -> Examples: ...
+    def test(self) -> Sized: ...
     @property
     def info(self) -> dict[str, Any]: ...
 
 
 Data = TypeVar("Data", bound=Splits)
-Cases = TypeVar("Cases", bound=Examples)  # the type of ``valid``, ``fit`` and ``test``
+Cases = TypeVar("Cases", bound=Sized)  # the type of ``valid``, ``fit`` and ``test``
 Network = TypeVar("Network", bound="nn.Module")
 
 

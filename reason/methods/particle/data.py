@@ -16,7 +16,6 @@ from reason.backbones.weights import read_tensors, write_tensors
 from reason.datasets.packing import IGNORE
 from reason.datasets.problems import Problem, Problems, ending
 from reason.errors import DataError
-from reason.methods.base import Examples
 from reason.methods.particle.rollouts import Rollouts
 
 ROLLOUTS = "rollouts.safetensors"  # in the folder of a run that trains a value head
@@ -26,7 +25,7 @@ ROLLOUTS = "rollouts.safetensors"  # in the folder of a run that trains a value 
 class ParticleSplits:
     """The four uses of problems. train: what ``Method.loss`` reads; where nothing is trained, the problems."""
 
-    train: Examples
+    train: Any  # Solutions, Rollouts or Problems
     valid: Problems
     fit: Problems
     test: Problems

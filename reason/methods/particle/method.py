@@ -103,7 +103,7 @@ class Particle(Method[ParticleSplits, Problems, Policy]):
             if ctx.rank == 0 and ctx.workdir == ctx.owner and not (ctx.workdir / MODEL).is_file():
                 write_value(
                     ctx.workdir, head, self.own.value.hidden, self._policy_digest, ctx.data.train.seen
-                )  # type: ignore[attr-defined]
+                )
             return Policy(lm, head, trains="head")
         if "value" not in self.own.reward.kinds:
             return Policy(lm)
@@ -146,8 +146,8 @@ class Particle(Method[ParticleSplits, Problems, Policy]):
             return opened(keys.source, self.config.offline).tokens
         texts: list[str] = []
         if keys.tokenizer != "byte":
-            train = train if train is not None else ctx.dataset.problems().train
-            texts = [p.prompt + ending(p) for p in train] or [""]
+            found: Problems = ctx.dataset.problems().train if train is None else train
+            texts = [p.prompt + ending(p) for p in found] or [""]
         return Tokens.train(texts, "bpe" if keys.tokenizer == "auto" else keys.tokenizer, keys.vocab)
 
     def _rollouts(self, ctx: Run, problems: Problems) -> Rollouts:

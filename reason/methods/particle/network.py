@@ -136,7 +136,7 @@ class Served(nn.Module):
         address = Address(
             config.url,
             config.model,
-            config.key,
+            config.api_key,
             config.context,
             config.concurrency,
             config.timeout,

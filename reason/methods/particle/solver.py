@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ class Solver:
     """
 
     def __init__(
-        self, config: Any, policy: Policy, calibration: dict[str, Any] | None = None, record: Path | None = None
+        self, config: Any, policy: Policy, calibration: Mapping[str, Any] | None = None, record: Path | None = None
     ):  # fmt: skip
         self.config: ParticleConfig = config.particle
         self.seed, self.offline, self.policy = config.seed, config.offline, policy
