@@ -97,6 +97,9 @@ class MethodCard:
     language_model: str = ""
 
 
+TRACES = "traces.jsonl"  # in a run's folder, where a method writes any: see ``tracking.traces``
+
+
 # --- what flows through it --------------------------------------------------------------------------
 
 Losses = dict[str, tuple["Tensor", "Tensor | float"]]

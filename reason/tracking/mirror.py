@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reason.errors import DamagedRun, ReasonError
-from reason.files import read_json, write_json
+from reason.files import read_json, read_json_lines, write_json
 from reason.printable import say
+from reason.tracking import traces
 from reason.tracking.describe import BATCH_CAP, ENTRY_CAP, Description, Point, surroundings, thinned
 from reason.tracking.folder import FAILED, FINISHED, INTERRUPTED, KILLED, RUNNING, RunFolder
 from reason.tracking.index import Index, State, state
@@ -248,6 +249,8 @@ class _Sending:
             self._result()
         self._dataset(ended=status in ENDED)
         self._files(ended=status in ENDED)
+        if status in ENDED:
+            self._traces()
         self._status(status)
         return self.change
 
@@ -376,6 +379,17 @@ class _Sending:
         finally:
             if new:  # one that is sent twice is the same file
                 self._keep(files=sent)
+
+    def _traces(self) -> None:
+        """Those that the store does not have yet. One that was cut off in the middle may be there twice."""
+        path = self.folder / traces.FILE
+        told = list(read_json_lines(path)) if path.is_file() else []
+        for number in range(self.state.get("traces", 0), len(told)):
+            start = self.about.start_ms or 0
+            traces.send(
+                self.client, self.full_uri, self.state["experiment"], self.run_id, start, told[number]
+            )
+            self._keep(traces=number + 1)
 
     def _status(self, status: str) -> None:
         closed = status if status in ENDED else None

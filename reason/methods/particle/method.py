@@ -26,7 +26,8 @@ from reason.datasets.packing import IGNORE
 from reason.datasets.problems import Problems, ProblemSplits, ending
 from reason.datasets.subsets import evenly_spaced
 from reason.errors import ConfigError, DataError
-from reason.methods.base import Context, Evaluation, Losses, Meter, Method, Ratio, Step
+from reason.files import append_json_lines
+from reason.methods.base import TRACES, Context, Evaluation, Losses, Meter, Method, Ratio, Step
 from reason.methods.figures import Figure
 from reason.methods.particle import audit
 from reason.methods.particle.calibrate import fit as fit_reward
@@ -45,6 +46,7 @@ from reason.methods.particle.rewards import refuse_seen
 from reason.methods.particle.rollouts import Rollouts, collect
 from reason.methods.particle.selection import Candidates, judge, solved
 from reason.methods.particle.solver import Solver, prompt_of, sampling_of, stop_of
+from reason.methods.particle.traces import trace
 from reason.methods.particle.value import ValueHead
 
 Run = Context[ParticleSplits]
@@ -275,7 +277,11 @@ class Particle(Method[ParticleSplits, Problems, Policy]):
             "one_sample": right,
             "reward_quality": {str(d): q for d, q in quality_by_depth(rollouts).items()},
         }
-        notes = [] if self.config.backbone.source or own.server.url or own.trains else ["the policy has random weights"]
+        notes = (
+            []
+            if self.config.backbone.source or own.server.url or own.trains
+            else ["the policy has random weights"]
+        )
         notes += [f"one sample is right in {100 * right:.1f} % of {len(problems):,} held-out problems"]
         if own.reward.kinds != ("constant",):
             whole = quality(rollouts.reward, rollouts.label)
@@ -350,11 +356,12 @@ class Particle(Method[ParticleSplits, Problems, Policy]):
     def _record(
         self, ctx: Run, solver: Solver, split: Problems, problems: Problems, depth: int, found: Sequence[Any]
     ) -> None:  # fmt: skip
-        """Write the first test problems of the run's depth into audit.jsonl."""
+        """Write the first test problems of the run's depth into audit.jsonl, and as traces."""
         if not (self.own.record and ctx.rank == 0 and depth == self.config.depth and split is ctx.data.test):
             return
-        path = ctx.workdir / audit.FILE
+        path, seen = ctx.workdir / audit.FILE, ctx.workdir / TRACES
         path.unlink(missing_ok=True)
+        seen.unlink(missing_ok=True)
         for problem, outcome in list(zip(problems, found, strict=True))[: self.own.record]:
             population = solver.voters(outcome.result)
             candidates = Candidates.of_populations([population])
@@ -363,6 +370,7 @@ class Particle(Method[ParticleSplits, Problems, Policy]):
             about = {"policy": self._policy_digest, "version": 1}
             rule = self.own.final_selection
             audit.write(path, problem, solver.recipe(problem, depth), outcome.result, about, (rule, answer))
+            append_json_lines(seen, [trace(problem, outcome.result.chains[-1][-1], answer)])
 
     def baselines(self, ctx: Run, model: Policy, split: Problems, depth: int) -> dict[str, Evaluation]:
         """``greedy``: the most probable token, always; ``commonest answer``: of the training problems."""
