@@ -22,10 +22,20 @@ def run(
 
         draw_plan(plan, origin=True)
         draw_stages([plan])
+        draw_estimate(plan)
         return
     from reason.engine import runner
 
     draw_result(runner.run(plan))
+
+
+def draw_estimate(plan) -> None:
+    """What the run will cost, as far as that is known."""
+    from reason.cli.output import stdout
+    from reason.engine.estimate import estimate
+
+    for line in estimate(plan):
+        stdout().print(line, soft_wrap=True)
 
 
 def draw_result(folder) -> None:

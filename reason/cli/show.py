@@ -129,7 +129,8 @@ def draw_plan(plan, origin: bool = False) -> None:
         table.add_row(key.name, shown, *([Text(layer)] if origin else []), Text(key.meaning))
     stdout().print(table)
     depths = ", ".join(map(str, plan.depths))
-    stdout().print(f"Evaluated at depth {depths}; trained at depth {plan.config.train_depth}.")
+    trained = f"; trained at depth {plan.config.train_depth}" if plan.trains else ""
+    stdout().print(f"Evaluated at depth {depths}{trained}.")
 
 
 def _spelled(value) -> str:

@@ -69,7 +69,7 @@ def draw_plan(plan) -> None:
         table.add_column(key)
     seen: set[str] = set()
     for trial in plan.trials:
-        trains = trial.train_hash not in seen
+        trains = trial.plan.trains and trial.train_hash not in seen
         seen.add(trial.train_hash)
         cells = [*(trial.varied[k] for k in keys), *(str(getattr(trial.plan.config, k)) for k in fixed)]
         table.add_row(*cells, "yes" if trains else "")

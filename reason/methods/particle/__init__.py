@@ -33,6 +33,8 @@ card = MethodCard(
         "dataset.modulus": 11,
         "dataset.slip": 0.15,
         "dataset.redo": 0.3,
+        "dataset.valid_documents": 300,
+        "dataset.fit": 0.4,
         "eval.limit": 200,
         "eval.latency_samples": 5,
     },

@@ -498,6 +498,17 @@ class ParticleConfig:
         """Whether a run of this stage trains anything."""
         return self.stage != "solve"
 
+    def at_most(self, config: Any) -> dict[str, float]:
+        """Counters of one problem, whatever is written: the tokens of all particles, and the operations for them where the sizes
+        of the policy are those of the configuration."""
+        solution = min(
+            self.length or config.backbone.context, self.steps * self.chunk, config.backbone.context
+        )
+        times = self.sweeps if self.algorithm in ("gibbs", "tempering") else 1
+        times *= self.chains if self.algorithm in ("islands", "tempering") else 1
+        tokens = min(float(config.depth * times * solution), float(self.budget.tokens or math.inf))
+        return {"tokens": tokens}
+
     @property
     def weighing(self) -> str:
         """The potential that is meant."""
