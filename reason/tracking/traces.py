@@ -7,9 +7,12 @@ as a batch has no time for one text; a token is shown as a millisecond.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+from reason.tracking.store import StoreError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -22,12 +25,16 @@ def send(
     client: MlflowClient, uri: str, experiment: str, run_id: str, start_ms: int, told: dict[str, Any]
 ) -> None:
     """Make one trace in the store at ``uri``, which belongs to a run that began at ``start_ms``."""
+    from mlflow.entities.span import NO_OP_SPAN_TRACE_ID
+
     origin = start_ms * MS
     with _store(uri):
         root = client.start_trace(
             told["name"], span_type="CHAIN", inputs=told["inputs"], experiment_id=experiment, run_id=run_id,
             attributes=_plain(told["attributes"]), start_time_ns=origin,
         )  # fmt: skip
+        if root.trace_id == NO_OP_SPAN_TRACE_ID:  # it logs what went wrong, and goes on without a trace
+            raise StoreError(f"MLflow could not begin the trace {told['name']!r}.")
         spans = []
         for one in told["spans"]:
             parent = root if one["parent"] < 0 else spans[one["parent"]]
@@ -54,7 +61,9 @@ def _store(uri: str) -> Iterator[None]:
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(uri)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about type hints of its own; one that is raised would cost the span
+            yield
         mlflow.flush_trace_async_logging()
     finally:
         mlflow.set_tracking_uri(before)

@@ -17,7 +17,7 @@ import pytest
 from test_store import free_port
 from tracking_samples import CONFIG, RESULT, curve
 
-from reason.files import read_json, write_json
+from reason.files import append_json_lines, read_json, write_json
 from reason.tracking import mirror as mirror_module
 from reason.tracking.folder import FINISHED, INTERRUPTED, KILLED, RunFolder
 from reason.tracking.mirror import Mirror, forget, sync
@@ -539,3 +539,33 @@ def test_a_server_that_fails_does_not_tell_the_password(make, root, capsys, monk
         server.shutdown()
     assert "cannot be reached" in told and "500" in told
     assert "s3cret" not in told + str(refused.value)
+
+
+def test_traces_of_a_method_become_traces_of_the_run(uri, make):
+    import mlflow
+
+    folder = make()
+    (folder / "result.json").unlink(missing_ok=True)
+    spans = [
+        {"name": "7+5=1", "parent": -1, "start": 0, "end": 6, "text": "7+5=1\n", "attributes": {"step": 1, "reward": 0.5}},
+        {"name": "answer 1", "parent": 0, "start": 6, "end": 14, "text": "answer 1", "attributes": {"step": 2, "reward": None}},
+    ]  # fmt: skip
+    told = {
+        "name": "test-1", "inputs": {"problem": "(7+5) mod 11"}, "outputs": {"answer": "1"},
+        "attributes": {"particles": 2, "right_answer": None}, "tokens": 14, "spans": spans,
+    }  # fmt: skip
+    append_json_lines(folder / "traces.jsonl", [told, {**told, "name": "test-2"}])
+    before = mlflow.get_tracking_uri()
+    for _ in range(2):  # a second time there is nothing to send
+        mirror = Mirror(folder, uri)
+        mirror.advance(KILLED)
+        run_id = read_json(folder / "mlflow.json")["run_id"]
+        client = open_store(uri)
+        found = client.search_traces(locations=[e.experiment_id for e in client.search_experiments()])
+        assert sorted(t.info.tags["mlflow.traceName"] for t in found) == ["test-1", "test-2"]
+    assert mlflow.get_tracking_uri() == before
+    one = client.get_trace(found[0].info.trace_id)
+    assert one.info.trace_metadata["mlflow.sourceRun"] == run_id and one.info.execution_duration == 14
+    root, first, second = one.data.spans
+    assert (first.parent_id, second.parent_id) == (root.span_id, first.span_id)
+    assert second.outputs == "answer 1" and first.attributes["reward"] == 0.5
