@@ -120,14 +120,11 @@ def draw_comparison(table: Comparison, path: Path) -> None:
     curves = _curves(table)
     costs = [*table.spent, *TIMES]
     with plt.rc_context(_STYLE):
-        rows = 1 if len(costs) < 3 else 2  # of three panels; where some stay empty, the legend stands there
+        # Panels by rows of three, four of them by two; the legend stands in a place that stays empty, else below.
+        rows, columns = 1 if len(costs) < 3 else 2, 2 if len(costs) == 3 else 3
+        size = (12.5 if columns == 3 else 10.5, 4.4 if rows == 1 else 7.6)
         picture, axes = plt.subplots(
-            rows,
-            3,
-            figsize=(12.5, 4.4 if rows == 1 else 7.6),
-            sharey=True,
-            layout="constrained",
-            squeeze=False,
+            rows, columns, figsize=size, sharey=True, layout="constrained", squeeze=False
         )
         panels = list(axes.flat)
         _against_depth(panels[0], table, curves)
@@ -147,7 +144,7 @@ def draw_comparison(table: Comparison, path: Path) -> None:
         if empty and len(labels) <= 18 and max(map(len, labels)) <= 40:
             empty[0].legend(found, labels, loc="upper left", **look)
         else:
-            picture.legend(found, labels, loc="outside lower center", ncols=_columns(labels), **look)
+            picture.legend(found, labels, loc="outside lower center", ncols=_columns(labels, size[0]), **look)
         _save(picture, path)
 
 
@@ -182,10 +179,10 @@ def _look(i: int) -> tuple[str, str]:
     return COLOURS[i % len(COLOURS)], MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]
 
 
-def _columns(labels: Sequence[str]) -> int:
-    """Of a legend as wide as three panels, with room for the longest label in each."""
+def _columns(labels: Sequence[str], width: float) -> int:
+    """Of a legend in a picture of ``width`` inches, with room for the longest label in each."""
     widest = 0.75 + 0.085 * max(map(len, labels), default=0)  # inches: the handle, and letters
-    return max(1, min(7, len(labels), int(12.0 / widest)))
+    return max(1, min(7, len(labels), int((width - 0.5) / widest)))
 
 
 def points(ax: Axes, x: list[float], found: list[Interval], sign: tuple[str, str], **look: Any) -> None:

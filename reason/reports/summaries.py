@@ -152,7 +152,8 @@ class _RunSummary:
         trained = trained if r.training or r.trained_by else "no training"
         yield title(f"{r.experiment}: {r.method} on {r.dataset} with {r.backbone}, {trained}, seed {r.seed}")
         yield Text()
-        shown = chosen or r.curve[-1]
+        # Rivals stand beside the run's own depth: it is what was asked for, and what MLflow shows of them.
+        shown = r.head if r.head.rivals else chosen or r.curve[-1]
         lines = self._lines(shown, chosen, signs)
         answers = [line.outcome for line in lines]
         judged = [a if isinstance(a, Judged) else None for a in answers]
@@ -279,7 +280,13 @@ class _RunSummary:
                 spent = f"{e.effective_depth:.2f} of at most {e.depth} {units.depth}"
                 yield f"Depth on demand: {spent} were used on average."
         if shown.rivals:
-            yield f"Below the line: rivals on the same {units.example}s, also with {_amount(shown.depth, units.depth)}."
+            bounds = (
+                " A bound is no method and is not ranked."
+                if any(o.bound for o in shown.rivals.values())
+                else ""
+            )
+            same = f"Rivals answer the same {units.example}s, also with {_amount(shown.depth, units.depth)}."
+            yield same + bounds
         if differences and "difference [95%]" not in dropped:
             tests = sum(p is not None for _, p in differences.values())
             yield (

@@ -176,11 +176,20 @@ def test_all_rivals_fit_one_screen_each_with_its_difference_and_what_it_spends(m
     ]
     assert order == sorted(order) and sum(r.startswith("best-of-n ") for r in rows[order[2] :]) == 1
     assert (
-        "rivals on the same problems, also with 8 particles" in text
+        "Rivals answer the same problems, also with 8 particles. A bound is no method" in text
         and "8 particles vs. 1 particle: +" in text
     )
     assert text.count(" vs. ") == 1 and "after Holm's correction for 13 tests" in " ".join(text.split())
     assert "train_depth=0" not in text  # there is no base of what cannot be left out
+
+
+def test_rivals_stand_beside_the_depth_that_was_asked_for_whatever_validation_prefers(make):
+    run = solved(make, valid_gain={1: 0.0, 2: 2.0, 4: 0.0, 8: 0.0})
+    text = drawn(run_summary(run.result, run.path), 100)
+    assert re.search(r"^2 ◂", text, re.M) and "2 particles: the depth chosen on validation" in text
+    assert "also with 8 particles" in text and "8 particles vs. 1 particle: +" in text
+    rival = run.result.head.rivals["beam search"]
+    assert re.search(rf"^beam search +{re.escape(formatting.interval(rival.accuracy.interval))}", text, re.M)
 
 
 def test_a_window_too_narrow_for_the_differences_still_says_them(make):
