@@ -46,6 +46,7 @@ _STYLE = {
     "axes.axisbelow": True,
     "legend.frameon": False,
     "svg.hashsalt": "reason",  # the same picture gives the same file
+    "text.parse_math": False,  # a dollar sign in a name is one
 }
 
 
@@ -141,7 +142,7 @@ def draw_comparison(table: Comparison, path: Path) -> None:
         found, look = [drawn[label] for label in labels], {"handlelength": 2.4, "columnspacing": 1.8}
         for ax in (empty := panels[1 + len(costs) :]):
             ax.axis("off")
-        if empty and len(labels) <= 18 and max(map(len, labels)) <= 40:
+        if empty and len(labels) <= 18 and max(map(len, labels), default=0) <= 40:
             empty[0].legend(found, labels, loc="upper left", **look)
         else:
             picture.legend(found, labels, loc="outside lower center", ncols=_columns(labels, size[0]), **look)
@@ -369,7 +370,7 @@ def draw_figures(figures: Sequence[Figure], path: Path) -> None:
     plt = _pyplot()
     figures = [safe(f) for f in figures]
     heights = [_height(f) for f in figures]
-    with plt.rc_context(_STYLE | {"text.parse_math": False}):  # a dollar sign in a title is one
+    with plt.rc_context(_STYLE):
         picture = plt.figure(figsize=(9, sum(heights)), layout="constrained")
         parts = picture.subfigures(len(figures), 1, height_ratios=heights, squeeze=False)[:, 0]
         for part, f in zip(parts, figures, strict=True):

@@ -117,6 +117,13 @@ def test_a_legend_of_long_labels_stays_inside_the_picture(make, tmp_path):
     assert len({_look(i) for i in range(30)}) == 30
 
 
+@pytest.mark.parametrize("name", ["a$^{$b", "_hidden", "x" * 120])
+def test_any_name_can_be_drawn(make, tmp_path, name):
+    make.run(experiment=name, rivals=RIVALS)
+    draw_comparison(compare(make.root)[0], tmp_path / "c.png")
+    assert ink(pixels(tmp_path / "c.png")) > 0.02
+
+
 def test_several_comparisons_get_a_file_each(make, tmp_path):
     make.run()
     make.run(digest="f" * 32)
