@@ -18,7 +18,7 @@ def compare(
     json: Json = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print the rows as CSV to stdout.")] = False,
     plot: Annotated[
-        Path | None, Plot(help="Also plot accuracy against depth, device-hours and latency.")
+        Path | None, Plot(help="Also plot accuracy against depth, tokens, FLOPs, latency and device-hours.")
     ] = None,
     runs: Runs = RUNS,
 ) -> None:

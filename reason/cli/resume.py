@@ -29,6 +29,6 @@ def resume(run: RunName, gpus: Gpus = None, device: Device = None, runs: Runs = 
             raise ConfigError(
                 "A sweep is resumed on the devices it was started on.", "Remove --device and --gpus."
             )
-        draw_sweep(engine.resume_sweep(folder))
+        draw_sweep(engine.resume_sweep(folder), picture=True)
     else:
         draw_result(runner.resume(folder, keys))

@@ -16,7 +16,8 @@ def sweep(
 ) -> None:  # fmt: skip
     """Run a grid of trials; run the same command again to finish an interrupted sweep.
 
-    Comma-separated values are varied; a..b is a range of integers.
+    Comma-separated values are varied; a..b is a range of integers. At the end all trials are compared, and
+    accuracy is plotted against depth and costs in comparison.png in the folder of the sweep.
 
     Example: reason sweep latent depth=0,1,2,3 seed=0..2
     """
@@ -32,17 +33,20 @@ def sweep(
     if seed is not None and any(w.startswith("seed=") for w in overrides or []):
         raise ConfigError("The seed is given twice, by --seed and by seed=...", "Use one of the two.")
     folder = engine.sweep(name, overrides or [], **options, stop_on_error=on_error == "stop")
-    draw_sweep(folder)
+    draw_sweep(folder, picture=True)
 
 
-def draw_sweep(folder) -> None:
-    """The trials of a finished sweep, compared."""
+PICTURE = "comparison.png"  # in the folder of a sweep; what ``reason compare --plot`` draws of it
+
+
+def draw_sweep(folder, picture: bool = False) -> None:
+    """The trials of a finished sweep, compared; with ``picture`` also as a picture in its folder."""
     from pathlib import Path
 
     from reason.cli.compare import compare
     from reason.cli.output import stdout
 
-    compare([folder.name], runs=Path(folder.path.parent))
+    compare([folder.name], plot=folder / PICTURE if picture else None, runs=Path(folder.path.parent))
     metrics = folder.sweep_result.metrics
     stages = metrics.get("stages", 0)
     begun = f" (and {stages} they start from)" if stages else ""

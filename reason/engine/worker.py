@@ -187,8 +187,9 @@ def _evaluate(
                 outcome = _outcome(evaluation, rival.metrics, path, resamples)
                 cost = rival.cost or evaluation.cost
                 outcomes[name] = replace(
-                    outcome, meaning=rival.meaning, cost=cost, **found.rival_latency[name]
-                )
+                    outcome, meaning=rival.meaning, cost=cost, bound=rival.bound, variant_of=rival.variant_of,
+                    **found.rival_latency[name],
+                )  # fmt: skip
             if split == "valid":
                 validation[depth] = outcomes
                 continue
@@ -228,7 +229,10 @@ def _flat_metrics(head: Judged) -> dict[str, float]:
     flat |= {f"eval/{_metric_key(name)}": m.value for name, m in head.metrics.items()}
     flat |= {f"eval/{_metric_key(name)}": v for name, v in head.overall.items()}
     flat |= {f"cost/{name}": v for name, v in head.cost.items()}
-    flat |= {f"rival/{_metric_key(name)}": r.accuracy.value for name, r in head.rivals.items()}
+    for name, rival in head.rivals.items():
+        key = _metric_key(name)
+        flat |= {f"rival/{key}": rival.accuracy.value, f"rival_latency_p50_ms/{key}": rival.latency_p50_ms}
+        flat |= {f"rival_{c}/{key}": rival.cost[c] for c in ("tokens", "flops") if c in rival.cost}
     return {k: v for k, v in flat.items() if v is not None}
 
 

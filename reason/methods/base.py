@@ -126,12 +126,17 @@ class Rival:
     meaning: one line for people.
     cost: counters of its own, as in ``Evaluation``; empty = the same as the method's.
     timed_as: the name that its requests were timed under (``Meter.request``); "" = none were.
+    bound: it answers with knowledge that nobody has (the oracle), so it is shown and never ranked.
+    variant_of: the rival that this is with another budget; its own name begins with that one's: "best-of-n at
+        equal tokens" is "best-of-n". Reports keep variants together, after the others.
     """
 
     meaning: str
     metrics: dict[str, Ratio]
     cost: dict[str, float] = field(default_factory=dict)
     timed_as: str = ""
+    bound: bool = False
+    variant_of: str = ""
 
 
 @dataclass

@@ -27,17 +27,17 @@ from reason.reports.frame import Frame, Key, Point, defaults, evaluation_keys, f
 from reason.tracking.folder import RunFolder
 from reason.tracking.result import Measure, Outcome, RunUnits
 
-METHOD, BASE, RIVAL, BASELINE = "method", "base", "rival", "baseline"
+METHOD, BASE, RIVAL, BOUND, BASELINE = KINDS = "method", "base", "rival", "bound", "baseline"
 ALPHA = 0.05
 
 
 @dataclass
 class Entry:
     """One line of a comparison: a configuration at a depth, over its seeds; a rival of it there, from the same
-    samples; or a trivial baseline."""
+    samples, or a bound, which is a rival that is never ranked; or a trivial baseline."""
 
     label: str
-    kind: str  # METHOD, BASE, RIVAL or BASELINE
+    kind: str  # one of KINDS
     key: Key | None  # None for a trivial baseline
     points: list[Point]  # one per seed; empty for a trivial baseline
     rows: dict[int, ExampleScores]  # seed -> test outcome
@@ -58,7 +58,22 @@ class Entry:
     @property
     def name(self) -> str:
         """Label and depth, as other lines refer to it."""
-        return f"{self.label} at depth {self.depth}" if self.kind in (METHOD, RIVAL) else self.label
+        return self.label if self.kind in (BASE, BASELINE) else f"{self.label} at depth {self.depth}"
+
+    @property
+    def rival(self) -> str:
+        """The rival whose outcome it is; "" for a method's own."""
+        return self.key.rival if self.key else ""
+
+    @property
+    def variant_of(self) -> str:
+        """The rival that this one is with another budget; "" for all others."""
+        return self.points[0].entry.variant_of if self.points else ""
+
+    @property
+    def place(self) -> int:
+        """The place of its rival among those of its method, as that lists them."""
+        return list(self.points[0].result.head.rivals).index(self.rival) if self.rival else -1
 
     @property
     def on_demand(self) -> bool:
@@ -94,8 +109,28 @@ class Comparison:
         """The units of depth in it; several where methods are compared."""
         return list(dict.fromkeys(e.points[0].result.units.depth for e in self.entries if e.points))
 
+    @property
+    def spent(self) -> list[str]:
+        """The counters per example that depth or a rival makes larger; others are constants of the data."""
+        counted = {c: [e.costs[c] for e in self.entries if c in e.costs] for c in COUNTERS}
+        return [c for c, values in counted.items() if varies(values)]
 
-COSTS = ("device_hours", "latency_p50_ms")  # the costs that have a Pareto front
+    def short(self, e: Entry) -> str:
+        """The label of an entry; a rival's name alone where one method only has rivals."""
+        owners = {other.key.family[:-1] for other in self.entries if other.key and other.rival}
+        return e.rival if e.rival and len(owners) == 1 else e.label
+
+
+COUNTERS = ("tokens_per_example", "flops_per_example")
+TIMES = (
+    "latency_p50_ms",
+    "device_hours",
+)  # of different devices not ranked; the costs that have a Pareto front are both
+
+
+def varies(costs: Sequence[float]) -> bool:
+    """Whether costs differ by enough, a tenth, to be told apart by."""
+    return len(costs) > 1 and max(costs) > 1.1 * min(costs)
 
 
 def compare(root: Path | str, names: Sequence[str] = (), *, best: bool = False) -> list[Comparison]:
@@ -139,11 +174,11 @@ def compare_frame(frame: Frame, *, best: bool = False) -> Comparison:
 
 
 def _place(entry: Entry, best: bool, sign: int) -> tuple:
-    """Base first, then the methods by family and depth (for --best by accuracy), rivals, and baselines."""
-    kind = (BASE, METHOD, RIVAL, BASELINE).index(entry.kind)
+    """Base first, then the methods by family and depth (for --best by accuracy), rivals, bounds, and baselines."""
+    kind = (BASE, METHOD, RIVAL, BOUND, BASELINE).index(entry.kind)
     if best or entry.key is None:
         return (kind, -sign * entry.accuracy.value, entry.name)
-    return (kind, str(entry.key.family), entry.key.depth)
+    return (kind, str(entry.key.family[:-1]), entry.place, entry.key.depth)
 
 
 # --- one line -----------------------------------------------------------------------------------
@@ -154,7 +189,11 @@ def _entry(key: Key, points: list[Point], label: str) -> Entry:
     shared = [n for n in points[0].entry.metrics if all(n in p.entry.metrics for p in points)]
     return Entry(
         label=label,
-        kind=RIVAL if key.rival else METHOD if key.train_depth else BASE,
+        kind=(BOUND if points[0].entry.bound else RIVAL)
+        if key.rival
+        else METHOD
+        if key.train_depth
+        else BASE,
         key=key,
         points=points,
         rows=rows,
@@ -207,14 +246,15 @@ def _per_example(point: Point, counter: str) -> float | None:
 
 
 _COSTS: dict[str, Callable[[Point], float | None]] = {
-    "latency_p50_ms": lambda p: p.judged and p.judged.latency_p50_ms,
-    "latency_p95_ms": lambda p: p.judged and p.judged.latency_p95_ms,
+    "latency_p50_ms": lambda p: p.entry.latency_p50_ms,
+    "latency_p95_ms": lambda p: p.entry.latency_p95_ms,
     "throughput_per_s": lambda p: p.judged and p.judged.throughput_per_s,
     "effective_depth": lambda p: p.judged and p.judged.effective_depth,
     "flops_per_example": lambda p: _per_example(p, "flops"),
     "tokens_per_example": lambda p: _per_example(p, "tokens"),
-    "device_hours": lambda p: p.device_hours,
-    "gpu_hours": lambda p: p.result.metrics.get("gpu_hours"),
+    # Hours are those of a run, with all that its method's rivals took.
+    "device_hours": lambda p: p.judged and p.device_hours,
+    "gpu_hours": lambda p: p.judged and p.result.metrics.get("gpu_hours"),
 }
 
 
@@ -273,14 +313,14 @@ def _by_validation(entries: list[Entry], sign: int) -> Entry:
 
 
 def _reference(entry: Entry, entries: list[Entry]) -> Entry | None:
-    """What an entry is measured against: a rival, its method at the same depth; a method, its base, else the
-    least depth of its family.
+    """What an entry is measured against: a rival or a bound, its method at the same depth; a method, its base, else
+    the least depth of its family.
 
     A base is of the same method and backbone and shares a seed; of several the one nearest in
     experiment and settings is taken.
     """
     key = entry.key
-    if entry.kind == RIVAL and key is not None:
+    if entry.rival and key is not None:
         return next((e for e in entries if e.key == replace(key, rival="")), None)
     if entry.kind != METHOD or key is None:
         return None
@@ -294,7 +334,7 @@ def _reference(entry: Entry, entries: list[Entry]) -> Entry | None:
     model = (key.experiment, key.method, key.backbone, key.dataset, key.train_depth, key.trained)
     family = [
         e for e in entries
-        if e.key and e.kind != RIVAL and (*e.key.family[:-2], e.key.trained) == model and e.rows.keys() & entry.rows.keys()
+        if e.key and not e.rival and (*e.key.family[:-2], e.key.trained) == model and e.rows.keys() & entry.rows.keys()
     ]  # fmt: skip
     least = min(family, key=lambda e: (e.depth or 0, e.on_demand))
     return None if least is entry else least
@@ -307,7 +347,7 @@ def _distance(base: Entry, entry: Entry) -> tuple:
 
 
 def _compare_all(table: Comparison, references: dict[int, Entry | None]) -> None:
-    """Fill in every paired difference, and correct all p values together."""
+    """Fill in every paired difference, and correct all p values together. That from a bound is no test."""
     runs = [e for e in table.entries if e.points]
     common = min(runs, key=lambda e: (e.kind != BASE, e.on_demand), default=None)
     for entry in table.entries:
@@ -330,7 +370,7 @@ def _compare_all(table: Comparison, references: dict[int, Entry | None]) -> None
             seeds = ", ".join(map(str, sorted(entry.rows.keys() & reference.rows.keys())))
             note = f"{entry.label} and {reference.name} are compared on their common seeds: {seeds}."
             table.notes += [note] * (note not in table.notes)
-    compared = [e for e in table.entries if e.difference is not None]
+    compared = [e for e in table.entries if e.difference is not None and e.kind != BOUND]
     for entry, p in zip(compared, holm([e.difference.p for e in compared if e.difference]), strict=True):
         entry.p = p
 
@@ -365,17 +405,17 @@ def pareto_front(accuracy: Sequence[float], cost: Sequence[float | None]) -> lis
 
 
 def _fronts(table: Comparison, sign: int) -> None:
-    """Mark the Pareto fronts; times of different devices are not ranked."""
+    """Mark the Pareto fronts; times of different devices are not ranked, and bounds never."""
     devices = sorted({p.device for e in table.entries for p in e.points})
     table.one_device = len(devices) <= 1
     if not table.one_device:
         told = "Device-hours and latencies were measured on different devices and are not ranked"
         table.notes.append(f"{told}: {'; '.join(devices)}.")
-        return
-    values = [sign * e.accuracy.value for e in table.entries]
-    for cost in COSTS:
-        front = pareto_front(values, [e.costs.get(cost) for e in table.entries])
-        for entry, on in zip(table.entries, front, strict=True):
+    ranked = [e for e in table.entries if e.kind != BOUND]
+    values = [sign * e.accuracy.value for e in ranked]
+    for cost in (*table.spent, *(TIMES if table.one_device else ())):
+        front = pareto_front(values, [e.costs.get(cost) for e in ranked])
+        for entry, on in zip(ranked, front, strict=True):
             if on:
                 entry.fronts.append(cost)
 

@@ -9,7 +9,7 @@ MEANINGS = {
     "NDCG": "1 if the target is ranked first among all items, less further down, 0 below rank {k}",
     "Recall": "the share of {examples} whose target is ranked among the top {k} of all items",
     "MRR": "1 / rank of the target among all items",
-    "exact match": "the share of {examples} whose final answer is correct",
+    "Exact match": "the share of {examples} whose final answer is correct",
     "next-token accuracy": "the share of tokens that are predicted correctly",
 }
 

@@ -1,19 +1,22 @@
-"""Pictures: comparisons in three panels, and the figures that methods return.
+"""Pictures: comparisons in panels, and the figures that methods return.
 
 matplotlib is imported when something is drawn, and drawn without a display. Colours are Okabe and
-Ito's, told apart by every kind of eye; shape and line tell the same a second time.
+Ito's (wine for their yellow, too pale for a line), told apart by every kind of eye; shape and line
+tell the same a second time.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reason.errors import ConfigError
 from reason.methods.figures import Figure, HeatMap, Lines, Table, Tokens, Tree, safe
 from reason.reports import formatting
+from reason.reports.comparison import BASE, BOUND, KINDS, METHOD, RIVAL, TIMES, varies
 from reason.reports.output_path import check_output_path
 from reason.reports.svg import clipped, places
 
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
     from reason.metrics.statistics import Interval
     from reason.reports.comparison import Comparison, Entry
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255")
 MARKERS = "osD^vPX"
 INK, GREY = "#222222", "#777777"
 FORMATS = (".png", ".pdf", ".svg")
@@ -43,6 +46,7 @@ _STYLE = {
     "axes.axisbelow": True,
     "legend.frameon": False,
     "svg.hashsalt": "reason",  # the same picture gives the same file
+    "text.parse_math": False,  # a dollar sign in a name is one
 }
 
 
@@ -95,31 +99,53 @@ def handles(axes: Iterable[Axes]) -> dict[str, Any]:
     return drawn
 
 
+@dataclass(frozen=True)
+class _Curve:
+    """Entries of one family, by depth, and how they are drawn."""
+
+    label: str
+    entries: list[Entry]
+    sign: tuple[str, str]  # colour and marker
+    kind: str
+    variant: bool = False  # dashed, in the colour of the rival that it is a variant of
+
+
 def draw_comparison(table: Comparison, path: Path) -> None:
-    """Accuracy against depth, device-hours and latency, with 95% intervals.
+    """Accuracy against depth, against what was spent on an example (tokens and FLOPs where depth changes them, latency),
+    and against device-hours, with 95% intervals.
 
     The base is a line with a band over depth and a point over the costs; trivial baselines, which
     cost next to nothing, are lines. The Pareto front joins what no other point beats.
     """
     plt = _pyplot()
-    families = _families(table)
+    curves = _curves(table)
+    costs = [*table.spent, *TIMES]
     with plt.rc_context(_STYLE):
-        picture, axes = plt.subplots(1, 3, figsize=(12.5, 4.4), sharey=True, layout="constrained")
-        _against_depth(axes[0], table, families)
-        _against_cost(axes[1], table, families, "device_hours", "device-hours per run, training included")
-        latency = f"p50 latency of {table.units.latency} (ms)"
-        _against_cost(axes[2], table, families, "latency_p50_ms", latency)
-        axes[0].set_ylabel(table.accuracy)
+        # Panels by rows of three, four of them by two; the legend stands in a place that stays empty, else below.
+        rows, columns = 1 if len(costs) < 3 else 2, 2 if len(costs) == 3 else 3
+        size = (12.5 if columns == 3 else 10.5, 4.4 if rows == 1 else 7.6)
+        picture, axes = plt.subplots(
+            rows, columns, figsize=size, sharey=True, layout="constrained", squeeze=False
+        )
+        panels = list(axes.flat)
+        _against_depth(panels[0], table, curves)
+        for ax, cost in zip(panels[1:], costs, strict=False):
+            _against_cost(ax, table, curves, cost)
+        for ax in axes[:, 0]:
+            ax.set_ylabel(table.accuracy)
         seeds = sorted({len(e.points) for e in table.entries if e.points})
         over = " to ".join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))
         headline(picture, table, f", {over} seed{'s' * (seeds[-1] > 1)}")
-        drawn = handles(axes)
-        rank = {e.label: ("method", "base", "rival", "baseline").index(e.kind) for e in table.entries}
-        labels = sorted(drawn, key=lambda label: rank.get(label, 3))
-        picture.legend(
-            [drawn[label] for label in labels], labels, loc="outside lower center", ncols=_columns(labels),
-            handlelength=2.4, columnspacing=1.8,
-        )  # fmt: skip
+        drawn = handles(panels)
+        rank = {table.short(e): KINDS.index(e.kind) for e in table.entries}
+        labels = sorted(drawn, key=lambda label: rank.get(label, len(KINDS)))
+        found, look = [drawn[label] for label in labels], {"handlelength": 2.4, "columnspacing": 1.8}
+        for ax in (empty := panels[1 + len(costs) :]):
+            ax.axis("off")
+        if empty and len(labels) <= 18 and max(map(len, labels), default=0) <= 40:
+            empty[0].legend(found, labels, loc="upper left", **look)
+        else:
+            picture.legend(found, labels, loc="outside lower center", ncols=_columns(labels, size[0]), **look)
         _save(picture, path)
 
 
@@ -130,13 +156,23 @@ def headline(picture: Picture, table: Comparison, over: str = "") -> None:
     picture.suptitle(title, x=0.01, ha="left", fontsize=12, color=INK)
 
 
-def _families(table: Comparison) -> list[tuple[str, list[Entry]]]:
-    """The curves: entries of one family, by depth."""
+def _curves(table: Comparison) -> list[_Curve]:
+    """The curves of methods, of their rivals, and of bounds."""
     families: dict[tuple, list[Entry]] = {}
     for entry in table.entries:
-        if entry.kind in ("method", "rival") and entry.key:
+        if entry.kind in (METHOD, RIVAL, BOUND) and entry.key:
             families.setdefault(entry.key.family, []).append(entry)
-    return [(f[0].label, sorted(f, key=lambda e: e.depth or 0)) for f in families.values()]
+    looks: dict[tuple, tuple[str, str]] = {}
+    curves = []
+    for family, entries in families.items():
+        first, of = entries[0], (*family[:-1], entries[0].variant_of)
+        variant = bool(first.variant_of) and of in looks
+        sign = (GREY, "") if first.kind == BOUND else looks[of] if variant else _look(len(looks))
+        if first.kind != BOUND and not variant:
+            looks[family] = sign
+        by_depth = sorted(entries, key=lambda e: e.depth or 0)
+        curves.append(_Curve(table.short(first), by_depth, sign, first.kind, variant))
+    return curves
 
 
 def _look(i: int) -> tuple[str, str]:
@@ -144,10 +180,10 @@ def _look(i: int) -> tuple[str, str]:
     return COLOURS[i % len(COLOURS)], MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]
 
 
-def _columns(labels: Sequence[str]) -> int:
-    """Of a legend as wide as three panels, with room for the longest label in each."""
+def _columns(labels: Sequence[str], width: float) -> int:
+    """Of a legend in a picture of ``width`` inches, with room for the longest label in each."""
     widest = 0.75 + 0.085 * max(map(len, labels), default=0)  # inches: the handle, and letters
-    return max(1, min(7, len(labels), int(12.0 / widest)))
+    return max(1, min(7, len(labels), int((width - 0.5) / widest)))
 
 
 def points(ax: Axes, x: list[float], found: list[Interval], sign: tuple[str, str], **look: Any) -> None:
@@ -158,33 +194,74 @@ def points(ax: Axes, x: list[float], found: list[Interval], sign: tuple[str, str
 
 
 def level(ax: Axes, e: Entry, i: int, alpha: float, **look: Any) -> None:
-    """A horizontal line with its band: the i-th base, or the i-th trivial baseline."""
+    """A horizontal line with its band, unless that is to be clear: the i-th base, or the i-th trivial baseline."""
     color, styles = (INK, ("--", (0, (5, 1, 1, 1)))) if e.kind == "base" else (GREY, (":", "-."))
     ax.axhline(e.accuracy.value, color=color, linestyle=styles[i % 2], label=e.label, zorder=1, **look)
-    ax.axhspan(e.accuracy.low, e.accuracy.high, color=color, alpha=alpha, linewidth=0, zorder=0)
+    if alpha:
+        ax.axhspan(e.accuracy.low, e.accuracy.high, color=color, alpha=alpha, linewidth=0, zorder=0)
 
 
-def _levels(ax: Axes, table: Comparison, bases: bool) -> None:
-    """Horizontal lines: trivial baselines, and over depth the base with its band."""
+def _levels(ax: Axes, table: Comparison, bases: bool, many: bool) -> None:
+    """Horizontal lines: trivial baselines, and over depth the base with its band. Among many curves lines alone."""
     for i, e in enumerate(e for e in table.entries if e.kind == "baseline"):
-        level(ax, e, i, 0.10, linewidth=1.4)
+        level(ax, e, i, 0.0 if many else 0.10, linewidth=1.4)
     for i, e in enumerate(e for e in table.entries if e.kind == "base" and bases):
         # the star is never on this line; it is in the legend for the panels of cost
         level(ax, e, i, 0.08, linewidth=1.4, marker="*", markersize=10, markevery=[])
 
 
-def _against_depth(ax: Axes, table: Comparison, families: list[tuple[str, list[Entry]]]) -> None:
-    from matplotlib.ticker import MaxNLocator
+def _drawn(ax: Axes, curve: _Curve, x: list[float], many: bool, **look: Any) -> None:
+    """The line of a curve with its points. Of many curves the rivals are thin, and their intervals pale."""
+    found = [e.accuracy for e in curve.entries]
+    if curve.kind == BOUND:
+        ax.plot(x, [a.value for a in found], color=GREY, linewidth=1.0, linestyle="--", zorder=1, **look)
+        return
+    thin = many and curve.kind == RIVAL
+    look = {
+        "linewidth": 1.2 if thin else 1.8,
+        "markersize": 4 if thin else 5.5,
+        "zorder": 2 if thin else 3,
+    } | look
+    if curve.variant:
+        look = {"linestyle": (0, (4, 2)), "markerfacecolor": "white"} | look
+    if not thin:
+        points(ax, x, found, curve.sign, **look)
+        return
+    points(ax, x, found, curve.sign, linestyle="none", alpha=0.25, markersize=0, zorder=1)
+    ax.plot(x, [a.value for a in found], color=curve.sign[0], marker=curve.sign[1], **look)
 
-    _levels(ax, table, bases=True)
-    for i, (label, entries) in enumerate(families):
+
+MANY = 4  # curves
+
+
+def _against_depth(ax: Axes, table: Comparison, curves: list[_Curve]) -> None:
+    from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
+
+    many = len(curves) > MANY
+    _levels(ax, table, bases=True, many=many)
+    depths = sorted({e.depth or 0 for curve in curves for e in curve.entries})
+    doubling = len(depths) > 1 and depths[0] > 0 and depths[-1] >= 8 * depths[0]
+    for i, curve in enumerate(curves):
         # So that bars do not hide each other.
-        shift = min(0.07, 0.4 / len(families)) * (i - (len(families) - 1) / 2)
-        x = [(e.depth or 0) + shift for e in entries]
-        points(ax, x, [e.accuracy for e in entries], _look(i), label=label, linewidth=1.6, markersize=5.5)
-        for at, e in zip(x, entries, strict=True):
-            ring(ax, at, e)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        shift = (
+            min(0.07, (0.2 if many else 0.4) / len(curves))
+            * (i - (len(curves) - 1) / 2)
+            * (curve.kind != BOUND)
+        )
+        x = [d * 2**shift if doubling else d + shift for d in (e.depth or 0 for e in curve.entries)]
+        _drawn(ax, curve, x, many, label=curve.label)
+        for at, e in zip(x, curve.entries, strict=True):
+            if curve.kind == METHOD:
+                ring(ax, at, e)
+    if doubling:
+        ax.set_xscale("log", base=2)
+        ax.xaxis.set_major_locator(
+            FixedLocator(depths if len(depths) < 9 else depths[:: len(depths) // 8 + 1])
+        )
+        ax.xaxis.set_major_formatter(ScalarFormatter())
+        ax.xaxis.set_minor_locator(NullLocator())
+    else:
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     ax.set_xlabel(f"depth ({', '.join(table.depth_units)})")
     ax.set_title("against depth")
     ax.margins(x=0.08)
@@ -199,33 +276,49 @@ def ring(ax: Axes, x: float, e: Entry) -> None:
         )  # fmt: skip
 
 
-def _against_cost(
-    ax: Axes, table: Comparison, families: list[tuple[str, list[Entry]]], cost: str, label: str
-) -> None:
+_PANELS = {  # cost -> title, and the words at its axis
+    "tokens_per_example": ("against tokens", "tokens per {example}"),
+    "flops_per_example": ("against FLOPs", "MFLOP per {example}"),
+    "latency_p50_ms": ("against latency", "p50 latency of {latency} (ms)"),
+    "device_hours": ("against device-hours", "device-hours per run, training included"),
+}
+
+
+def _against_cost(ax: Axes, table: Comparison, curves: list[_Curve], cost: str) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-    _levels(ax, table, bases=False)
-    curves = [*(entries for _, entries in families), *([e] for e in table.entries if e.kind == "base")]
-    shown = [[e for e in entries if cost in e.costs] for entries in curves]
-    known = [e for entries in shown for e in entries]
-    at = _set_apart(shown, cost)
-    for i, entries in enumerate(shown):
-        for e in entries:
-            sign, size = ((INK, "*"), 10) if e.kind == "base" else (_look(i), 9)
-            x = at[id(e)]
-            points(ax, [x], [e.accuracy], sign, markersize=size, linestyle="none", linewidth=1.3, zorder=3)
-            ring(ax, x, e)
-            if e.kind != "base":
-                ax.text(
-                    x, e.accuracy.value, str(e.depth), ha="center", va="center_baseline",
-                    fontsize=7, fontweight="bold", color="white", zorder=6,
-                )  # fmt: skip
-    ax.set_xlabel(label)
-    ax.set_title("against device-hours" if cost == "device_hours" else "against latency")
+    many, unit = len(curves) > MANY, 1e6 if cost == "flops_per_example" else 1.0
+    _levels(ax, table, bases=False, many=many)
+    bases = [_Curve("", [e], (INK, "*"), BASE) for e in table.entries if e.kind == BASE]
+    shown = [
+        replace(curve, entries=[e for e in curve.entries if cost in e.costs]) for curve in (*curves, *bases)
+    ]
+    shown = [curve for curve in shown if curve.entries]
+    title, label = _PANELS[cost]
+    ax.set_title(title)
+    ax.set_xlabel(label.format(example=table.units.example, latency=table.units.latency))
+    ax.tick_params(labelbottom=True)
+    known = [e for curve in shown for e in curve.entries]
     if not known:
         ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", color=GREY)
         ax.set_xticks([])
         return
+    at = {key: x / unit for key, x in _set_apart([curve.entries for curve in shown], cost).items()}
+    for curve in shown:
+        x = [at[id(e)] for e in curve.entries]
+        if curve.kind in (RIVAL, BOUND) and many:
+            _drawn(ax, curve, x, many)
+            continue
+        joined = many and varies([e.costs[cost] for e in curve.entries])
+        style = {"markersize": 10 if curve.kind == BASE else 9, "linestyle": "-" if joined else "none"}
+        _drawn(ax, curve, x, many, linewidth=1.3, **({} if curve.kind == BOUND else style))
+        for e in curve.entries:
+            ring(ax, at[id(e)], e)
+            if curve.kind in (METHOD, RIVAL):
+                ax.text(
+                    at[id(e)], e.accuracy.value, str(e.depth), ha="center", va="center_baseline",
+                    fontsize=7, fontweight="bold", color="white", zorder=6,
+                )  # fmt: skip
     front = sorted((e for e in known if cost in e.fronts), key=lambda e: e.costs[cost])
     if len(front) > 1:
         ax.step(
@@ -235,7 +328,8 @@ def _against_cost(
     values = [e.costs[cost] for e in known]
     if min(values) > 0 and max(values) / min(values) > 8:
         ax.set_xscale("log")
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        few = max(values) / min(values) > 100
+        ax.xaxis.set_major_locator(LogLocator(subs=(1,) if few else (1, 2, 5)))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: formatting.tick(value)))
         ax.xaxis.set_minor_locator(NullLocator())
     else:
@@ -276,7 +370,7 @@ def draw_figures(figures: Sequence[Figure], path: Path) -> None:
     plt = _pyplot()
     figures = [safe(f) for f in figures]
     heights = [_height(f) for f in figures]
-    with plt.rc_context(_STYLE | {"text.parse_math": False}):  # a dollar sign in a title is one
+    with plt.rc_context(_STYLE):
         picture = plt.figure(figsize=(9, sum(heights)), layout="constrained")
         parts = picture.subfigures(len(figures), 1, height_ratios=heights, squeeze=False)[:, 0]
         for part, f in zip(parts, figures, strict=True):

@@ -51,6 +51,8 @@ class Outcome:
     valid_accuracy: Measure | None = None
     valid_rows: str | None = None
     meaning: str = ""  # of a rival, for people
+    bound: bool = False  # a rival that is shown and never ranked
+    variant_of: str = ""  # the rival that this one is with another budget
     latency_p50_ms: float | None = None
     latency_p95_ms: float | None = None
     latency_n: int = 0  # requests that were timed

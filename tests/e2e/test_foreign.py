@@ -13,7 +13,8 @@ from command import mlflow_runs, runs
 from reason import registry
 
 PLUGINS = Path(__file__).parent.parent / "plugins"
-RIVALS = {"best-of-n", "first guess"}
+RIVALS = {"best-of-n", "first guess", "best-of-n at once"}
+BOUND = "any guess"
 
 
 @pytest.fixture(autouse=True)
@@ -33,12 +34,16 @@ def words(tiny):
 def test_rivals_stand_beside_their_method_at_every_depth(reason, words, store):
     said = reason("run", "voting", *words)
     assert said.code == 0, said.err
-    for name in (*RIVALS, "most frequent"):
+    for name in ("best-of-n", "first guess", "at once:", f"{BOUND} (bound)", "most frequent"):
         assert name in said.out
     (folder,) = runs()
     assert not (folder / "model").exists() and not any((folder / "checkpoints").iterdir())
     metrics = mlflow_runs(store)[folder.name].data.metrics
-    assert {"rival/best-of-n", "rival/first_guess"} <= metrics.keys()
+    assert {"rival/best-of-n", "rival/first_guess", "rival_latency_p50_ms/best-of-n"} <= metrics.keys()
+    users = folder.result.accuracy.n
+    assert metrics["rival_tokens/first_guess"] == users and metrics["rival_tokens/best-of-n"] == 4 * users
+    assert metrics["depth/rivals/first guess/cost/tokens"] == users
+    assert "rival_latency_p50_ms/first_guess" not in metrics, "it was not timed"
     (table,) = json.loads(reason("compare", "voting", "--json").out)["tables"]
     found = {(row["rival"], row["depth"]): row for row in table["rows"] if row["kind"] == "rival"}
     assert found.keys() == {(name, depth) for name in RIVALS for depth in (1, 2, 4)}
@@ -46,6 +51,8 @@ def test_rivals_stand_beside_their_method_at_every_depth(reason, words, store):
     for (name, depth), row in found.items():
         assert row["label"] == f"voting: {name}" and row["reference"] == f"voting at depth {depth}"
         assert row["difference"] == pytest.approx(row["accuracy"] - own[depth]["accuracy"])
+    bounds = [row for row in table["rows"] if row["kind"] == "bound"]
+    assert {row["rival"] for row in bounds} == {BOUND} and all(row["pareto"] == [] for row in bounds)
     alone = found["first guess", 1]
     assert alone["difference"] == 0, "one guess is the first guess"
     assert reason("compare", "voting", "--plot", "picture.png").code == 0
@@ -54,7 +61,11 @@ def test_rivals_stand_beside_their_method_at_every_depth(reason, words, store):
 
 
 def test_depths_are_powers_of_two_and_judge_one_model(reason, words, store):
-    assert reason("sweep", "voting", "depth=1,6", *words).code == 0
+    said = reason("sweep", "voting", "depth=1,6", *words)
+    (sweep,) = runs("sweep")
+    assert (
+        said.code == 0 and f"{sweep / 'comparison.png'}" in said.err and (sweep / "comparison.png").exists()
+    )
     deep, shallow = sorted(runs(), key=lambda r: -r.config["depth"])
     assert deep.identity["train_hash"] == shallow.identity["train_hash"]
     assert deep.identity["trained_by"] is None and shallow.identity["trained_by"] is None

@@ -7,7 +7,7 @@ as real ones are; a depth adds its gain, a seed its luck.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -38,7 +38,35 @@ UNITS = RunUnits(
     latency="one ranked request",
     throughput="users/s",
 )
+PROBLEM_UNITS = RunUnits(
+    depth="particles",
+    zero="one plain sample answers",
+    example="problem",
+    latency="one solved problem",
+    throughput="tokens/s",
+    least=1,
+)
 DIGEST = "0123456789abcdef0123456789abcdef"
+
+
+class RivalOf(NamedTuple):
+    """What ``Maker`` makes of a rival, beside its method at the same depth."""
+
+    gain: float  # over the method
+    tokens: float = 1.0  # times those of the method
+    latency: float | None = 0.8  # times that of the method; None: not timed
+    bound: bool = False
+    variant_of: str = ""
+
+
+RIVALS = {
+    "self-consistency": RivalOf(-0.5), "best-of-n": RivalOf(-0.3), "weighted best-of-n": RivalOf(-0.2),
+    "one sample": RivalOf(-0.9, latency=None), "oracle": RivalOf(0.9, latency=None, bound=True),
+    "beam search": RivalOf(-0.1, 1.2, 1.3), "DVTS": RivalOf(-0.15, 1.3, 1.4),
+    "self-consistency at equal tokens": RivalOf(-0.4, 1.01, None, variant_of="self-consistency"),
+    "best-of-n at equal tokens": RivalOf(-0.25, 1.01, None, variant_of="best-of-n"),
+    "weighted best-of-n at equal tokens": RivalOf(-0.15, 1.01, None, variant_of="weighted best-of-n"),
+}  # fmt: skip
 
 
 class Maker:
@@ -71,6 +99,8 @@ class Maker:
         latency: float = 1.0,
         cohorts: bool = False,  # whether the rows have what tells users apart, and the evaluation its overall numbers
         used: np.ndarray | None = None,  # (users,) depth given to each user: a policy, up to depths[-1]
+        rivals: dict[str, RivalOf] | None = None,  # of each depth
+        spends: bool = False,  # whether tokens grow with depth; else they are a constant of the data
     ) -> RunFolder:
         self.made += 1
         self.clock += 60
@@ -97,6 +127,7 @@ class Maker:
         OmegaConf.save(tree, folder / "config.yaml")
 
         curve: list[Judged] = []
+        valid_of: dict[str, Measure] = {}
         for depth in depths:
             valid: dict[str, Any] = {}
             for split, gains in (("valid", valid_gain if valid_gain is not None else gain), ("test", gain)):
@@ -108,16 +139,28 @@ class Maker:
                 }
                 rank = np.array([at[d][user] for user, d in enumerate(given.tolist())])
                 more = known(users) | {"step_cosine": np.full(users, 0.9)} if cohorts else {}
+                for name, rival in (rivals or {}).items():
+                    theirs = ranks(split, users, gains.get(depth, 0.0) + rival.gain, seed, depth, train_depth)
+                    more[name] = ranking_columns(theirs)["ndcg@10"]
                 measures = self._rows(folder, path, rank, given, accuracy, more)
+                outcomes = {name: measure(accuracy, more[name], name) for name in rivals or {}}
                 if split == "valid":
                     valid = {"valid_accuracy": measures[accuracy], "valid_rows": path}
+                    valid_of = outcomes
                     continue
+                tokens, p50 = users * 50.0 * (depth if spends else 1), latency * (1 + 0.3 * depth)
                 curve.append(Judged(
                     depth=depth, accuracy=measures.pop(accuracy), rows=path, metrics=measures, **valid,
-                    latency_p50_ms=latency * (1 + 0.3 * depth), latency_p95_ms=latency * (1.6 + 0.4 * depth),
+                    latency_p50_ms=p50, latency_p95_ms=latency * (1.6 + 0.4 * depth),
                     latency_n=100, throughput_per_s=5000 / (1 + 0.2 * depth), effective_depth=float(given.mean()),
                     overall={"coverage@10": 0.5 - 0.1 * depth, "gini@10": 0.9} if cohorts else {},
-                    cost={"steps": users * depth, "tokens": users * 50, "flops": 1e6 * users * (1 + depth)},
+                    cost={"steps": users * depth, "tokens": tokens, "flops": 1e6 * users * (1 + depth)},
+                    rivals={name: Outcome(
+                        accuracy=outcomes[name], rows=path, valid_accuracy=valid_of[name], valid_rows=f"rows/valid-depth{depth}.arrow",
+                        cost={"tokens": rival.tokens * tokens, "flops": rival.tokens * 1e6 * users * (1 + depth)},
+                        bound=rival.bound, variant_of=rival.variant_of,
+                        latency_p50_ms=rival.latency and rival.latency * p50, latency_n=100 * bool(rival.latency),
+                    ) for name, rival in (rivals or {}).items()},
                 ))  # fmt: skip
         popular = self._rows(
             folder,
@@ -179,13 +222,12 @@ class Maker:
         })  # fmt: skip
         feather.write_feather(table, folder / path, compression="zstd")
         wanted = {accuracy: "ndcg@10", "Recall@10": "recall@10", "MRR": "mrr"}
-        measures = {}
-        for name, column in wanted.items():
-            low, high = bootstrap_interval(values[column], resamples=200)
-            measures[name] = Measure(
-                name, float(values[column].mean()), float(low), float(high), len(rank), column
-            )
-        return measures
+        return {name: measure(name, values[column], column) for name, column in wanted.items()}
+
+
+def measure(name: str, values: np.ndarray, column: str) -> Measure:
+    low, high = bootstrap_interval(values, resamples=200)
+    return Measure(name, float(values.mean()), float(low), float(high), len(values), column)
 
 
 def ranks(split: str, users: int, gain: float, seed: int, depth: int, train_depth: int) -> np.ndarray:

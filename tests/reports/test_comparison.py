@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from report_folders import PROBLEM_UNITS, RIVALS
 
-from reason.reports.comparison import BASE, BASELINE, as_dict, as_lines, compare, pareto_front
+from reason.reports.comparison import BASE, BASELINE, BOUND, as_dict, as_lines, compare, pareto_front
 
 
 def table_of(root, *names, **keys):
@@ -155,7 +156,8 @@ def test_times_of_different_devices_are_not_ranked(make):
     make.run(device_name="Slow CPU")
     make.run(device_name="Fast GPU", settings={"latent.loss": "erl"})
     table = table_of(make.root)
-    assert not table.one_device and not any(e.fronts for e in table.entries)
+    assert not table.one_device
+    assert {cost for e in table.entries for cost in e.fronts} == {"flops_per_example"}  # counted, not timed
     assert any("Fast GPU" in note for note in table.notes)
 
 
@@ -163,6 +165,32 @@ def test_the_front_leaves_out_what_is_slower_and_worse(make):
     make.run(depths=(0, 1, 2), gain={0: 0.0, 1: 0.8, 2: 0.2})
     fronts = {e.depth: e.fronts for e in table_of(make.root).entries if e.kind == "method"}
     assert "latency_p50_ms" in fronts[0] and "latency_p50_ms" in fronts[1] and not fronts[2]
+
+
+def test_a_bound_is_shown_and_never_ranked_and_rivals_stand_in_their_order(make):
+    gain = {1: 0.0, 2: 0.5, 4: 0.9}
+    make.run(depths=tuple(gain), train_depth=1, gain=gain, units=PROBLEM_UNITS, rivals=RIVALS, spends=True)
+    table = table_of(make.root)
+    assert [e.rival for e in table.entries if e.depth == 4] == [
+        "",
+        *(n for n in RIVALS if n != "oracle"),
+        "oracle",
+    ]
+    assert table.spent == ["tokens_per_example", "flops_per_example"]
+    bounds = [e for e in table.entries if e.kind == BOUND]
+    assert len(bounds) == 3 and not any(e.chosen or e.fronts or e.p is not None for e in bounds)
+    best = max(table.entries, key=lambda e: e.accuracy.value)
+    assert best in bounds and best.reference == "latent at depth 4" and best.difference
+    for cost in ("tokens_per_example", "flops_per_example", "latency_p50_ms"):
+        assert (
+            max((e for e in table.entries if cost in e.fronts), key=lambda e: e.accuracy.value).kind
+            == "method"
+        )
+    assert [e.rival for e in table_of(make.root, best=True).entries if e.kind == BOUND] == []
+    timed = {e.rival: e.costs.get("latency_p50_ms") for e in table.entries if e.depth == 4}
+    assert timed["beam search"] == pytest.approx(1.3 * timed[""]) and timed["one sample"] is None
+    assert not any("device_hours" in e.costs for e in table.entries if e.rival)  # hours are those of the run
+    assert {table.short(e) for e in table.entries} == {"latent", "popularity", *RIVALS}
 
 
 # --- for programs ---------------------------------------------------------------------------------

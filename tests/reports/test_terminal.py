@@ -10,7 +10,7 @@ import sys
 from dataclasses import replace
 
 import pytest
-from report_folders import FIGURES
+from report_folders import FIGURES, PROBLEM_UNITS, RIVALS
 from rich.console import Console
 
 from reason.methods.figures import HeatMap, Lines, Table, Tree, as_dict
@@ -142,6 +142,67 @@ def test_run_summary_of_a_base_and_without_p95(make):
     result = replace(run.result, curve=[replace(only, latency_p95_ms=None)])
     text = drawn(run_summary(result, run.path))
     assert "the base" in text and "p95" not in text and "◂" not in text and "sweep" not in text
+
+
+def solved(make, **keys):
+    """A run that is judged beside many rivals."""
+    gain = {1: 0.0, 2: 0.4, 4: 0.8, 8: 1.2}
+    return make.run(
+        depths=tuple(gain),
+        train_depth=1,
+        gain=gain,
+        units=PROBLEM_UNITS,
+        **{"rivals": RIVALS, "spends": True} | keys,
+    )
+
+
+def test_all_rivals_fit_one_screen_each_with_its_difference_and_what_it_spends(make):
+    run = solved(make)
+    text = drawn(run_summary(run.result, run.path), 100)
+    assert fits(text, 100) and len(text.splitlines()) <= 42
+    head = re.findall(r"\S+", " ".join(text.splitlines()[2:4]))
+    assert {"tokens/", "MFLOP/", "problem", "p50", "difference"} <= set(head)
+    rows = text.splitlines()[5:]
+    shown = run.result.head
+    for name, rival in shown.rivals.items():
+        label = rival.variant_of or name
+        spent = formatting.number(rival.cost["tokens"] / rival.accuracy.n)
+        own = [r for r in rows if r.startswith(label) and formatting.interval(rival.accuracy.interval) in r]
+        assert len(own) == 1 and f" {spent} " in own[0] and re.search(r"[+-]\d\.\d{4} \[", own[0])
+        assert bool(re.search("[▲▼≈]", own[0])) != rival.bound, "a bound is never better"
+    order = [
+        rows.index(next(r for r in rows if r.startswith(w)))
+        for w in ("8 ◂", "DVTS", "at equal tokens:", "popularity")
+    ]
+    assert order == sorted(order) and sum(r.startswith("best-of-n ") for r in rows[order[2] :]) == 1
+    assert (
+        "Rivals answer the same problems, also with 8 particles. A bound is no method" in text
+        and "8 particles vs. 1 particle: +" in text
+    )
+    assert text.count(" vs. ") == 1 and "after Holm's correction for 13 tests" in " ".join(text.split())
+    assert "train_depth=0" not in text  # there is no base of what cannot be left out
+
+
+def test_rivals_stand_beside_the_depth_that_was_asked_for_whatever_validation_prefers(make):
+    run = solved(make, valid_gain={1: 0.0, 2: 2.0, 4: 0.0, 8: 0.0})
+    text = drawn(run_summary(run.result, run.path), 100)
+    assert re.search(r"^2 ◂", text, re.M) and "2 particles: the depth chosen on validation" in text
+    assert "also with 8 particles" in text and "8 particles vs. 1 particle: +" in text
+    rival = run.result.head.rivals["beam search"]
+    assert re.search(rf"^beam search +{re.escape(formatting.interval(rival.accuracy.interval))}", text, re.M)
+
+
+def test_a_window_too_narrow_for_the_differences_still_says_them(make):
+    run = solved(make)
+    text = " ".join(drawn(run_summary(run.result, run.path), 60).split())
+    assert "difference [95%]" not in text.split("accuracy")[0] and "8 particles vs. best-of-n: +" in text
+
+
+def test_operations_are_per_unit_of_throughput_where_the_data_decides_how_many_there_are(make):
+    run = solved(make, spends=False, rivals=None)
+    text = drawn(run_summary(run.result, run.path), 120)
+    assert "MFLOP/token" in text and "tokens/problem" not in text.replace("\n", "")
+    assert re.search(r"^8 .* 0\.180$", text, re.M)  # 9 MFLOP for 50 tokens
 
 
 def test_comparison_keeps_accuracy_and_difference_at_80_columns(store):

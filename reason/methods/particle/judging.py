@@ -136,16 +136,17 @@ def evaluation(
     }
     rivals: dict[str, Rival] = {}
     if samples is not None:
-        equal = samples.affordable(spent.drawn)
-        for suffix, counts in (("", np.full(len(problems), depth)), (EQUAL, equal)):
-            found, cost = samples.outcomes(counts)
-            for name, column in found.items():
-                if not suffix or name in RULE_OF:
-                    _add(rivals, columns, name + suffix, column * judged, cost.cost(flops_per_token))
+        found, cost = samples.outcomes(np.full(len(problems), depth))
+        for name, column in found.items():
+            _add(rivals, columns, name, column * judged, cost.cost(flops_per_token))
     for name, (solutions, cost) in searches.items():
         several = Candidates.of(solutions)
         column = solved(several.select("argmax_last"), several.correct(problems)) * judged
         _add(rivals, columns, name, column, cost.cost(flops_per_token))
+    if samples is not None:
+        found, cost = samples.outcomes(samples.affordable(spent.drawn))
+        for name in RULE_OF:
+            _add(rivals, columns, name, found[name] * judged, cost.cost(flops_per_token), EQUAL)
     rows = pa.table({
         "id": pa.array([p.id for p in problems], pa.string()),
         "level": pa.array([str(p.level) if p.level is not None else "" for p in problems], pa.string()),
@@ -167,13 +168,17 @@ def evaluation(
 
 
 def _add(
-    rivals: dict[str, Rival], columns: dict[str, np.ndarray], name: str, column: np.ndarray, cost: dict[str, float]
+    rivals: dict[str, Rival], columns: dict[str, np.ndarray], rule: str, column: np.ndarray, cost: dict[str, float],
+    suffix: str = "",
 ) -> None:  # fmt: skip
-    columns[name] = column
-    meaning = MEANINGS[name.removesuffix(EQUAL)]
-    if name.endswith(EQUAL):
+    name, meaning, timed_as = rule + suffix, MEANINGS[rule], TIMED_AS.get(rule, "")
+    if suffix:
         meaning = meaning.replace("as many samples", "as many samples as the filter's tokens pay for")
-    rivals[name] = Rival(meaning, {ACCURACY: Ratio(name, "judged")}, cost, TIMED_AS.get(name, ""))
+        timed_as = ""  # what was timed is another number of samples
+    columns[name] = column
+    rivals[name] = Rival(
+        meaning, {ACCURACY: Ratio(name, "judged")}, cost, timed_as, rule == "oracle", rule if suffix else ""
+    )
 
 
 def _least_ess(population: Population) -> float:

@@ -65,26 +65,35 @@ class Voting(Method):
         for depth, meter in meters.items():
             some = drawn[:, :depth]
             for i in meter.requests(len(split)):
-                with meter.request():
-                    vote(self.guesses(model, split, np.array([i]), depth))
+                for name in ("", "guesses"):
+                    with meter.request(name):
+                        vote(self.guesses(model, split, np.array([i]), depth))
             with meter.batch(len(index)):
                 answer = vote(some)
             best = some.gather(1, model.reward.scores[some].argmax(1, keepdim=True))[:, 0]
             hits = {"hit": answer, "hit_best": best, "hit_first": some[:, 0]}
+            found = {name: (said == target).double().numpy() for name, said in hits.items()}
             rows = pa.table({
                 "id": pa.array(split.id[index].tolist(), pa.string()),
                 "depth_used": np.full(len(index), float(depth)),
-                **{name: (said == target).double().numpy() for name, said in hits.items()},
+                **found,
+                "hit_any": (some == target[:, None]).any(1).double().numpy(),
             })  # fmt: skip
             rivals = {
-                "best-of-n": Rival("the guess with the highest reward", {"hit rate": Ratio("hit_best")}),
+                "best-of-n": Rival(
+                    "the guess with the highest reward", {"hit rate": Ratio("hit_best")}, timed_as="guesses"
+                ),
                 "first guess": Rival(
-                    "one guess", {"hit rate": Ratio("hit_first")}, {"samples": float(len(index))}
+                    "one guess", {"hit rate": Ratio("hit_first")}, {"tokens": float(len(index))}
+                ),
+                "any guess": Rival("a bound", {"hit rate": Ratio("hit_any")}, bound=True),
+                "best-of-n at once": Rival(
+                    "the same", {"hit rate": Ratio("hit_best")}, variant_of="best-of-n"
                 ),
             }
             yield (
                 depth,
-                Evaluation(rows, "hit rate", HIT, {"samples": float(depth * len(index))}, rivals=rivals),
+                Evaluation(rows, "hit rate", HIT, {"tokens": float(depth * len(index))}, rivals=rivals),
             )
 
     def calibrate(self, ctx, model, fit):
