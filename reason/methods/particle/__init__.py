@@ -30,6 +30,7 @@ card = MethodCard(
         "backbone.hidden": 96,
         "backbone.layers": 3,
         "backbone.ffn": 256,
+        "backbone.init_std": 0.08,  # 0.02 suits widths of 500 and more
         "dataset.modulus": 11,
         "dataset.slip": 0.15,
         "dataset.redo": 0.3,
