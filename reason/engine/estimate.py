@@ -70,7 +70,9 @@ def _from(plan: Plan, folder: RunFolder, like: Result) -> str:
     spent = _work(like.curve, [judged.depth for judged in like.curve])
     if hours is not None and spent:
         seconds = 3600 * hours * _work(like.curve, plan.depths) / spent * share
-        parts.append(f"about {_number(seconds)} s on {like.device_name or like.device} with everything beside it")
+        parts.append(
+            f"about {_number(seconds)} s on {like.device_name or like.device} with everything beside it"
+        )
     example = plan.card.units.example
     over = f"{n:,} {example}s of the test split" if same else f"each {example} of the test split"
     depths = ", ".join(map(str, plan.depths))

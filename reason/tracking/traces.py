@@ -62,7 +62,9 @@ def _store(uri: str) -> Iterator[None]:
     mlflow.set_tracking_uri(uri)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about type hints of its own; one that is raised would cost the span
+            warnings.simplefilter(
+                "ignore"
+            )  # about type hints of its own; one that is raised would cost the span
             yield
         mlflow.flush_trace_async_logging()
     finally:

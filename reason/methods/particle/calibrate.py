@@ -21,8 +21,11 @@ from reason.methods.particle.rollouts import Rollouts
 from reason.metrics.association import auroc
 from reason.metrics.calibration import expected_calibration_error, fit_temperature
 
-KINDS = ("temperature", "platt", "isotonic")
+KINDS = ("slope", "temperature", "platt", "isotonic")
 FOLDS = 5
+FINISHED = (
+    1 << 30
+)  # the depth that stands for finished solutions, whatever theirs is: they are judged by their answer
 Curve = dict[
     str, Any
 ]  # {"temperature": t}, {"slope": a, "offset": b}, {"x": [...], "y": [...]}, or {}: as it is
@@ -32,7 +35,8 @@ Curve = dict[
 class Calibration:
     """How rewards at each depth are to be read.
 
-    first: the depth at which each curve begins; it holds up to the next, the last for all that are deeper.
+    first: the depth at which each curve begins; it holds up to the next, the last for all that are deeper. ``FINISHED`` = for
+        finished solutions.
     before, after: NLL and ECE, the latter of curves fitted to other problems than they are measured on.
     seen: fingerprints of the problems that it was fitted on. notes: for people.
     """
@@ -45,9 +49,11 @@ class Calibration:
     seen: frozenset[str]
     notes: tuple[str, ...] = ()
 
-    def __call__(self, reward: np.ndarray, step: np.ndarray) -> np.ndarray:
-        """(n,) probabilities of rewards (n,) at depths (n,)."""
-        return _read(self.first, self.curves, reward, step)
+    def __call__(
+        self, reward: np.ndarray, step: np.ndarray, finished: np.ndarray | bool = False
+    ) -> np.ndarray:
+        """(n,) probabilities of rewards (n,) at depths (n,) of solutions that are finished, or not (n,) bool."""
+        return _read(self.first, self.curves, reward, np.where(finished, FINISHED, step))
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -73,7 +79,9 @@ class Calibrated:
     def __call__(self, prefixes: Sequence[Prefix]) -> np.ndarray:
         found = np.asarray(self.reward(prefixes), np.float64)
         given, members = parts(found)
-        read = self.calibration(given, np.array([prefix.node.step for prefix in prefixes]))
+        nodes = [prefix.node for prefix in prefixes]
+        step, finished = np.array([n.step for n in nodes]), np.array([n.finished for n in nodes])
+        read = self.calibration(given, step, finished)
         return read if found.ndim == 1 else np.column_stack([read, members])
 
 
@@ -81,8 +89,9 @@ def fit(kind: str, rollouts: Rollouts, least: int = 200) -> Calibration:
     """Fit the rewards of rollouts, labelled by their own outcomes, to these outcomes.
 
     Args:
-        kind: "temperature": log-odds divided by a number; "platt": a slope and an offset on log-odds;
-            "isotonic": any curve that does not fall.
+        kind: "temperature": log-odds divided by a number; "platt": a slope and an offset on log-odds; "isotonic": any curve
+            that does not fall. "slope": log-odds times what they tell of whether the prefix is right so far, which is not how often
+            solutions end right: a right one may still go wrong.
         least: prefixes for a curve of its own; neighbouring depths share one until there are so many, of both outcomes.
 
     Raises:
@@ -91,7 +100,11 @@ def fit(kind: str, rollouts: Rollouts, least: int = 200) -> Calibration:
     """
     if kind not in KINDS:
         raise unknown("kind of calibration", kind, KINDS)
-    reward, label, step = rollouts.reward, rollouts.label, rollouts.step
+    reward, label, step = (
+        rollouts.reward,
+        rollouts.label,
+        np.where(rollouts.finished, FINISHED, rollouts.step),
+    )
     if not np.isin(label, (0, 1)).all():
         raise ValueError("Calibration needs what each prefix came to itself, right or wrong.")
     if not ((reward >= 0) & (reward <= 1)).all():
@@ -139,17 +152,21 @@ def quality_by_depth(rollouts: Rollouts, reward: np.ndarray | None = None) -> di
 def _depths(step: np.ndarray, label: np.ndarray, least: int) -> tuple[int, ...]:
     """Where curves begin, each with ``least`` examples at least, a tenth of them or ten of each outcome."""
     few = min(10, max(1, least // 10))
-    first, begin = [], 1
+    first: list[int] = []
+    begin = 1
 
     def enough(at: np.ndarray) -> bool:
         right = label[at].sum()
         return at.sum() >= least and min(right, at.sum() - right) >= few
 
-    for depth in range(1, int(step.max()) + 1):
+    unfinished = step < FINISHED
+    for depth in np.unique(step[unfinished]).tolist():
         if enough((step >= begin) & (step <= depth)):
             first.append(begin)
             begin = depth + 1
-    return tuple(first or [1])  # what is left over at the end joins the last
+    if first and enough(~unfinished):  # what is left over before it joins the last
+        first.append(FINISHED)
+    return tuple(first or [1])
 
 
 def _place(first: Sequence[int], step: np.ndarray) -> np.ndarray:
@@ -172,6 +189,8 @@ def _curve(kind: str, reward: np.ndarray, label: np.ndarray) -> Curve:
 
         both = torch.from_numpy(np.column_stack([np.zeros_like(z), z]))
         return {"temperature": fit_temperature(both, torch.from_numpy(label.astype(np.int64)))}
+    if kind == "slope":
+        return {"slope": _slope(z, label), "offset": 0.0}
     if kind == "platt":
         from sklearn.linear_model import LogisticRegression
 
@@ -179,13 +198,30 @@ def _curve(kind: str, reward: np.ndarray, label: np.ndarray) -> Curve:
         slope, offset = float(found.coef_[0, 0]), float(found.intercept_[0])
         if slope < 0:  # it says the contrary of what happens; nothing is better than that
             slope, offset = 0.0, float(logits(label.mean()))
-        return {"slope": slope, "offset": offset}
+        return (
+            {"slope": max(slope, 0.0), "offset": 0.0}
+            if kind == "slope"
+            else {"slope": slope, "offset": offset}
+        )
     from sklearn.isotonic import IsotonicRegression
 
     found = IsotonicRegression(out_of_bounds="clip").fit(reward, label)
     edge = 1 / (len(label) + 2)  # nobody is sure after n examples
     y = np.clip(found.y_thresholds_, edge, 1 - edge)
     return {"x": found.X_thresholds_.tolist(), "y": y.tolist()}
+
+
+def _slope(z: np.ndarray, label: np.ndarray) -> float:
+    """s of P(ends right) = q sigmoid(s z + b), at least 0: q is the chance that what is right so far ends right."""
+    from scipy.optimize import minimize
+
+    def loss(x: np.ndarray) -> float:
+        p = np.clip(expit(x[2]) * expit(x[0] * z + x[1]), 1e-9, 1 - 1e-9)
+        return -float(np.where(label > 0.5, np.log(p), np.log1p(-p)).mean())
+
+    starts = [np.array([s, 0.0, q]) for s in (0.2, 1.0, 3.0) for q in (0.5, 4.0)]
+    bounds = [(0.0, 20.0), (-20.0, 20.0), (-4.0, 12.0)]
+    return float(min((minimize(loss, x, bounds=bounds) for x in starts), key=lambda found: found.fun).x[0])
 
 
 def _read(first: Sequence[int], curves: Iterable[Curve], reward: np.ndarray, step: np.ndarray) -> np.ndarray:

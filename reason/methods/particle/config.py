@@ -19,7 +19,7 @@ Scheme = Literal["auto", "multinomial", "systematic", "stratified", "residual"]
 Anneal = Literal["none", "ess", "entropy", "base"]
 Rule = Literal["weighted_vote", "argmax_last", "majority", "reward_vote", "lineage_vote", "sample"]
 Combination = Literal["mean", "pessimistic", "min", "median"]
-CalibrationKind = Literal["auto", "none", "temperature", "platt", "isotonic"]
+CalibrationKind = Literal["auto", "none", "slope", "temperature", "platt", "isotonic"]
 Aggregation = Literal["last", "min", "mean", "prod", "model"]
 
 REWARDS = ("exact", "value", "prm", "certainty", "rules", "constant")
@@ -165,8 +165,9 @@ class RewardConfig:
         evaluation=True,
     )  # fmt: skip
     calibration: CalibrationKind = key(
-        "auto", "correction fitted to the held-out problems, depth by depth; auto = temperature, unless the reward is "
-        "exact, constant or certainty", evaluation=True,
+        "auto", "correction fitted to the held-out problems, depth by depth: log-odds times a slope; divided by a temperature; "
+        "platt = slope and offset; isotonic; auto = platt for the potential ratio and slope for others, none where the reward is exact "
+        "or says nothing", evaluation=True,
     )  # fmt: skip
     ratings: str = key(
         "", "JSON lines of people's ratings of prefixes, as they are asked for in ratings.jsonl; empty = none",
@@ -526,5 +527,5 @@ class ParticleConfig:
         """The calibration that is meant; "" = none."""
         kind = self.reward.calibration
         if kind == "auto":
-            return "" if self.reward.sure else "temperature"
+            return "" if self.reward.sure else "platt" if self.weighing == "ratio" else "slope"
         return "" if kind == "none" else kind

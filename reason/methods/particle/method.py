@@ -30,8 +30,8 @@ from reason.files import append_json_lines
 from reason.methods.base import TRACES, Context, Evaluation, Losses, Meter, Method, Ratio, Step
 from reason.methods.figures import Figure
 from reason.methods.particle import audit
+from reason.methods.particle.calibrate import Calibration, quality, quality_by_depth
 from reason.methods.particle.calibrate import fit as fit_reward
-from reason.methods.particle.calibrate import quality, quality_by_depth
 from reason.methods.particle.config import ParticleConfig
 from reason.methods.particle.data import (
     ParticleSplits,
@@ -292,10 +292,7 @@ class Particle(Method[ParticleSplits, Problems, Policy]):
         if own.fitting:
             fitted = fit_reward(own.fitting, rollouts)
             found["reward"] = fitted.to_json()
-            notes += [
-                f"calibrated ({own.fitting}): error {fitted.before['ece']:.3f} -> {fitted.after['ece']:.3f}",
-                *fitted.notes,
-            ]
+            notes += [_calibrated(fitted), *fitted.notes]
         return {**found, "notes": notes}
 
     # --- judging --------------------------------------------------------------------------------------
@@ -418,6 +415,13 @@ class Particle(Method[ParticleSplits, Problems, Policy]):
         from reason.methods.particle.answering import Inspection
 
         return Inspection(self.config, ctx, model).figures(example)
+
+
+def _calibrated(fitted: Calibration) -> str:
+    """What was fitted, for people."""
+    if fitted.kind == "slope" and (slopes := [c["slope"] for c in fitted.curves if c]):
+        return f"calibrated: log-odds times {min(slopes):.2f} to {max(slopes):.2f}, by how far solutions are"
+    return f"calibrated ({fitted.kind}): error {fitted.before['ece']:.3f} before, {fitted.after['ece']:.3f} after"
 
 
 def _solution_loss(model: Policy, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
