@@ -18,6 +18,9 @@ replaces what stands between them. KIND is
     routing              how the learned router differs from each of its controls
     recovered            what training regains of the loss that making a model recursive costs
     levels               accuracy and depth by the steps that an answer needs
+    solving              particle filtering beside its rivals, a line for each configuration
+    differences          particle filtering less each rival, paired
+    settings             configurations of particle filtering, each less the first
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from pathlib import Path
 
 import language
 import numpy as np
+import solving
 import yaml
 from language import result_of
 
@@ -103,7 +107,8 @@ def slim_rows(run: RunFolder, place: Path) -> None:
     beside = [least.metrics[name] for name in card.beside]
     studied |= {column for m in beside for column in (m.column, m.denominator) if column}
     studied |= {c for c in feather.read_table(run / least.rows).column_names if LEVEL.fullmatch(c)}
-    wanted = [(e.rows, e.accuracy, studied) for e in result.curve]
+    answers = {e.rows: {r.accuracy.column for r in e.rivals.values()} for e in result.curve}
+    wanted = [(e.rows, e.accuracy, studied | answers[e.rows]) for e in result.curve]
     wanted += [(e.valid_rows, e.accuracy, set()) for e in result.curve if e.valid_rows]
     wanted += [
         (b.rows, b.accuracy, set())
@@ -353,6 +358,7 @@ BLOCKS = {
     "published": published_block,
     "claims": claims_block,
     **{kind: lambda name, block=block: block(_models(name)) for kind, block in language.BLOCKS.items()},
+    **{kind: lambda name, block=block: block(RunFolder.all(_set(name))) for kind, block in solving.BLOCKS.items()},
     **{section: lambda name, section=section: markdown(_study(name), section) for section in SECTIONS},
 }
 
