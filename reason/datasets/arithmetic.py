@@ -23,6 +23,7 @@ from typing import Literal
 from reason.datasets.documents import Corpus, Documents, TextData, finish
 from reason.datasets.generated import distinct, names
 from reason.datasets.problems import JudgedLine, Problem, Problems, ProblemSplits, Verdict, view
+from reason.datasets.subsets import unit
 from reason.datasets.textconfig import ArithmeticConfig
 
 OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
@@ -30,6 +31,7 @@ NUMBER = r"(0|[1-9][0-9]{0,8})"
 STEP = re.compile(rf"(redo )?{NUMBER}([-+*]){NUMBER}={NUMBER}")
 ANSWER = re.compile(r"answer\s+(.+)")
 WHOLE = re.compile(r"0*([0-9]{1,9})")
+STUBBORN = 0.6  # chance that a stubborn calculation is written down wrong: more often than right
 NO_NUMBER = -1  # stands for an answer that is no whole number: wrong, as no sum comes to it
 
 # right: the next operation on the value so far, its result right and on the way to the answer.
@@ -93,15 +95,20 @@ class Sum:
     def solution(self) -> str:
         return "\n".join([*self.steps, f"answer {self.answer}"])
 
-    def slipped(self, rng: random.Random, slip: float, redo: float) -> str:
-        """A solution whose steps are wrong with chance ``slip``; each slip is mended at once with chance ``redo``."""
+    def slipped(self, rng: random.Random, slip: float, redo: float, stubborn: float = 0.0) -> str:
+        """A solution whose steps are wrong with chance ``slip``; each slip is mended at once with chance ``redo``.
+
+        stubborn: the share of calculations that are wrong with chance ``STUBBORN`` instead, and always in the same way.
+        """
         lines, value = [], self.start
         for sign, number in self.operations:
             right = self.apply(value, sign, number)
             step = f"{value}{sign}{number}="
             value = right
-            if rng.random() < slip:
-                value = (right + rng.randrange(1, self.modulus)) % self.modulus
+            hard = unit(f"{self.modulus} {step}", "stubborn") < stubborn
+            if rng.random() < (STUBBORN if hard else slip):
+                own = 1 + int(unit(f"{self.modulus} {step}", "wrong") * (self.modulus - 1))
+                value = (right + (own if hard else rng.randrange(1, self.modulus))) % self.modulus
             lines.append(f"{step}{value}")
             if value != right and rng.random() < redo:
                 value = right
@@ -183,8 +190,11 @@ def load(config: ArithmeticConfig, offline: bool = False) -> Arithmetic:
     rng = random.Random(f"{config.seed} slips")
     parts = {}
     for split, several in sums.items():
-        slip = config.slip if split == "train" else 0.0
-        text = [f"{p.question}\n{p.slipped(rng, slip, config.redo) if slip else p.solution}" for p in several]
+        flawed = split == "train" and (config.slip or config.stubborn)
+        text = [
+            f"{p.question}\n{p.slipped(rng, config.slip, config.redo, config.stubborn) if flawed else p.solution}"
+            for p in several
+        ]
         parts[split] = Documents(names(split, len(several)), text)
     steps = sum(p.depth for p in sums["train"])
     written = finish(config.name, Corpus.of(parts), {"modulus": config.modulus, "train_steps": steps})

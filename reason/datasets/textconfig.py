@@ -163,6 +163,10 @@ class ArithmeticConfig(GeneratedKeys):
     most: int = key(8, "operations in the longest problems")
     largest: int = key(9, "largest number in a question; must be below the modulus")
     slip: float = key(0.1, "probability that a step of a training solution has a wrong result")
+    stubborn: float = key(
+        0.0,
+        "share of calculations that training solutions get wrong more often (60 %) than right, always in the same way",
+    )
     redo: float = key(1.0, "probability that the next line corrects a wrong step, so the rest is right")
 
     def __post_init__(self):
@@ -171,7 +175,7 @@ class ArithmeticConfig(GeneratedKeys):
         within(self, "most", 1, 64)
         within(self, "least", 1, self.most)
         within(self, "largest", 2, self.modulus - 1)
-        for name in ("slip", "redo"):
+        for name in ("slip", "stubborn", "redo"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(
                     f"dataset.{name}={getattr(self, name)} is not a probability.", "Set it from 0 to 1."

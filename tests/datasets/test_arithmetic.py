@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import re
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings
@@ -178,3 +179,22 @@ def test_keys_out_of_bounds(keys):
     with pytest.raises(ConfigError, match=f"dataset.{key}=") as caught:
         ArithmeticConfig(**keys)
     assert caught.value.hint
+
+
+def test_stubborn_calculations_are_wrong_more_often_than_right_and_always_alike():
+    config = ArithmeticConfig(modulus=11, largest=5, slip=0.0, stubborn=0.2, redo=0.0, train_documents=3000)
+    often: dict[str, Counter[str]] = {}
+    for text in load(config).corpus.train.text:
+        for line in text.split("\n")[1:-1]:
+            step, _, result = line.partition("=")
+            often.setdefault(step, Counter())[result] += 1
+    often = {step: found for step, found in often.items() if found.total() >= 30}
+    hard = {step: found for step, found in often.items() if len(found) > 1}
+    assert 0.1 < len(hard) / len(often) < 0.3
+    for step, found in hard.items():
+        assert len(found) == 2, step
+        left, sign, right = re.fullmatch(r"(\d+)([-+*])(\d+)", step).groups()
+        want = str(
+            {"+": int(left) + int(right), "-": int(left) - int(right), "*": int(left) * int(right)}[sign] % 11
+        )
+        assert 0.2 < found[want] / found.total() < 0.6

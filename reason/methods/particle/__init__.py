@@ -33,7 +33,8 @@ card = MethodCard(
         "backbone.init_std": 0.08,  # 0.02 suits widths of 500 and more
         "dataset.modulus": 11,
         "dataset.largest": 5,
-        "dataset.slip": 0.25,
+        "dataset.slip": 0.15,
+        "dataset.stubborn": 0.1,
         "dataset.redo": 0.3,
         "dataset.valid_documents": 300,
         "dataset.fit": 0.4,

@@ -230,7 +230,7 @@ class ValueConfig:
         0,
         "a prefix is labelled by the share of so many completions that end right (Math-Shepherd); 0 = by its own end",
     )
-    hidden: int = key(0, "width of the head's hidden layer; 0 = it is linear")
+    hidden: int = key(32, "width of the head's hidden layer; 0 = it is linear")
 
     def __post_init__(self):
         for name, least in (("solutions", 1), ("problems", 0), ("completions", 0), ("hidden", 0)):

@@ -90,7 +90,7 @@ def kept_rollouts(folder: Path, digest: str) -> Rollouts | None:
     columns = {
         name: tensors[name].numpy() for name in ("label", "step", "problem", "finished", "reward", "members")
     }
-    return Rollouts(tensors["hidden"], **columns, fingerprints=tuple(told["fingerprints"]))
+    return Rollouts(tensors["known"], **columns, fingerprints=tuple(told["fingerprints"]))
 
 
 def keep_rollouts(folder: Path, rollouts: Rollouts, digest: str) -> None:
@@ -99,7 +99,7 @@ def keep_rollouts(folder: Path, rollouts: Rollouts, digest: str) -> None:
     aside = folder / f".{ROLLOUTS}"
     write_tensors(
         aside,
-        {"hidden": rollouts.hidden, **tensors},
+        {"known": rollouts.known, **tensors},
         {"digest": digest, "fingerprints": list(rollouts.fingerprints)},
     )
     aside.replace(folder / ROLLOUTS)

@@ -206,7 +206,7 @@ class Particle(Method[ParticleSplits, Problems, Policy]):
             if known:
                 rollouts = self._validation_rollouts(ctx, Problems(problems[i] for i in known))
                 batch = rollouts.batch(np.arange(len(rollouts)))
-                logits = model.head(batch["hidden"].to(ctx.device)).cpu()
+                logits = model.head(batch["known"].to(ctx.device)).cpu()
                 loss = F.binary_cross_entropy_with_logits(logits, batch["label"], reduction="none")
                 where = np.array(known)[rollouts.problem]
                 np.add.at(total, where, loss.double().numpy())

@@ -123,7 +123,7 @@ def opened_value(source: str, offline: bool = False) -> ValueSource:
 
 def write_value(folder: Path, head: ValueHead, hidden: int, policy: str, seen: frozenset[str]) -> None:
     """Keep in a run's folder what ``opened_value`` reads beside the weights."""
-    width = head.norm.normalized_shape[0]
+    width = head.width
     write_json(folder / VALUE, {"width": width, "hidden": hidden, "policy": policy, "seen": sorted(seen)})
 
 

@@ -17,6 +17,7 @@ from reason.methods.particle.driver import Driver, Prefix, Reward, Task
 from reason.methods.particle.lineage import Node
 from reason.methods.particle.requests import Algorithm, Draws, together
 from reason.methods.particle.searches import samples
+from reason.methods.particle.value import known_of
 from reason.metrics.grading import grade
 
 
@@ -24,12 +25,12 @@ from reason.metrics.grading import grade
 class Rollouts:
     """n prefixes of solutions of some problems. ``Examples`` for the trainer of a value head.
 
-    hidden: (n, D) float32 what the policy's head reads at the last token; (n, 0) from a server. label: (n,) the chance that the solution ends right.
+    known: (n, D + F) float32 what a value head reads: the policy's state, and signs of the path; (n, 0) from a server. label: (n,) the chance that the solution ends right.
     step: (n,) chunks. problem: (n,) index into ``fingerprints``. finished: (n,) bool.
     reward: (n,), members: (n, m): what a reward said of them, NaN and m = 0 where none was asked.
     """
 
-    hidden: Tensor
+    known: Tensor
     label: np.ndarray
     step: np.ndarray
     problem: np.ndarray
@@ -50,9 +51,9 @@ class Rollouts:
         return rng.permutation(len(self))
 
     def batch(self, index: np.ndarray) -> dict[str, Tensor]:
-        """hidden (n, D) and label (n,) float32."""
+        """known (n, D + F) and label (n,) float32."""
         return {
-            "hidden": self.hidden[torch.from_numpy(np.asarray(index))],
+            "known": self.known[torch.from_numpy(np.asarray(index))],
             "label": torch.from_numpy(self.label[index]).float(),
         }
 
@@ -63,7 +64,7 @@ class Rollouts:
             name: getattr(self, name)[index]
             for name in ("label", "step", "problem", "finished", "reward", "members")
         }
-        return replace(self, hidden=self.hidden[torch.from_numpy(index)], **columns)
+        return replace(self, known=self.known[torch.from_numpy(index)], **columns)
 
     def split(self, share: float, seed: int = 0) -> tuple[Rollouts, Rollouts]:
         """Those of most problems, and those of the share that is held out. No problem is in both."""
@@ -141,9 +142,8 @@ def collect(
                 nodes.append(node)
                 label.append(own if node.finished else shares.get(node.id, own))
                 place.append(outcome.task.key)
-    states = [state for node in nodes if (state := recorder.hidden[node]) is not None]
     return Rollouts(
-        torch.stack(states).cpu() if len(states) == len(nodes) else torch.zeros(len(nodes), 0),
+        recorder.known(nodes),
         np.array(label),
         np.array([node.step for node in nodes]),
         np.array(place),
@@ -172,11 +172,19 @@ def _written(
 
 
 class _Recorder:
-    """Keeps the hidden states of all prefixes that are judged."""
+    """Keeps what is known of all prefixes that are judged."""
 
     def __init__(self, reward: Reward | None):
-        self.reward, self.hidden = reward, {}
+        self.reward = reward
+        self._asked: dict[Node, Prefix] = {}
+
+    def known(self, nodes: Sequence[Node]) -> Tensor:
+        """(n, D + F) float32 on CPU, see ``value.known_of``; (n, 0) where the policy shows no states."""
+        prefixes = [self._asked[node] for node in nodes]
+        if any(prefix.hidden is None for prefix in prefixes):
+            return torch.zeros(len(nodes), 0)
+        return known_of(prefixes).float().cpu()
 
     def __call__(self, prefixes: Sequence[Prefix]) -> np.ndarray:
-        self.hidden |= {prefix.node: prefix.hidden for prefix in prefixes}
+        self._asked |= {prefix.node: prefix for prefix in prefixes}
         return np.full(len(prefixes), 0.5) if self.reward is None else self.reward(prefixes)

@@ -1,10 +1,11 @@
-"""A value head: the chance that a solution ends right, read off the policy's own hidden state.
+"""A value head: the chance that a solution ends right, read off what the policy itself knows of it.
 
 It costs next to nothing beside the policy, which has read the prefix already.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -14,10 +15,25 @@ from torch.nn import functional as F
 
 from reason.errors import ConfigError
 from reason.methods.particle.driver import Prefix
+from reason.methods.particle.lineage import Node
+
+FEATURES = 5  # that ``signs`` has
+
+
+def signs(node: Node) -> list[float]:
+    """What the path of a prefix says beside its state: the log-probability of a token of the last chunk, of the least likely
+    chunk, and of a chunk on average, the logarithm of its steps, and whether it is finished.
+
+    A policy knows a step that it does not believe in while it writes it, and may have forgotten it a step later.
+    """
+    each = [step.log_p / max(len(step.tokens), 1) for step in node.path]
+    return [each[-1], min(each), sum(each) / len(each), math.log(len(each)), float(node.finished)]
 
 
 class ValueHead(nn.Module):
-    """Hidden states (..., D) -> log-odds (...,) that the solution ends right.
+    """What is known of prefixes (..., D + F) -> log-odds (...,) that the solution ends right.
+
+    The first D are the policy's hidden state, the last F the ``signs`` of the path.
 
     Args:
         width: D.
@@ -26,17 +42,28 @@ class ValueHead(nn.Module):
 
     def __init__(self, width: int, hidden: int = 0):
         super().__init__()
+        self.width = width
         self.norm = nn.LayerNorm(width)
-        self.body = nn.Sequential(nn.Linear(width, hidden), nn.GELU()) if hidden else nn.Identity()
-        self.head = nn.Linear(hidden or width, 1)
+        inputs = width + FEATURES
+        self.body = nn.Sequential(nn.Linear(inputs, hidden), nn.GELU()) if hidden else nn.Identity()
+        self.head = nn.Linear(hidden or inputs, 1)
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        return self.head(self.body(self.norm(hidden.to(self.head.weight.dtype))))[..., 0]
+    def forward(self, known: Tensor) -> Tensor:
+        known = known.to(self.head.weight.dtype)
+        state, rest = known[..., : self.width], known[..., self.width :]
+        return self.head(self.body(torch.cat([self.norm(state), rest], -1)))[..., 0]
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, tuple[Tensor, float]]:
         """Binary cross-entropy with labels (n,) in [0, 1], and their number. batch: see ``Rollouts.batch``."""
-        found = F.binary_cross_entropy_with_logits(self(batch["hidden"]), batch["label"], reduction="sum")
+        found = F.binary_cross_entropy_with_logits(self(batch["known"]), batch["label"], reduction="sum")
         return {"value": (found, float(len(batch["label"])))}
+
+
+def known_of(prefixes: Sequence[Prefix]) -> Tensor:
+    """(n, D + F) what a head reads of prefixes, whose states are there."""
+    states = torch.stack([prefix.hidden for prefix in prefixes if prefix.hidden is not None])
+    told = torch.tensor([signs(prefix.node) for prefix in prefixes], dtype=states.dtype)
+    return torch.cat([states, told.to(states.device)], -1)
 
 
 class Value:
@@ -58,11 +85,9 @@ class Value:
         """(n,)"""
         if not prefixes:
             return np.zeros(0)
-        states = [prefix.hidden for prefix in prefixes if prefix.hidden is not None]
-        if len(states) < len(prefixes):
+        if any(prefix.hidden is None for prefix in prefixes):
             raise ConfigError(
                 "A value head reads the hidden states of the policy, and this one gives none.",
                 "Choose another reward for a policy behind a server.",
             )
-        hidden = torch.stack(states)
-        return self.head(hidden.to(self.head.head.weight.device)).double().sigmoid().cpu().numpy()
+        return self.head(known_of(prefixes)).double().sigmoid().cpu().numpy()

@@ -13,14 +13,13 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from reason.backbones.tokens import Tokens
 from reason.datasets.problems import Problem
 from reason.errors import ConfigError, DataError, RunError
+from reason.methods.particle.config import ParticleConfig, Reading, RewardConfig
 from reason.methods.particle.driver import Prefix
 from reason.methods.particle.lineage import Node
 from reason.methods.particle.potentials import Potential
 from reason.methods.particle.prm import (
     ProcessRewardModel,
-    Reading,
     aggregate,
-    check_potential,
     load,
     open_prm,
 )
@@ -304,12 +303,16 @@ def test_what_does_not_go_together_is_refused(options, message):
 
 
 def test_products_and_minima_weigh_by_their_ratios_alone():
+    def weighed(aggregation: str, potential: str) -> ParticleConfig:
+        prm = Reading(aggregation=aggregation, source="/a")
+        return ParticleConfig(potential=potential, reward=RewardConfig(kind="prm", prm=prm))
+
     for aggregation in ("prod", "min"):
-        check_potential(aggregation, "ratio")
+        weighed(aggregation, "ratio")
         for potential in ("prob", "logit", "exp"):
             with pytest.raises(ConfigError, match="ratio"):
-                check_potential(aggregation, potential)
-    check_potential("last", "logit")
+                weighed(aggregation, potential)
+    weighed("last", "logit")
     z = np.log(np.array([0.9, 0.5, 0.8]) / (1 - np.array([0.9, 0.5, 0.8])))
     for aggregation, want in (("prod", [0.9, 0.5, 0.8]), ("min", [0.9, 0.5 / 0.9, 1.0])):
         path = Node(None)

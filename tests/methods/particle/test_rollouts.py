@@ -24,7 +24,7 @@ from reason.methods.particle.potentials import Potential
 from reason.methods.particle.requests import Draws
 from reason.methods.particle.rewards import Ensemble, SelfCertainty, stack
 from reason.methods.particle.rollouts import Rollouts, collect, solved
-from reason.methods.particle.value import Value, ValueHead
+from reason.methods.particle.value import FEATURES, Value, ValueHead, signs
 
 LETTERS = ("<end>", "a", "b", ",", ";")
 STOP = Stop(separators=(",", ";"), chunk=2, length=6)
@@ -92,7 +92,7 @@ def test_hidden_states_are_those_of_the_prefix_read_from_scratch(model):
         text = [*prompts(2)[found.problem[i]], *nodes[i].all_tokens]
         with torch.no_grad():
             want = model.model.model(torch.tensor([text])).last_hidden_state[0, -1]
-        torch.testing.assert_close(found.hidden[i], want, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(found.known[i, :16], want, atol=1e-4, rtol=1e-4)
 
 
 def test_shares_of_completions_are_right_on_average(model):
@@ -101,7 +101,7 @@ def test_shares_of_completions_are_right_on_average(model):
     for which, options in enumerate(({"count": 400}, {"count": 30, "completions": 30})):
         found = rollouts(model, 1, seed=which, **options)
         label = found.label[(found.step == 1) & ~found.finished]
-        hidden = found.hidden[torch.from_numpy((found.step == 1) & ~found.finished)]
+        hidden = found.known[:, :16][torch.from_numpy((found.step == 1) & ~found.finished)]
         for state, value in zip(hidden, label, strict=True):  # equal chunks have equal states, up to rounding
             by_chunk[tuple((state * 100).round().int().tolist())][which].append(float(value))
     compared = 0
@@ -116,7 +116,7 @@ def test_shares_of_completions_are_right_on_average(model):
 
 def test_the_same_seed_gives_the_same_rollouts_in_any_batch(model):
     a, b, c = rollouts(model), rollouts(model, width=1), rollouts(model, seed=1)
-    assert (a.label == b.label).all() and torch.allclose(a.hidden, b.hidden, atol=1e-5)
+    assert (a.label == b.label).all() and torch.allclose(a.known, b.known, atol=1e-5)
     assert len(a) != len(c) or (a.step != c.step).any() or (a.label != c.label).any()
 
 
@@ -126,7 +126,7 @@ def test_rollouts_are_examples_and_split_by_problem(model):
     order = examples.order(np.random.default_rng(0), 8)
     assert sorted(order.tolist()) == list(range(len(found)))
     batch = examples.batch(order[:8])
-    assert batch["hidden"].shape == (8, 16) and batch["label"].dtype == torch.float32
+    assert batch["known"].shape == (8, 16 + FEATURES) and batch["label"].dtype == torch.float32
     assert batch["label"].tolist() == found.label[order[:8]].tolist()
     most, held = found.split(0.3)
     assert len(most) + len(held) == len(found) and len(held.seen) == 3 and not most.seen & held.seen
@@ -157,9 +157,9 @@ def train(head: ValueHead, found: Rollouts, steps: int = 200) -> None:
 def test_the_loss_is_that_of_soft_labels_by_hand(hidden):
     torch.manual_seed(0)
     head = ValueHead(4, hidden)
-    batch = {"hidden": torch.randn(3, 4), "label": torch.tensor([0.0, 1.0, 0.25])}
+    batch = {"known": torch.randn(3, 4 + FEATURES), "label": torch.tensor([0.0, 1.0, 0.25])}
     total, count = head.loss(batch)["value"]
-    p = head(batch["hidden"]).sigmoid()
+    p = head(batch["known"]).sigmoid()
     want = -(batch["label"] * p.log() + (1 - batch["label"]) * (1 - p).log()).sum()
     torch.testing.assert_close(total, want)
     assert count == 3
@@ -174,7 +174,7 @@ def test_a_value_head_learns_steers_is_stacked_and_calibrated(model):
     train(head, train_part)
     value = Value(head, train_part.seen)
     with torch.no_grad():
-        said = head(held.hidden).sigmoid().numpy()
+        said = head(held.known).sigmoid().numpy()
     depths = quality_by_depth(held, said)
     assert quality(said, held.label)["auroc"] > 0.7, depths
     assert sum(d["examples"] for d in depths.values()) == len(held)
@@ -193,7 +193,7 @@ def test_a_value_head_learns_steers_is_stacked_and_calibrated(model):
         reward=members,
     )
     assert fresh.members.shape == (len(fresh), 2) and not fresh.seen & value.seen
-    np.testing.assert_allclose(fresh.members[:, 0], head(fresh.hidden).sigmoid().detach(), rtol=1e-4)
+    np.testing.assert_allclose(fresh.members[:, 0], head(fresh.known).sigmoid().detach(), rtol=1e-4)
     weights, bias = stack(fresh.members, fresh.label)
     assert weights[0] > 0.3
     combined = Ensemble(
@@ -223,3 +223,11 @@ def test_a_value_head_learns_steers_is_stacked_and_calibrated(model):
 def test_a_policy_without_hidden_states_has_no_value():
     with pytest.raises(ConfigError, match="behind a server"):
         Value(ValueHead(4))([Prefix(Problem("p", ""), Node(Node(None), [1]), None)])  # type: ignore[arg-type]
+
+
+def test_signs_of_a_path():
+    """By hand: the last chunk, the least likely one and their mean, a token each; steps; the end."""
+    first = Node(Node(None), [1, 2], "a\n", -1.0)
+    last = Node(Node(first, [3], "b\n", -2.0), [4, 5, 6, 7], "c", -2.0, finish="eos")
+    np.testing.assert_allclose(signs(last), [-0.5, -2.0, -1.0, np.log(3), 1.0])
+    np.testing.assert_allclose(signs(first), [-0.5, -0.5, -0.5, 0.0, 0.0])
