@@ -21,7 +21,7 @@ from reason.methods.particle.rollouts import Rollouts
 from reason.metrics.association import auroc
 from reason.metrics.calibration import expected_calibration_error, fit_temperature
 
-KINDS = ("slope", "temperature", "platt", "isotonic")
+KINDS = ("temperature", "platt", "isotonic")
 FOLDS = 5
 FINISHED = (
     1 << 30
@@ -90,8 +90,7 @@ def fit(kind: str, rollouts: Rollouts, least: int = 200) -> Calibration:
 
     Args:
         kind: "temperature": log-odds divided by a number; "platt": a slope and an offset on log-odds; "isotonic": any curve
-            that does not fall. "slope": log-odds times what they tell of whether the prefix is right so far, which is not how often
-            solutions end right: a right one may still go wrong.
+            that does not fall.
         least: prefixes for a curve of its own; neighbouring depths share one until there are so many, of both outcomes.
 
     Raises:
@@ -189,8 +188,6 @@ def _curve(kind: str, reward: np.ndarray, label: np.ndarray) -> Curve:
 
         both = torch.from_numpy(np.column_stack([np.zeros_like(z), z]))
         return {"temperature": fit_temperature(both, torch.from_numpy(label.astype(np.int64)))}
-    if kind == "slope":
-        return {"slope": _slope(z, label), "offset": 0.0}
     if kind == "platt":
         from sklearn.linear_model import LogisticRegression
 
@@ -209,19 +206,6 @@ def _curve(kind: str, reward: np.ndarray, label: np.ndarray) -> Curve:
     edge = 1 / (len(label) + 2)  # nobody is sure after n examples
     y = np.clip(found.y_thresholds_, edge, 1 - edge)
     return {"x": found.X_thresholds_.tolist(), "y": y.tolist()}
-
-
-def _slope(z: np.ndarray, label: np.ndarray) -> float:
-    """s of P(ends right) = q sigmoid(s z + b), at least 0: q is the chance that what is right so far ends right."""
-    from scipy.optimize import minimize
-
-    def loss(x: np.ndarray) -> float:
-        p = np.clip(expit(x[2]) * expit(x[0] * z + x[1]), 1e-9, 1 - 1e-9)
-        return -float(np.where(label > 0.5, np.log(p), np.log1p(-p)).mean())
-
-    starts = [np.array([s, 0.0, q]) for s in (0.2, 1.0, 3.0) for q in (0.5, 4.0)]
-    bounds = [(0.0, 20.0), (-20.0, 20.0), (-4.0, 12.0)]
-    return float(min((minimize(loss, x, bounds=bounds) for x in starts), key=lambda found: found.fun).x[0])
 
 
 def _read(first: Sequence[int], curves: Iterable[Curve], reward: np.ndarray, step: np.ndarray) -> np.ndarray:

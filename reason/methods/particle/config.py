@@ -19,13 +19,13 @@ Scheme = Literal["auto", "multinomial", "systematic", "stratified", "residual"]
 Anneal = Literal["none", "ess", "entropy", "base"]
 Rule = Literal["weighted_vote", "argmax_last", "majority", "reward_vote", "lineage_vote", "sample"]
 Combination = Literal["mean", "pessimistic", "min", "median"]
-CalibrationKind = Literal["auto", "none", "slope", "temperature", "platt", "isotonic"]
+CalibrationKind = Literal["auto", "none", "temperature", "platt", "isotonic"]
 Aggregation = Literal["last", "min", "mean", "prod", "model"]
 
 REWARDS = ("exact", "value", "prm", "certainty", "rules", "constant")
 RIVALS = ("samples", "beam", "dvts")
 TELESCOPING = ("prod", "min")  # rewards that repeat earlier steps: only their ratios may weigh a particle
-POTENTIAL_OF = {  # by what a reward says: the chance of ending right, that steps are right, or nothing
+POTENTIAL_OF = {  # of rewards as they are; one that is calibrated to how solutions end is a value, whatever it was before
     "value": "ratio", "exact": "logit", "prm": "logit", "rules": "logit", "certainty": "self_certainty", "constant": "logit",
 }  # fmt: skip
 
@@ -165,8 +165,8 @@ class RewardConfig:
         evaluation=True,
     )  # fmt: skip
     calibration: CalibrationKind = key(
-        "auto", "correction fitted to the held-out problems, depth by depth: log-odds times a slope; divided by a temperature; "
-        "platt = slope and offset; isotonic; auto = platt for the potential ratio and slope for others, none where the reward is exact "
+        "auto", "correction fitted to how solutions of held-out problems end, step by step: log-odds divided by a temperature; "
+        "platt = times a slope, plus an offset; isotonic; auto = platt, or none where the reward is exact "
         "or says nothing", evaluation=True,
     )  # fmt: skip
     ratings: str = key(
@@ -339,7 +339,8 @@ class ParticleConfig:
     potential: PotentialName = key(
         "auto",
         "weight of a step from the rewards r: prob = r; exp = e^r; logit = odds of r; ratio = r over the r before; "
-        "self_certainty = odds of the mean token probability; auto = ratio for a value head, else logit",
+        "self_certainty = odds of the mean token probability; auto = ratio for a calibrated reward or a value head, prob for an "
+        "exact one, else logit",
         evaluation=True,
     )
     tau: float = key(1.0, "temperature that log-potentials are divided by (paper)", evaluation=True)
@@ -513,7 +514,11 @@ class ParticleConfig:
     @property
     def weighing(self) -> str:
         """The potential that is meant."""
-        return self.potential if self.potential != "auto" else POTENTIAL_OF[self.reward.kinds[0]]
+        if self.potential != "auto":
+            return self.potential
+        if self.reward.kinds == ("exact",) and self.reward.noise.silent:
+            return "prob"
+        return "ratio" if self.fitting else POTENTIAL_OF[self.reward.kinds[0]]
 
     @property
     def scheme(self) -> str:
@@ -527,5 +532,5 @@ class ParticleConfig:
         """The calibration that is meant; "" = none."""
         kind = self.reward.calibration
         if kind == "auto":
-            return "" if self.reward.sure else "platt" if self.weighing == "ratio" else "slope"
+            return "" if self.reward.sure else "platt"
         return "" if kind == "none" else kind

@@ -30,8 +30,8 @@ from reason.files import append_json_lines
 from reason.methods.base import TRACES, Context, Evaluation, Losses, Meter, Method, Ratio, Step
 from reason.methods.figures import Figure
 from reason.methods.particle import audit
-from reason.methods.particle.calibrate import Calibration, quality, quality_by_depth
 from reason.methods.particle.calibrate import fit as fit_reward
+from reason.methods.particle.calibrate import quality, quality_by_depth
 from reason.methods.particle.config import ParticleConfig
 from reason.methods.particle.data import (
     ParticleSplits,
@@ -51,6 +51,7 @@ from reason.methods.particle.value import ValueHead
 
 Run = Context[ParticleSplits]
 FIT_SOLUTIONS = 8  # of each held-out problem, that a reward is calibrated on
+TRACED = 5  # problems that are shown as traces: a store takes a second for each
 MORE = 1.25  # plain samples for each particle, so that there are as many as equal tokens pay for
 
 
@@ -292,7 +293,11 @@ class Particle(Method[ParticleSplits, Problems, Policy]):
         if own.fitting:
             fitted = fit_reward(own.fitting, rollouts)
             found["reward"] = fitted.to_json()
-            notes += [_calibrated(fitted), *fitted.notes]
+            before, after = fitted.before["ece"], fitted.after["ece"]
+            notes += [
+                f"calibrated ({fitted.kind}): error {before:.3f} before, {after:.3f} after",
+                *fitted.notes,
+            ]
         return {**found, "notes": notes}
 
     # --- judging --------------------------------------------------------------------------------------
@@ -359,7 +364,9 @@ class Particle(Method[ParticleSplits, Problems, Policy]):
         path, seen = ctx.workdir / audit.FILE, ctx.workdir / TRACES
         path.unlink(missing_ok=True)
         seen.unlink(missing_ok=True)
-        for problem, outcome in list(zip(problems, found, strict=True))[: self.own.record]:
+        for number, (problem, outcome) in enumerate(
+            list(zip(problems, found, strict=True))[: self.own.record]
+        ):
             population = solver.voters(outcome.result)
             candidates = Candidates.of_populations([population])
             uniform = solver.draws(problem).uniforms("selection").random()
@@ -367,7 +374,8 @@ class Particle(Method[ParticleSplits, Problems, Policy]):
             about = {"policy": self._policy_digest, "version": 1}
             rule = self.own.final_selection
             audit.write(path, problem, solver.recipe(problem, depth), outcome.result, about, (rule, answer))
-            append_json_lines(seen, [trace(problem, outcome.result.chains[-1][-1], answer)])
+            if number < TRACED:
+                append_json_lines(seen, [trace(problem, outcome.result.chains[-1][-1], answer)])
 
     def baselines(self, ctx: Run, model: Policy, split: Problems, depth: int) -> dict[str, Evaluation]:
         """``greedy``: the most probable token, always; ``commonest answer``: of the training problems."""
@@ -415,13 +423,6 @@ class Particle(Method[ParticleSplits, Problems, Policy]):
         from reason.methods.particle.answering import Inspection
 
         return Inspection(self.config, ctx, model).figures(example)
-
-
-def _calibrated(fitted: Calibration) -> str:
-    """What was fitted, for people."""
-    if fitted.kind == "slope" and (slopes := [c["slope"] for c in fitted.curves if c]):
-        return f"calibrated: log-odds times {min(slopes):.2f} to {max(slopes):.2f}, by how far solutions are"
-    return f"calibrated ({fitted.kind}): error {fitted.before['ece']:.3f} before, {fitted.after['ece']:.3f} after"
 
 
 def _solution_loss(model: Policy, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -97,7 +97,7 @@ def test_the_policy_learns_and_the_value_head_reads_its_states(stages, policy, v
                 "best-of-n at equal tokens"} <= set(judged.rivals)  # fmt: skip
         assert judged.rivals["oracle"].accuracy.value >= judged.rivals["best-of-n"].accuracy.value
     fitted = json.loads((folder / "calibration.json").read_text())["fitted"]
-    assert fitted["reward"]["kind"] == "temperature" and fitted["steps"] > 1
+    assert fitted["reward"]["kind"] == "platt" and fitted["steps"] > 1
 
 
 def test_one_particle_is_the_first_sample(policy):

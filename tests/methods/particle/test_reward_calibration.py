@@ -143,23 +143,15 @@ def test_quality_by_hand():
     assert list(depths) == [1, 3] and depths[1] == got
 
 
-def test_a_slope_does_not_depend_on_how_often_solutions_are_right():
-    """Half of the right prefixes end wrong: a temperature is fooled into caution, a slope is not."""
-    clean = through(Noise(sigma=1.0, margin=1.0, margin_last=1.0))
-    spoilt = replace(clean, label=clean.label * (np.arange(len(clean)) % 4 < 2))
-    slope, cautious = fit("slope", spoilt), fit("temperature", spoilt)
-    assert slope.curves[0]["slope"] == pytest.approx(2.0, rel=0.2)  # 2 a / sigma^2, as of the clean ones
-    assert 1 / cautious.curves[0]["temperature"] < 0.6
-
-
 def test_finished_solutions_have_a_curve_of_their_own():
     rng = np.random.default_rng(0)
     label = np.arange(4000) % 2
     finished = np.arange(4000) % 4 < 2
     z = np.where(label, 2.0, -2.0) + np.where(finished, 0.5, 4.0) * rng.standard_normal(4000)
-    found = fit("slope", replace(rollouts(expit(z), label), finished=finished))
+    found = fit("platt", replace(rollouts(expit(z), label), finished=finished))
     assert found.first == (1, FINISHED)
     early, late = (curve["slope"] for curve in found.curves)
+    offsets = [curve["offset"] for curve in found.curves]
     assert early == pytest.approx(2 * 2 / 16, rel=0.2) and late > 3
     both = found(np.array([0.9, 0.9]), np.array([7, 7]), np.array([False, True]))
-    np.testing.assert_allclose(both, expit(logit(0.9) * np.array([early, late])))
+    np.testing.assert_allclose(both, expit(logit(0.9) * np.array([early, late]) + offsets))
