@@ -195,11 +195,7 @@ def _curve(kind: str, reward: np.ndarray, label: np.ndarray) -> Curve:
         slope, offset = float(found.coef_[0, 0]), float(found.intercept_[0])
         if slope < 0:  # it says the contrary of what happens; nothing is better than that
             slope, offset = 0.0, float(logits(label.mean()))
-        return (
-            {"slope": max(slope, 0.0), "offset": 0.0}
-            if kind == "slope"
-            else {"slope": slope, "offset": offset}
-        )
+        return {"slope": slope, "offset": offset}
     from sklearn.isotonic import IsotonicRegression
 
     found = IsotonicRegression(out_of_bounds="clip").fit(reward, label)
