@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -38,6 +39,15 @@ RULE_OF = {
 }
 
 
+class Flops(NamedTuple):
+    """Multiply-adds x 2: of the policy for a token (None: not known), of an external reward model for a token, which it reads
+    once, its cache kept, and of a value head for a prefix."""
+
+    token: float | None
+    reward_token: float
+    judged: float
+
+
 @dataclass(frozen=True)
 class Spent:
     """What each of P problems has cost, (P,) each: tokens drawn, tokens read otherwise, prefixes judged."""
@@ -53,11 +63,18 @@ class Spent:
 
         return cls(column("drawn"), column("read") + prompts, column("judged"))
 
-    def cost(self, flops_per_token: float | None) -> dict[str, float]:
-        """The counters of an ``Evaluation``; without "flops" where nobody knows the model's size."""
+    def cost(self, flops: Flops, rewarded: bool = True) -> dict[str, float]:
+        """The counters of an ``Evaluation``; without "flops" where nobody knows the policy's size.
+
+        rewarded: whether the answer needed rewards; else nothing was judged.
+        """
         tokens, read = float(self.drawn.sum()), float(self.read.sum())
-        found = {"tokens": tokens, "prompt_tokens": read, "judged": float(self.judged.sum())}
-        return found if flops_per_token is None else {**found, "flops": flops_per_token * (tokens + read)}
+        judged = float(self.judged.sum()) if rewarded else 0.0
+        found = {"tokens": tokens, "prompt_tokens": read, "judged": judged}
+        if flops.token is None:
+            return found
+        each = flops.token + (flops.reward_token if rewarded else 0.0)
+        return {**found, "flops": each * (tokens + read) + flops.judged * judged}
 
 
 class Samples:
@@ -103,7 +120,7 @@ def evaluation(
     spent: Spent,
     rule: str,
     uniform: np.ndarray,
-    flops_per_token: float | None,
+    flops: Flops,
     samples: Samples | None,
     searches: dict[str, tuple[Sequence[Sequence[Node]], Spent]],
 ) -> Evaluation:
@@ -138,15 +155,15 @@ def evaluation(
     if samples is not None:
         found, cost = samples.outcomes(np.full(len(problems), depth))
         for name, column in found.items():
-            _add(rivals, columns, name, column * judged, cost.cost(flops_per_token))
+            _add(rivals, columns, name, column * judged, cost.cost(flops, "best-of-n" in name))
     for name, (solutions, cost) in searches.items():
         several = Candidates.of(solutions)
         column = solved(several.select("argmax_last"), several.correct(problems)) * judged
-        _add(rivals, columns, name, column, cost.cost(flops_per_token))
+        _add(rivals, columns, name, column, cost.cost(flops))
     if samples is not None:
         found, cost = samples.outcomes(samples.affordable(spent.drawn))
         for name in RULE_OF:
-            _add(rivals, columns, name, found[name] * judged, cost.cost(flops_per_token), EQUAL)
+            _add(rivals, columns, name, found[name] * judged, cost.cost(flops, "best-of-n" in name), EQUAL)
     rows = pa.table({
         "id": pa.array([p.id for p in problems], pa.string()),
         "level": pa.array([str(p.level) if p.level is not None else "" for p in problems], pa.string()),
@@ -164,7 +181,7 @@ def evaluation(
         "Steps": Ratio("steps"),
         "Tokens": Ratio("tokens", larger_is_better=False),
     }
-    return Evaluation(rows, ACCURACY, metrics, spent.cost(flops_per_token), rivals=rivals)
+    return Evaluation(rows, ACCURACY, metrics, spent.cost(flops), rivals=rivals)
 
 
 def _add(

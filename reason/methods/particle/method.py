@@ -30,6 +30,7 @@ from reason.files import append_json_lines
 from reason.methods.base import TRACES, Context, Evaluation, Losses, Meter, Method, Ratio, Step
 from reason.methods.figures import Figure
 from reason.methods.particle import audit
+from reason.methods.particle.answering import Answering, Inspection, answer_of
 from reason.methods.particle.calibrate import fit as fit_reward
 from reason.methods.particle.calibrate import quality, quality_by_depth
 from reason.methods.particle.config import ParticleConfig
@@ -334,7 +335,7 @@ class Particle(Method[ParticleSplits, Problems, Policy]):
             yield depth, evaluation(
                 problems, depth, [solver.voters(outcome.result) for outcome in found],
                 Spent.of([outcome.ledger for outcome in found], prompts), self.own.final_selection, uniform,
-                model.lm.flops_per_token, samples, searches,
+                solver.flops, samples, searches,
             )  # fmt: skip
 
     def _time(self, solver: Solver, meter: Meter, split: Problems, depth: int, rivals: set[str]) -> None:
@@ -343,7 +344,7 @@ class Particle(Method[ParticleSplits, Problems, Policy]):
             problem = split[i]
             fresh = Solver(
                 self.config, solver.policy, solver.calibration
-            )  # nothing is remembered of the batch before
+            )  # it remembers no reward of the batch
             for name, task in (
                 ("", fresh.filtered(problem, depth)),
                 ("samples", fresh.samples(problem, depth)),
@@ -367,10 +368,7 @@ class Particle(Method[ParticleSplits, Problems, Policy]):
         for number, (problem, outcome) in enumerate(
             list(zip(problems, found, strict=True))[: self.own.record]
         ):
-            population = solver.voters(outcome.result)
-            candidates = Candidates.of_populations([population])
-            uniform = solver.draws(problem).uniforms("selection").random()
-            answer = candidates.answer(0, candidates.select(self.own.final_selection, uniform=uniform))
+            answer = answer_of(solver, problem, outcome.result)
             about = {"policy": self._policy_digest, "version": 1}
             rule = self.own.final_selection
             audit.write(path, problem, solver.recipe(problem, depth), outcome.result, about, (rule, answer))
@@ -387,7 +385,7 @@ class Particle(Method[ParticleSplits, Problems, Policy]):
         greedy = Candidates.of([[outcome.result] for outcome in found])
         right = solved(greedy.select("majority"), greedy.correct(problems))
         return {
-            "greedy": _baseline(problems, right, spent.cost(model.lm.flops_per_token)),
+            "greedy": _baseline(problems, right, spent.cost(solver.flops, rewarded=False)),
             "commonest answer": _baseline(problems, self._commonest(ctx, problems), {}),
         }
 
@@ -410,8 +408,6 @@ class Particle(Method[ParticleSplits, Problems, Policy]):
         of the particles' weight, how far that is above the next, whether the best reward would answer otherwise, and
         the solution behind it; ``"right"`` where the answer is given. A bad request gets ``{"error": ...}``.
         """
-        from reason.methods.particle.answering import Answering
-
         solver = Solver(self.config, model, ctx.calibration)
         return Answering(solver, depth, model.lm.flops_per_token, ctx.meter.now).all(requests)
 
@@ -420,8 +416,6 @@ class Particle(Method[ParticleSplits, Problems, Policy]):
 
         example: id of a test problem; a problem, ``{"problem": text}``; '' = one whose answer is the most contested of ten.
         """
-        from reason.methods.particle.answering import Inspection
-
         return Inspection(self.config, ctx, model).figures(example)
 
 

@@ -72,6 +72,12 @@ class ProcessRewardModel:
         self._keep, self._kept = keep, OrderedDict[tuple[str, str], _Kept]()
         self._cache = self._row_cache() if keep else None
 
+    @property
+    def parameters(self) -> int:
+        """Weights that a token meets: all but the table of embeddings, in which it is looked up."""
+        table = self.model.get_input_embeddings().weight.numel()
+        return sum(p.numel() for p in self.model.parameters()) - table
+
     @torch.inference_mode()
     def __call__(self, prefixes: Sequence[Prefix]) -> np.ndarray:
         """(n,)

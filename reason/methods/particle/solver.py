@@ -19,6 +19,7 @@ from reason.methods.particle.audit import Recipe, Trail
 from reason.methods.particle.calibrate import Calibrated, Calibration
 from reason.methods.particle.config import ParticleConfig, spelt
 from reason.methods.particle.driver import Driver, Outcome, Prefix, Reward, Task
+from reason.methods.particle.judging import Flops
 from reason.methods.particle.lineage import Population
 from reason.methods.particle.network import Policy, opened_value
 from reason.methods.particle.potentials import Potential
@@ -110,6 +111,17 @@ class Solver:
             return next(iter(members.values()))
         return Ensemble(members, self.config.reward.combine, caution=self.config.reward.caution)
 
+    @property
+    def _prm(self) -> Any:
+        """The external reward model: opened once for a run, as it may be large."""
+        from reason.methods.particle.prm import open_prm
+
+        kept, config = self.policy.__dict__, self.config.reward.prm  # with the network, whose life it shares
+        if "prm" not in kept:
+            device = next(self.policy.parameters(), torch.zeros(0)).device
+            kept["prm"] = open_prm(config.source, config, offline=self.offline, device=device)
+        return kept["prm"]
+
     def _member(self, kind: str) -> Reward:
         config = self.config.reward
         if kind == "exact":
@@ -120,13 +132,18 @@ class Solver:
             known = opened_value(config.source, self.offline).seen if config.source else ()
             return Value(head, known)
         if kind == "prm":
-            from reason.methods.particle.prm import open_prm
-
-            device = next(self.policy.parameters()).device
-            return open_prm(config.prm.source, config.prm, offline=self.offline, device=device)
+            return self._prm
         if kind == "certainty":
             return SelfCertainty()
         return Rules() if kind == "rules" else Constant()
+
+    @property
+    def flops(self) -> Flops:
+        """What writing and judging take."""
+        kinds, head = self.config.reward.kinds, self.policy.head
+        judged = 2.0 * sum(p.numel() for p in head.parameters()) if head is not None else 0.0
+        read = 2.0 * self._prm.reward.parameters if "prm" in kinds else 0.0
+        return Flops(self.policy.lm.flops_per_token, read, judged)
 
     # --- what is run ------------------------------------------------------------------------------------
 

@@ -230,7 +230,7 @@ def test_the_digests_of_stages_are_theirs(stages, policy, value):
         (["particle.stage=value", "backbone.source="], "names none"),
         (["particle.server.url=http://localhost:1"], "needs both"),
         (["particle.server.url=http://localhost:1", "particle.server.tokenizer=a/b", "backbone.source=a/b"], "both name a policy"),
-        (["particle.reward.prm.source=a/b", "particle.reward.kind=prm", "particle.reward.prm.aggregation=min"], "repeats the scores"),
+        (["particle.reward.prm.source=a/b", "particle.reward.kind=prm", "particle.reward.prm.aggregation=min", "particle.potential=logit"], "repeats the scores"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_before_anything_is_loaded(words, message):
