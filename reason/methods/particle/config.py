@@ -170,9 +170,15 @@ class RewardConfig:
         "or says nothing", evaluation=True,
     )  # fmt: skip
     ratings: str = key(
-        "", "JSON lines of people's ratings of prefixes, as they are asked for in ratings.jsonl; empty = none",
-        path="settled", evaluation=True, opened="reason.methods.particle.network:opened_ratings",
+        "", "JSON lines of people's ratings of prefixes, answers to a run's questions.jsonl; empty = none", path="settled",
+        evaluation=True, opened="reason.methods.particle.network:opened_ratings",
     )  # fmt: skip
+    questions: int = key(
+        0, "prefixes that people are to rate, written into the run's questions.jsonl each time that rewards are asked for: those "
+        "about which a rating tells most", evaluation=True,
+    )  # fmt: skip
+    sensitivity: float = key(0.9, "how often a rater calls a right prefix right", evaluation=True)
+    specificity: float = key(0.9, "how often a rater calls a wrong prefix wrong", evaluation=True)
     noise: Noise = field(default_factory=Noise)
     prm: Reading = field(default_factory=Reading)
 
@@ -206,8 +212,16 @@ class RewardConfig:
                 f"particle.reward.noise makes the exact judge worse, and particle.reward.kind is {self.kind}.",
                 "Use particle.reward.kind=exact, or leave the noise out.",
             )
-        if self.caution < 0:
-            raise ConfigError(f"particle.reward.caution={self.caution:g} must not be below 0.")
+        for name in ("caution", "questions"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"particle.reward.{name}={getattr(self, name):g} must not be below 0.")
+        a, b = self.sensitivity, self.specificity
+        if not (0 < a < 1 and 0 < b < 1 and a + b > 1):
+            raise ConfigError(
+                f"particle.reward.sensitivity={a:g} and particle.reward.specificity={b:g} must lie between 0 and 1, and add up to more "
+                "than 1: else ratings are no better than chance.",
+                "Nobody is always right; 0.99 is near it.",
+            )
 
     @property
     def kinds(self) -> tuple[str, ...]:

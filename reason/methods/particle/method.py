@@ -311,7 +311,9 @@ class Particle(Method[ParticleSplits, Problems, Policy]):
     ) -> Iterator[tuple[int, Evaluation]]:
         """Every depth with rivals from the same plain samples; beam search and DVTS have samples of their own."""
         problems = split.take(ctx.shard(len(split)))
-        solver, rivals = Solver(self.config, model, ctx.calibration), set(self.own.rivals)
+        asks = self.own.reward.questions and ctx.rank == 0
+        solver = Solver(self.config, model, ctx.calibration, ctx.workdir if asks else None)
+        rivals = set(self.own.rivals)
         prompts = np.array([len(solver.prompt(p)) for p in problems], float)
         samples = None
         if "samples" in rivals:

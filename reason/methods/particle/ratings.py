@@ -24,6 +24,9 @@ from reason.files import append_json_lines
 from reason.methods.particle.driver import Prefix, Reward
 from reason.methods.particle.rewards import disagreement, logits, parts, seen
 
+QUESTIONS, ANSWERS = "questions.jsonl", "ratings.jsonl"  # in a run's folder
+ALL = 1 << 30  # questions: nothing is asked, so all may be looked up
+
 
 def key_of(prefix: Prefix) -> str:
     """What a prefix is called in files: the problem's fingerprint and the node's id."""

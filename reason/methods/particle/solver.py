@@ -68,18 +68,18 @@ class Solver:
         config: the whole configuration of the run.
         policy: in memory.
         calibration: what ``Method.calibrate`` found; None: rewards are taken as they are.
-        record: a file that ratings which are asked for go to; None: none are asked for.
+        folder: where questions for people go, and their answers are looked for; None: nobody is asked.
     """
 
     def __init__(
-        self, config: Any, policy: Policy, calibration: Mapping[str, Any] | None = None, record: Path | None = None
+        self, config: Any, policy: Policy, calibration: Mapping[str, Any] | None = None, folder: Path | None = None
     ):  # fmt: skip
         self.config: ParticleConfig = config.particle
         self.seed, self.offline, self.policy = config.seed, config.offline, policy
         self.sampling, self.stop = sampling_of(self.config), stop_of(self.config)
         self.tokens: Tokens = policy.lm.tokens
         self._prompt = prompt_of(self.config, self.tokens)
-        self.calibration, self._record = calibration, record
+        self.calibration, self._folder = calibration, folder
 
     def prompt(self, problem: Problem) -> list[int]:
         """Token ids."""
@@ -97,10 +97,16 @@ class Solver:
         reward = self.raw_reward
         if fitted := (self.calibration or {}).get("reward"):
             reward = Calibrated(reward, Calibration.from_json(fitted))
-        if self.config.reward.ratings:
-            path = Path(self.config.reward.ratings)
-            rater = ratings.Replay(path) if self._record is None else ratings.Queue(self._record, path)
-            reward = ratings.Rated(reward, rater, ratings.Accuracy())
+        told = self.config.reward
+        if told.ratings or (told.questions and self._folder):
+            accuracy = ratings.Accuracy(told.sensitivity, told.specificity)
+            folder = self._folder or Path()
+            answers = Path(told.ratings) if told.ratings else folder / ratings.ANSWERS
+            if told.questions and self._folder:
+                rater: ratings.Rater = ratings.Queue(folder / ratings.QUESTIONS, answers)
+                reward = ratings.Rated(reward, rater, accuracy, told.questions)
+            else:
+                reward = ratings.Rated(reward, ratings.Replay(answers), accuracy, ratings.ALL)
         return Remembered(reward)
 
     @cached_property

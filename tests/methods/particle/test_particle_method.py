@@ -327,3 +327,39 @@ def _mor():
         environ={},
     )  # fmt: skip
     return _executed(plan)
+
+
+def test_people_are_asked_and_their_ratings_count(policy, tmp_path):
+    words = (
+        policy,
+        "particle.reward.kind=rules",
+        "particle.reward.source=",
+        "depth=4",
+        "eval.curve=false",
+        "particle.rivals=",
+        "eval.limit=5",
+    )
+    asked = execute(*words, "particle.reward.questions=2")
+    questions = [json.loads(line) for line in (asked / "questions.jsonl").read_text().splitlines()]
+    assert questions and {"key", "problem", "solution", "information"} <= questions[0].keys()
+    answers = tmp_path / "ratings.jsonl"
+    answers.write_text(
+        "".join(json.dumps({"key": q["key"], "good": i % 2 == 0}) + "\n" for i, q in enumerate(questions))
+    )
+    rated, plain = execute(*words, f"particle.reward.ratings={answers}"), execute(*words)
+    assert rated.identity["config_hash"] != plain.identity["config_hash"]
+    logs = [
+        [
+            line["r"]
+            for line in map(json.loads, (folder / audit.FILE).read_text().splitlines())
+            if line["event"] == "node"
+        ]
+        for folder in (rated, plain)
+    ]
+    assert logs[0] != logs[1]
+    answers.write_text(answers.read_text() + json.dumps({"key": questions[0]["key"], "good": False}) + "\n")
+    again = resolve("particle", [*SUMS, *words, f"particle.reward.ratings={answers}"], environ={})
+    assert (
+        source_digests(again)["particle.reward.ratings"]
+        != rated.identity["sources"]["particle.reward.ratings"]
+    )
