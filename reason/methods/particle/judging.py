@@ -14,6 +14,7 @@ from reason.methods.base import Evaluation, Ratio, Rival
 from reason.methods.particle.driver import Ledger
 from reason.methods.particle.genealogy import root_ancestors
 from reason.methods.particle.lineage import Node, Population
+from reason.methods.particle.monitors import readings
 from reason.methods.particle.selection import ON_SAMPLES, Candidates, solved
 
 ACCURACY = "Exact match"
@@ -28,6 +29,7 @@ MEANINGS = {
     "DVTS": "subtrees that each go on with their best of a few steps",
 }
 EQUAL = " at equal tokens"
+ALARM = "alarm "  # before the name of a monitor, in the rows
 TIMED_AS = {
     "self-consistency": "samples", "best-of-n": "samples", "weighted best-of-n": "samples", "beam search": "beam",
     "DVTS": "dvts",
@@ -123,6 +125,7 @@ def evaluation(
     flops: Flops,
     samples: Samples | None,
     searches: dict[str, tuple[Sequence[Sequence[Node]], Spent]],
+    monitored: bool = False,
 ) -> Evaluation:
     """One row per problem.
 
@@ -131,6 +134,7 @@ def evaluation(
         rule: the final selection. uniform: (P,) what the rule ``sample`` draws by.
         samples: None: no rivals of plain samples.
         searches: solutions that beam search and DVTS have found, by name, and what they cost.
+        monitored: whether the populations are read by the monitors, too.
     """
     candidates = Candidates.of_populations(populations)
     right = candidates.correct(problems)
@@ -151,6 +155,11 @@ def evaluation(
         "log_z": np.array([p.log_z for p in populations], float),
         "steps": np.array([np.mean([n.step for n in p.nodes]) for p in populations], float),
     }
+    if monitored:
+        for population_readings in zip(*(readings(p) for p in populations), strict=True):
+            columns[ALARM + population_readings[0].name] = np.array(
+                [float(r.alarm) for r in population_readings]
+            )
     rivals: dict[str, Rival] = {}
     if samples is not None:
         found, cost = samples.outcomes(np.full(len(problems), depth))
@@ -181,7 +190,13 @@ def evaluation(
         "Steps": Ratio("steps"),
         "Tokens": Ratio("tokens", larger_is_better=False),
     }
-    return Evaluation(rows, ACCURACY, metrics, spent.cost(flops), rivals=rivals)
+    return Evaluation(rows, ACCURACY, metrics, spent.cost(flops), _alarms, rivals)
+
+
+def _alarms(rows: pa.Table) -> dict[str, float]:
+    """The share of problems in which each monitor raised its alarm, where any was asked."""
+    names = [name for name in rows.column_names if name.startswith(ALARM)]
+    return {name: float(rows.column(name).to_numpy().mean()) for name in names}
 
 
 def _add(

@@ -337,7 +337,7 @@ class Particle(Method[ParticleSplits, Problems, Policy]):
             yield depth, evaluation(
                 problems, depth, [solver.voters(outcome.result) for outcome in found],
                 Spent.of([outcome.ledger for outcome in found], prompts), self.own.final_selection, uniform,
-                solver.flops, samples, searches,
+                solver.flops, samples, searches, monitored=depth == self.config.depth,
             )  # fmt: skip
 
     def _time(self, solver: Solver, meter: Meter, split: Problems, depth: int, rivals: set[str]) -> None:

@@ -6,7 +6,7 @@ solutions) has no value and raises no alarm.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -70,12 +70,6 @@ def readings(population: Population, length: float | None = None) -> list[Readin
         _above("contested", float(candidates.contested()[0]) if finished else None, 0.0,
             "The best-rewarded answer is not the one that wins the vote: trust neither without a look."),
     ]  # fmt: skip
-
-
-def alarm_rates(several: Iterable[Sequence[Reading]]) -> dict[str, float]:
-    """The share of problems in which each monitor raised its alarm. several: the ``readings`` of each problem."""
-    columns = list(zip(*several, strict=True))
-    return {column[0].name: sum(r.alarm for r in column) / len(column) for column in columns}
 
 
 def loops(tokens: Sequence[int]) -> bool:

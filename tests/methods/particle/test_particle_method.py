@@ -97,6 +97,10 @@ def test_the_policy_learns_and_the_value_head_reads_its_states(stages, policy, v
                 "best-of-n at equal tokens"} <= set(judged.rivals)  # fmt: skip
         assert judged.rivals["oracle"].accuracy.value >= judged.rivals["best-of-n"].accuracy.value
     fitted = json.loads((folder / "calibration.json").read_text())["fitted"]
+    alarms = {name: rate for name, rate in result.curve[-1].overall.items() if name.startswith("alarm ")}
+    assert (
+        len(alarms) == 8 and all(0 <= rate <= 1 for rate in alarms.values()) and not result.curve[0].overall
+    )
     assert fitted["reward"]["kind"] == "platt" and fitted["steps"] > 1
 
 

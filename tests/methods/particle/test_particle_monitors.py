@@ -13,7 +13,7 @@ from reason.datasets.arithmetic import Sum, check
 from reason.datasets.problems import Problem
 from reason.methods.particle import genealogy, smc
 from reason.methods.particle.lineage import Node, Population, Round
-from reason.methods.particle.monitors import alarm_rates, loops, readings
+from reason.methods.particle.monitors import loops, readings
 from reason.methods.particle.potentials import Potential
 from reason.methods.particle.requests import Draws
 from reason.methods.particle.resampling import effective_size, normalized
@@ -140,18 +140,6 @@ def test_contested():
     ends[0] = node(ends[0].parent, "answer 7\n", 0.9, "eos")
     other = replace(p, nodes=tuple(ends), rounds=(*p.rounds[:-1], round_(ends)))
     assert alarms(other) == ["contested"]
-
-
-def test_rates_over_problems():
-    several = [
-        readings(healthy()),
-        readings(ending("so it is 6\n")),
-        readings(ending("none\n")),
-        readings(healthy()),
-    ]
-    rates = alarm_rates(several)
-    assert rates["without an answer"] == 0.5 and rates["cut off"] == 0.0 and len(rates) == 8
-    assert alarm_rates([]) == {}
 
 
 def test_the_readings_of_a_sweep_that_died():
