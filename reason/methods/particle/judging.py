@@ -163,8 +163,10 @@ def evaluation(
     rivals: dict[str, Rival] = {}
     if samples is not None:
         found, cost = samples.outcomes(np.full(len(problems), depth))
+        alone = replace(cost, drawn=cost.drawn / depth)
         for name, column in found.items():
-            _add(rivals, columns, name, column * judged, cost.cost(flops, "best-of-n" in name))
+            told = (alone if name == "one sample" else cost).cost(flops, "best-of-n" in name)
+            _add(rivals, columns, name, column * judged, told)
     for name, (solutions, cost) in searches.items():
         several = Candidates.of(solutions)
         column = solved(several.select("argmax_last"), several.correct(problems)) * judged

@@ -117,6 +117,8 @@ def test_samples_at_equal_tokens_cost_what_the_filter_costs(policy):
     judged = execute(policy, *EXACT, "depth=4", "particle.rivals=samples").result.curve[-1]
     equal, filter_ = judged.rivals["best-of-n at equal tokens"].cost["tokens"], judged.cost["tokens"]
     assert abs(equal - filter_) / filter_ < 0.15
+    assert judged.rivals["one sample"].cost["tokens"] == judged.rivals["self-consistency"].cost["tokens"] / 4
+    assert judged.rivals["self-consistency"].cost["judged"] == 0 < judged.rivals["best-of-n"].cost["judged"]
 
 
 def test_the_audit_log_of_a_run_replays_exactly_and_repeats_itself(policy):
