@@ -132,7 +132,7 @@ def levels(runs: list[RunFolder]) -> str:
     hardest = {"column": f"correct_{known[-1]}", "denominator": f"targets_{known[-1]}"}
     rows = {
         e: {
-            s: read_rows(run / _last(run).rows, replace(_last(run).accuracy, **hardest))
+            s: read_rows(run, result_of(run), _last(run).rows, replace(_last(run).accuracy, **hardest))
             for s, run in of.items()
         }
         for e, of in grouped.items()
@@ -199,7 +199,9 @@ def _told(outcome: Outcome, metric: str) -> Measure:
 
 
 def _rows(of: dict[int, RunFolder], metric: str) -> dict[int, ExampleScores]:
-    return {s: read_rows(run / _last(run).rows, _told(_last(run), metric)) for s, run in of.items()}
+    return {
+        s: read_rows(run, result_of(run), _last(run).rows, _told(_last(run), metric)) for s, run in of.items()
+    }
 
 
 def _mean(of: dict[int, RunFolder], metric: str) -> float:

@@ -77,8 +77,8 @@ def keep(name: str, root: Path, chosen: list[str], bare: bool) -> None:
     for run in runs:
         place = target / run.name
         place.mkdir()
-        for file in ("env.json", "result.json"):
-            shutil.copy(run / file, place / file)
+        shutil.copy(run / "env.json", place / "env.json")
+        write_json(place / "result.json", read_json(run / "result.json") | {"files": {}})  # rows are cut down
         write_json(place / "run.json", {k: v for k, v in run.identity.items() if k != "argv"})
         config = run.config | {"runs": "runs"}
         for key in ("path", "items"):  # where the data lay is nobody's business; the digest says what it was
@@ -131,6 +131,8 @@ LEVEL = re.compile(r"(correct|targets|depth)_\d+")  # columns of a task whose an
 
 def smallest(values: np.ndarray) -> np.ndarray:
     """Whole numbers in as few bytes as hold them; others in half precision: only their mean is told."""
+    if values.dtype.kind not in "biuf":
+        return values
     if np.all(values == np.round(values)):
         return values.astype(np.min_scalar_type(int(values.max())) if values.min() >= 0 else np.int64)
     return values.astype(np.float16)
@@ -358,7 +360,10 @@ BLOCKS = {
     "published": published_block,
     "claims": claims_block,
     **{kind: lambda name, block=block: block(_models(name)) for kind, block in language.BLOCKS.items()},
-    **{kind: lambda name, block=block: block(RunFolder.all(_set(name))) for kind, block in solving.BLOCKS.items()},
+    **{
+        kind: lambda name, block=block: block(RunFolder.all(_set(name)))
+        for kind, block in solving.BLOCKS.items()
+    },
     **{section: lambda name, section=section: markdown(_study(name), section) for section in SECTIONS},
 }
 

@@ -5,17 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from language import result_of
 
 from reason.engine.layers import flatten
 from reason.metrics.statistics import ExampleScores, holm, paired_differences
 from reason.reports.frame import read_rows
 from reason.tracking.folder import RunFolder
-from reason.tracking.result import Judged, Outcome, Result
+from reason.tracking.result import Judged, Outcome
 
 Settings = tuple[tuple[str, str], ...]  # what tells the configurations of a set apart
 SHOWN = ("self-consistency", "best-of-n", "weighted best-of-n", "beam search", "DVTS", "one sample", "oracle")
 AGAINST = ("best-of-n at equal tokens", "self-consistency", "weighted best-of-n", "beam search", "DVTS")
-HIDDEN = {"seed", "runs", "offline", "backbone.source", "particle.reward.source", "particle.rivals", "particle.record"}
+HIDDEN = {
+    "seed",
+    "runs",
+    "offline",
+    "backbone.source",
+    "particle.reward.source",
+    "particle.rivals",
+    "particle.record",
+}
 
 
 def solving(runs: list[RunFolder]) -> str:
@@ -32,7 +41,7 @@ def solving(runs: list[RunFolder]) -> str:
             cells.append(f"{np.mean(found):.3f}" if len(found) == len(heads) else "")
         cells.append(f"{np.mean([h.cost['tokens'] / h.accuracy.n for h in heads]):.0f}")
         lines.append("| " + " | ".join(cells) + " |")
-    result = _result(next(iter(runs)))
+    result = result_of(next(iter(runs)))
     lines.append(
         f"\nExact match, mean over seeds; intervals are of problems and seeds. {result.dataset} (digest "
         f"`{result.data_digest[:12]}`), {result.curve[-1].accuracy.n:,} test problems per seed."
@@ -90,15 +99,20 @@ def solving_settings(runs: list[RunFolder]) -> str:
 def grouped(runs: Sequence[RunFolder]) -> dict[str, dict[int, RunFolder]]:
     """{configuration: {seed: run}}; a configuration is called by the keys in which those of the set differ."""
     told = {run.name: {k: str(v) for k, v in flatten(run.config).items() if k not in HIDDEN} for run in runs}
-    told = {name: {k: v for k, v in keys.items() if not k.startswith("hardware.")} for name, keys in told.items()}
+    told = {
+        name: {k: v for k, v in keys.items() if not k.startswith("hardware.")} for name, keys in told.items()
+    }
     every = sorted({k for keys in told.values() for k in keys})
     differing = [k for k in every if len({keys.get(k) for keys in told.values()}) > 1]
     found: dict[str, dict[int, RunFolder]] = {}
     order = sorted(runs, key=lambda r: [_sortable(told[r.name].get(k, "")) for k in differing])
     for run in order:
         keys = told[run.name]
-        name = ", ".join(f"{k.rpartition('.')[2]} {keys.get(k, '')}" for k in differing) or _result(run).experiment
-        found.setdefault(name, {})[_result(run).seed] = run
+        name = (
+            ", ".join(f"{k.rpartition('.')[2]} {keys.get(k, '')}" for k in differing)
+            or result_of(run).experiment
+        )
+        found.setdefault(name, {})[result_of(run).seed] = run
     return found
 
 
@@ -109,28 +123,20 @@ def _sortable(text: str) -> tuple[float, str]:
         return float("inf"), text
 
 
-def _result(run: RunFolder) -> Result:
-    result = run.result
-    assert result is not None
-    return result
-
-
 def head(run: RunFolder) -> Judged:
     """The run's own depth."""
-    result = _result(run)
+    result = result_of(run)
     return next(judged for judged in result.curve if judged.depth == result.depth)
 
 
 def rows(run: RunFolder, outcome: Outcome) -> ExampleScores:
-    return read_rows(run, _result(run), outcome.rows, outcome.accuracy)
+    return read_rows(run, result_of(run), outcome.rows, outcome.accuracy)
 
 
 def _interval(of: dict[int, RunFolder]) -> str:
     """Mean over seeds, with the interval that problems and seeds give together."""
     tables = {s: rows(run, head(run)) for s, run in of.items()}
-    nothing = {
-        s: ExampleScores(t.id, np.zeros_like(t.numerator), t.denominator) for s, t in tables.items()
-    }
+    nothing = {s: ExampleScores(t.id, np.zeros_like(t.numerator), t.denominator) for s, t in tables.items()}
     (gap,) = paired_differences([(tables, nothing)])
     return f"{gap.value:.3f} [{gap.low:.3f}, {gap.high:.3f}]"
 

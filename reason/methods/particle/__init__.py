@@ -42,5 +42,5 @@ card = MethodCard(
         "eval.latency_samples": 5,
     },
     cohorts=(Cohort("level", "level of the problem"),),
-    beside=("Oracle", "One sample"),
+    beside=("Oracle",),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -177,7 +178,7 @@ def evaluation(
             _add(rivals, columns, name, found[name] * judged, cost.cost(flops, "best-of-n" in name), EQUAL)
     rows = pa.table({
         "id": pa.array([p.id for p in problems], pa.string()),
-        "level": pa.array([str(p.level) if p.level is not None else "" for p in problems], pa.string()),
+        "level": np.array([_level(p) for p in problems]),
         **columns,
     })  # fmt: skip
     metrics = {
@@ -193,6 +194,12 @@ def evaluation(
         "Tokens": Ratio("tokens", larger_is_better=False),
     }
     return Evaluation(rows, ACCURACY, metrics, spent.cost(flops), _alarms, rivals)
+
+
+def _level(problem: Problem) -> float:
+    """The level of difficulty as a number: that in "Level 5" is 5; 0 where there is none."""
+    digits = re.search(r"\d+", str(problem.level))
+    return float(digits[0]) if digits else 0.0
 
 
 def _alarms(rows: pa.Table) -> dict[str, float]:
