@@ -7,6 +7,7 @@ tell the same a second time.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -145,7 +146,10 @@ def draw_comparison(table: Comparison, path: Path) -> None:
         if empty and len(labels) <= 18 and max(map(len, labels), default=0) <= 40:
             empty[0].legend(found, labels, loc="upper left", **look)
         else:
-            picture.legend(found, labels, loc="outside lower center", ncols=_columns(labels, size[0]), **look)
+            ncols = _columns(labels, size[0])
+            lines = math.ceil(len(labels) / ncols)
+            picture.set_size_inches(size[0], size[1] + 0.21 * max(0, lines - 3))  # the panels keep their height
+            picture.legend(found, labels, loc="outside lower center", ncols=ncols, **look)
         _save(picture, path)
 
 
