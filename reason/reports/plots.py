@@ -148,7 +148,9 @@ def draw_comparison(table: Comparison, path: Path) -> None:
         else:
             ncols = _columns(labels, size[0])
             lines = math.ceil(len(labels) / ncols)
-            picture.set_size_inches(size[0], size[1] + 0.21 * max(0, lines - 3))  # the panels keep their height
+            picture.set_size_inches(
+                size[0], size[1] + 0.21 * max(0, lines - 3)
+            )  # the panels keep their height
             picture.legend(found, labels, loc="outside lower center", ncols=ncols, **look)
         _save(picture, path)
 

@@ -15,7 +15,7 @@ from reason.methods.base import Evaluation, Ratio, Rival
 from reason.methods.particle.driver import Ledger
 from reason.methods.particle.genealogy import root_ancestors
 from reason.methods.particle.lineage import Node, Population
-from reason.methods.particle.monitors import readings
+from reason.methods.particle.monitors import MONITORS, readings
 from reason.methods.particle.selection import ON_SAMPLES, Candidates, solved
 
 ACCURACY = "Exact match"
@@ -113,6 +113,8 @@ class Samples:
 
     def affordable(self, tokens: np.ndarray) -> np.ndarray:
         """(P,) how many samples come nearest to ``tokens`` (P,); at least one."""
+        if not self._tokens.size:  # a rank without a problem
+            return np.ones(len(tokens), np.int64)
         return 1 + np.abs(np.cumsum(self._tokens, 1) - tokens[:, None]).argmin(1)
 
 
@@ -157,10 +159,10 @@ def evaluation(
         "steps": np.array([np.mean([n.step for n in p.nodes]) for p in populations], float),
     }
     if monitored:
-        for population_readings in zip(*(readings(p) for p in populations), strict=True):
-            columns[ALARM + population_readings[0].name] = np.array(
-                [float(r.alarm) for r in population_readings]
-            )
+        read = [readings(population) for population in populations]
+        columns |= {
+            ALARM + name: np.array([float(r[k].alarm) for r in read]) for k, name in enumerate(MONITORS)
+        }
     rivals: dict[str, Rival] = {}
     if samples is not None:
         found, cost = samples.outcomes(np.full(len(problems), depth))

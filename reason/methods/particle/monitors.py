@@ -27,6 +27,12 @@ CUT_OFF = ("length", "steps", "")  # how a solution ends that did not end itself
 REPEATS, LOOP, LONGEST = 4, 12, 16  # a loop: so often the same, so many tokens in all, of so many at most
 
 
+MONITORS = (
+    "effective size", "round with one ancestor left", "saturated rewards", "reward follows length", "in a loop", "cut off",
+    "without an answer", "contested",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Reading:
     """What a monitor says. value: None where there is nothing to read. alarm: the limit is passed; then see ``advice``."""
@@ -39,7 +45,7 @@ class Reading:
 
 
 def readings(population: Population, length: float | None = None) -> list[Reading]:
-    """All monitors, always the same and in the same order.
+    """All monitors, in the order of ``MONITORS``.
 
     Args:
         length: steps that a solution is expected to take; None: as many as those of this population do.

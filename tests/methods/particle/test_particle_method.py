@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -368,4 +369,17 @@ def test_people_are_asked_and_their_ratings_count(policy, tmp_path):
     assert (
         source_digests(again)["particle.reward.ratings"]
         != rated.identity["sources"]["particle.reward.ratings"]
+    )
+
+
+def test_a_rank_without_a_problem_has_the_columns_all_the_same(policy):
+    s = session(policy, *EXACT, "depth=2")
+    split = s.ctx.data.test
+    shares = [
+        s.method.evaluate(replace(s.ctx, rank=rank, world_size=3, limit=2), s.network.eval(), split, 2)
+        for rank in (0, 2)
+    ]
+    assert [share.rows.num_rows for share in shares] == [1, 0]
+    assert (
+        shares[0].rows.schema == shares[1].rows.schema and shares[0].rivals.keys() == shares[1].rivals.keys()
     )

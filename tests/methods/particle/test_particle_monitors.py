@@ -13,7 +13,7 @@ from reason.datasets.arithmetic import Sum, check
 from reason.datasets.problems import Problem
 from reason.methods.particle import genealogy, smc
 from reason.methods.particle.lineage import Node, Population, Round
-from reason.methods.particle.monitors import loops, readings
+from reason.methods.particle.monitors import MONITORS, loops, readings
 from reason.methods.particle.potentials import Potential
 from reason.methods.particle.requests import Draws
 from reason.methods.particle.resampling import effective_size, normalized
@@ -203,3 +203,8 @@ def test_where_it_died_without_a_judge_of_steps():
     alive = genealogy.alive_by_outcome([first, other, right, wrong], lambda n: "36" in n.text)
     assert genealogy.extinction(rounds, alive) == genealogy.Extinction(2, "dropped", (right,))
     assert alive(first) and not alive(other)
+
+
+def test_every_monitor_has_its_reading_in_order():
+    for population in (healthy(), ending("none\n")):
+        assert tuple(reading.name for reading in readings(population)) == MONITORS
