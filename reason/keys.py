@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 
 def key(
-    default: Any, meaning: str, *, evaluation: bool = False, path: bool | Literal["settled"] = False, opened: str = ""
+    default: Any, meaning: str, *, evaluation: bool = False, path: bool | Literal["settled"] = False, opened: str = "",
+    aside: bool = False,
 ) -> Any:  # fmt: skip
     """A field of a configuration dataclass.
 
@@ -28,8 +29,10 @@ def key(
             and is made absolute when a plan is resolved; "settled" = its dataclass does so itself.
         opened: for the source of a network (settled): "module:function", called as f(source, offline), whose answer has the
             source's ``digest``. Empty: what the card of the section's backbone names.
+        aside: it changes nothing of what the method answers, only what is measured beside it or written down: reports do not
+            tell configurations apart by it.
     """
-    metadata = {"meaning": meaning, "evaluation": evaluation, "path": path, "opened": opened}
+    metadata = {"meaning": meaning, "evaluation": evaluation, "path": path, "opened": opened, "aside": aside}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -63,6 +66,6 @@ def _fields(schema: type) -> list[tuple[dataclasses.Field, Any]]:
     return [(f, hints[f.name]) for f in fields(schema)]
 
 
-def marked(schema: type, mark: Literal["evaluation", "path"], prefix: str = "") -> set[str]:
+def marked(schema: type, mark: Literal["evaluation", "path", "aside"], prefix: str = "") -> set[str]:
     """The names of the keys that carry a mark, whichever it is set to."""
     return {k.name for k in walk(schema, prefix) if k.metadata.get(mark)}

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from reason.errors import ConfigError, DamagedRun, ReasonError, RunError, unknown
 from reason.files import Altered, check_content
@@ -129,16 +129,21 @@ class Key:
         return tuple((name, value) for name, value in self.settings if name not in judging)
 
 
-@functools.cache
 def evaluation_keys(method: str) -> frozenset[str]:
     """The dotted keys of a method that shape how a model is judged and not the model."""
+    return marked_keys(method, "evaluation")
+
+
+@functools.cache
+def marked_keys(method: str, mark: Literal["evaluation", "aside"]) -> frozenset[str]:
+    """The dotted keys of a method that carry a mark (``reason.keys.key``)."""
     from reason import registry
 
     try:
         Config = registry.card("methods", method).Config
     except ReasonError:  # its package is no longer installed
         return frozenset()
-    return frozenset(marked(Config, "evaluation", f"{method}."))
+    return frozenset(marked(Config, mark, f"{method}."))
 
 
 @functools.cache
@@ -446,8 +451,9 @@ def _differing_settings(points: list[Point]) -> dict[tuple[str, str], list[str]]
     seen: dict[tuple[str, str], dict[str, set[str]]] = {}
     for point in points:
         here = seen.setdefault((point.result.method, point.result.backbone), {})
+        aside = marked_keys(point.result.method, "aside")
         for key, value in point.config.items():
-            if key not in _NOT_SETTINGS and not key.startswith(_NOT_SETTINGS_UNDER):
+            if key not in _NOT_SETTINGS | aside and not key.startswith(_NOT_SETTINGS_UNDER):
                 here.setdefault(key, set()).add(str(value))
     return {who: sorted(k for k, values in keys.items() if len(values) > 1) for who, keys in seen.items()}
 

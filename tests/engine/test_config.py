@@ -25,7 +25,7 @@ from reason.engine.typed import Draft
 from reason.errors import ConfigError
 from reason.keys import key, marked, walk
 from reason.methods.base import DepthAxis, MethodCard, Units
-from reason.reports.frame import defaults, evaluation_keys
+from reason.reports.frame import defaults, evaluation_keys, marked_keys
 
 
 def plan(*words, name="latent", **kwargs):
@@ -678,10 +678,10 @@ def probe(monkeypatch):
     monkeypatch.setattr(
         registry, "_entries", lambda kind: entries(kind) | ({"probe": entry} if kind == "methods" else {})
     )
-    evaluation_keys.cache_clear()
+    marked_keys.cache_clear()
     defaults.cache_clear()
     yield card
-    evaluation_keys.cache_clear()
+    marked_keys.cache_clear()
     defaults.cache_clear()
 
 

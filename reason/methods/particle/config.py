@@ -383,11 +383,17 @@ class ParticleConfig:
         list(RIVALS),
         "what is run beside it: samples (self-consistency and best-of-n), beam, dvts",
         evaluation=True,
+        aside=True,
     )
     beam_width: int = key(4, "beam, dvts: children of a beam (Beeching et al. 2024)", evaluation=True)
-    together: int = key(256, "particles that are decoded together, over all problems", evaluation=True)
+    together: int = key(
+        256, "particles that are decoded together, over all problems", evaluation=True, aside=True
+    )
     record: int = key(
-        20, "test problems whose particles are written to audit.jsonl, replayable", evaluation=True
+        20,
+        "test problems whose particles are written to audit.jsonl, replayable",
+        evaluation=True,
+        aside=True,
     )
 
     server: ServerConfig = field(default_factory=ServerConfig)
