@@ -45,8 +45,9 @@ def test_every_kept_result_is_read_and_written_back_equal():
         result = from_json(Result, content)
         written = to_json(result)
         assert from_json(Result, json.loads(json.dumps(written, allow_nan=False))) == result
-        assert to_json(result.accuracy) == content["accuracy"], file
-        assert to_json(result.valid_accuracy) == content["valid_accuracy"], file
+        if "accuracy" in content:  # earlier versions wrote these two twice
+            assert to_json(result.accuracy) == content["accuracy"], file
+            assert to_json(result.valid_accuracy) == content["valid_accuracy"], file
         assert _holds(written, {k: v for k, v in content.items() if k in written}), file
 
 
