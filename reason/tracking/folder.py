@@ -284,7 +284,10 @@ class RunFolder:
     @property
     def origin(self) -> dict[str, str]:
         """origin.json: the layer that set each dotted key; empty where there is no such file."""
-        return self._object("origin.json") or {}
+        found = self._object("origin.json")
+        if found == {}:  # every run has keys
+            raise self._damaged("origin.json", "names no key")
+        return found or {}
 
     @property
     def env(self) -> dict[str, Any]:
