@@ -385,7 +385,11 @@ class ParticleConfig:
         evaluation=True,
         aside=True,
     )
-    beam_width: int = key(4, "beam, dvts: children of a beam (Beeching et al. 2024)", evaluation=True)
+    beam_width: int = key(
+        4,
+        "beam, dvts: children of a beam, or the largest number below that divides the beams (Beeching et al. 2024)",
+        evaluation=True,
+    )
     together: int = key(
         256, "particles that are decoded together, over all problems", evaluation=True, aside=True
     )

@@ -42,8 +42,15 @@ from reason.methods.particle.data import (
     some_of,
 )
 from reason.methods.particle.judging import ACCURACY, Samples, Spent, evaluation
-from reason.methods.particle.network import Policy, Served, opened_value, write_value
-from reason.methods.particle.rewards import refuse_seen
+from reason.methods.particle.network import (
+    Policy,
+    Served,
+    opened_value,
+    trained_on,
+    write_trained_on,
+    write_value,
+)
+from reason.methods.particle.rewards import refuse_known, refuse_seen
 from reason.methods.particle.rollouts import Rollouts, collect
 from reason.methods.particle.selection import Candidates, judge, solved
 from reason.methods.particle.solver import Solver, prompt_of, sampling_of, stop_of
@@ -98,6 +105,8 @@ class Particle(Method[ParticleSplits, Problems, Policy]):
                 )
             if ctx.rank == 0:
                 lm.write(ctx.workdir)
+                if ctx.workdir == ctx.owner and not (ctx.workdir / MODEL).is_file():
+                    write_trained_on(ctx.workdir, frozenset(p.fingerprint for p in ctx.data.trained_on))
             return Policy(lm, trains="lm")
         if self.own.server.url:
             return Policy(Served(self.own.server, self.config.offline))
@@ -254,7 +263,11 @@ class Particle(Method[ParticleSplits, Problems, Policy]):
                 "Name the column of answers (dataset.answer=COLUMN). `reason predict` solves problems without answers.",
             )
         solver = Solver(self.config, model)
-        refuse_seen(solver.raw_reward, [*data.valid, *data.fit, *data.test])
+        judged = [*data.valid, *data.fit, *data.test]
+        refuse_seen(solver.raw_reward, judged)
+        if self.config.backbone.source:
+            known = trained_on(self.config.backbone.source)
+            refuse_known("The policy was trained", "the policy", known, judged)
 
     def calibrate(self, ctx: Run, model: Policy, fit: Problems) -> dict[str, Any] | None:
         """How long solutions are, and how the reward is to be read, from samples of the held-out problems."""
@@ -371,7 +384,7 @@ class Particle(Method[ParticleSplits, Problems, Policy]):
             list(zip(problems, found, strict=True))[: self.own.record]
         ):
             answer = answer_of(solver, problem, outcome.result)
-            about = {"policy": self._policy_digest, "version": 1}
+            about = {"policy": self._policy_digest}
             rule = self.own.final_selection
             audit.write(path, problem, solver.recipe(problem, depth), outcome.result, about, (rule, answer))
             if number < TRACED:

@@ -27,6 +27,7 @@ from reason.methods.particle.config import ServerConfig
 from reason.methods.particle.value import ValueHead
 
 VALUE = "value.json"  # in the folder of a run that trains a head
+TRAINED_ON = "trained_on.json"  # in that of a run that trains a policy
 HEAD = "head."
 
 
@@ -151,6 +152,23 @@ class Served(nn.Module):
     def batch(self) -> Server:
         """The server, which several may write with at a time."""
         return self._server
+
+
+def write_trained_on(folder: Path, fingerprints: frozenset[str]) -> None:
+    """Keep in a run's folder which problems its policy has learnt from."""
+    write_json(folder / TRAINED_ON, {"seen": sorted(fingerprints)})
+
+
+def trained_on(source: str) -> frozenset[str]:
+    """Fingerprints of the problems that a policy has learnt from; none where nobody has kept them."""
+    if kind(source) != "run":
+        return frozenset()
+    folder = run_of(source)
+    where = f"run {folder.name}"
+    owner = model_file(folder, identity_of(folder, where), where).parent.parent
+    if not (owner / TRAINED_ON).is_file():
+        return frozenset()
+    return frozenset(read_file(owner, TRAINED_ON, where, again(owner)).get("seen", ()))
 
 
 @dataclass(frozen=True)

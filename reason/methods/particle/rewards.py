@@ -46,13 +46,20 @@ def refuse_seen(reward: Any, problems: Iterable[Problem]) -> None:
     Raises:
         ConfigError: it was.
     """
-    known = seen(reward)
+    refuse_known("The reward was trained or calibrated", "the reward", seen(reward), problems)
+
+
+def refuse_known(what: str, name: str, known: frozenset[str], problems: Iterable[Problem]) -> None:
+    """Refuse what has learnt from any of ``problems``, which are tested. known: fingerprints of what it has learnt from.
+
+    Raises:
+        ConfigError: it has.
+    """
     several = [problem for problem in problems if problem.fingerprint in known] if known else []
     if several:
         raise ConfigError(
-            f"The reward was trained or calibrated on {len(several):,} of the problems that it would be tested on, "
-            f"such as {several[0].id!r}.",
-            "Test on other problems, or train the reward on the training split of this dataset.",
+            f"{what} on {len(several):,} of the problems that it would be tested on, such as {several[0].id!r}.",
+            f"Test on other problems, or train {name} on the training split of this dataset.",
         )
 
 

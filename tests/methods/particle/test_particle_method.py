@@ -383,3 +383,9 @@ def test_a_rank_without_a_problem_has_the_columns_all_the_same(policy):
     assert (
         shares[0].rows.schema == shares[1].rows.schema and shares[0].rivals.keys() == shares[1].rivals.keys()
     )
+
+
+def test_a_policy_that_has_learnt_from_the_test_is_refused(policy):
+    s = session(policy, *EXACT, "dataset.seed=1", "dataset.test_documents=60")
+    with pytest.raises(ConfigError, match=r"The policy was trained on \d+ of the problems"):
+        s.method.check(s.ctx, s.network)
